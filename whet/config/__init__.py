@@ -1,0 +1,1 @@
+"""Plans: strict models, importable without torch."""

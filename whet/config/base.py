@@ -1,0 +1,11 @@
+"""What all sections of a plan share: frozen, strict about names, documented where the field stands."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of a plan. The text under a field is its documentation: `whet explain` prints it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)

@@ -1,0 +1,66 @@
+"""Evaluation tasks: each gives numbers with n and a 95 % interval."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from whet.config.base import Section
+from whet.config.data import Data
+from whet.config.rollout import Checker, Judge
+
+
+class _Generated(Section):
+    name: str | None = None
+    """Name in tables; null takes the type."""
+    data: Data = Data()
+    """Prompts, with their references where the task needs them."""
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.0, ge=0.0)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    num_samples: int = Field(1, ge=1)
+    """Answers per prompt; the interval counts prompts, not answers."""
+    batch_size: int = Field(64, ge=1)
+    seed: int = 42
+
+
+class ExactTask(_Generated):
+    """Share of answers a checker calls right."""
+
+    type: Literal["exact"] = "exact"
+    checker: Checker = Checker()
+    by: str | None = None
+    """Column to break the accuracy down by, e.g. `task`."""
+
+
+class OverlapTask(_Generated):
+    """ROUGE-1/2/L and BLEU against the references, 0 to 100."""
+
+    type: Literal["overlap"] = "overlap"
+
+
+class WinRateTask(_Generated):
+    """Pairwise wins against another model, judged in both orders; a disagreement between the orders is a tie."""
+
+    type: Literal["win_rate"] = "win_rate"
+    against: str = "base"
+    """`base`, the name of an earlier stage, or a checkpoint directory."""
+    template: str = "pairwise"
+    """`pairwise`, or a text file with {instruction}, {first} and {second}."""
+    judge: Judge = Judge(votes=1, temperature=0.0)
+    judge_model: str = "base"
+    """Who judges: `base`, a stage name, `self` (the model under evaluation) or a checkpoint directory."""
+
+
+class PerplexityTask(Section):
+    """Perplexity of the assistant tokens of held-out records."""
+
+    type: Literal["perplexity"] = "perplexity"
+    name: str | None = None
+    data: Data = Data()
+    batch_size: int = Field(16, ge=1)
+
+
+Task = Annotated[ExactTask | OverlapTask | WinRateTask | PerplexityTask, Field(discriminator="type")]

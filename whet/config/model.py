@@ -1,0 +1,41 @@
+"""The model a plan trains: a checkpoint, and what of it is trainable."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from whet.config.base import Section
+
+
+class Lora(Section):
+    """Low-rank adapters (Hu et al., 2106.09685), by peft."""
+
+    rank: int = Field(16, ge=1)
+    """Rank r of the update B·A."""
+    alpha: float = Field(32.0, gt=0)
+    """The update is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0.0, lt=1.0)
+    """Dropout on the adapter's input while training."""
+    targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Names of the layers that get an adapter; `all-linear` takes every linear layer except the LM head."""
+
+
+class Model(Section):
+    """A checkpoint in the ordinary Hugging Face layout."""
+
+    path: str
+    """Directory or hub id. Weights are read as safetensors only."""
+    lora: Lora | None = Lora()
+    """Adapter to train; `null` trains every weight."""
+    adapter: str | None = None
+    """Adapter directory to start from. Its rank and targets then replace `lora`."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    chat_template: str | None = None
+    """Jinja file to use instead of the checkpoint's own chat template."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Off unless you trust its author."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute; `auto` takes CUDA, then MPS, then the CPU."""

@@ -1,0 +1,76 @@
+"""How answers are drawn, judged and turned into pairs."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from whet.config.base import Section
+
+
+class Rollout(Section):
+    """Sampling of candidates by an engine."""
+
+    engine: Literal["native"] = "native"
+    """Who generates: `native` runs inside this process."""
+    group_size: int = Field(4, ge=1)
+    """Samples per prompt (Self-Rewarding LMs: 4)."""
+    max_new_tokens: int = Field(512, ge=1)
+    min_new_tokens: int = Field(0, ge=0)
+    """The end-of-turn token cannot be drawn before this many tokens."""
+    temperature: float = Field(0.7, ge=0.0)
+    """0 takes the most likely token."""
+    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0)
+    """0 keeps every token."""
+    batch_size: int = Field(32, ge=1)
+    """Samples decoded at the same time."""
+    seed: int = 42
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Self:
+        if self.min_new_tokens > self.max_new_tokens:
+            raise ValueError(f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}")
+        return self
+
+
+class Judge(Section):
+    """The model as its own judge (Yuan et al., 2401.10020)."""
+
+    template: str = "additive"
+    """`additive` (the paper's five points, reason first), `score_first`, or a text file with {instruction} and {response}."""
+    votes: int = Field(3, ge=1)
+    """Judgements per candidate; the score is the mean of those that could be read."""
+    max_new_tokens: int = Field(256, ge=1)
+    temperature: float = Field(0.7, ge=0.0)
+    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    low: float = 0.0
+    """Lowest valid score; a reply outside [low, high] counts as unreadable."""
+    high: float = 5.0
+
+
+class Pairs(Section):
+    """How scored candidates become preferences."""
+
+    min_margin: float = Field(0.0, ge=0.0)
+    """Best and worst must differ by more than this; 0 drops ties only."""
+    keep_ties: bool = False
+    """Keep pairs with equal scores (and different texts)."""
+    weight_temperature: float = Field(1.0, gt=0.0)
+    """Temperature of the softmax over scores in gspo_training.jsonl."""
+
+
+class Checker(Section):
+    """A rule that says whether an answer is right."""
+
+    type: Literal["exact", "contains", "numeric", "custom"] = "exact"
+    """`exact` compares stripped text with the reference, `contains` looks for it, `numeric` compares the last number, `custom` calls `path`."""
+    path: str | None = None
+    """`module:function` or `FILE.py:function`, called as f(prompt, completion, **columns) -> float in [0, 1]."""
+
+    @model_validator(mode="after")
+    def _custom_has_path(self) -> Self:
+        if (self.type == "custom") != (self.path is not None):
+            raise ValueError("path is for type=custom, and type=custom needs it")
+        return self

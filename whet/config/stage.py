@@ -1,0 +1,82 @@
+"""Stages: the verbs of a plan. A stage names its kind, what it reads, and how it works."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from whet.config.base import Section
+from whet.config.data import Data
+from whet.config.evaluate import Task
+from whet.config.objective import PairwiseObjective, Sigmoid, SupervisedObjective
+from whet.config.rollout import Checker, Judge, Pairs, Rollout
+from whet.config.train import DpoTrain, Train
+
+
+class _Stage(Section):
+    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
+    """Folder and table name; empty takes the kind, with a number where it repeats."""
+    start: str = "previous"
+    """Model to start from: `previous` (the last stage that made one, else the base), `base`, or a stage name."""
+
+
+class SftStage(_Stage):
+    """Supervised fine-tuning on conversations."""
+
+    kind: Literal["sft"] = "sft"
+    data: Data = Data()
+    train: Train = Train()
+    objective: SupervisedObjective = SupervisedObjective()
+    watch: tuple[Task, ...] = ()
+    """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class DpoStage(_Stage):
+    """Preference training on pairs."""
+
+    kind: Literal["dpo"] = "dpo"
+    data: Data = Data()
+    train: DpoTrain = DpoTrain()
+    objective: PairwiseObjective = Sigmoid()
+    watch: tuple[Task, ...] = ()
+    """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class PrepareStage(_Stage):
+    """Self-rewarding data: the model answers, judges its answers, and pairs are made from the scores."""
+
+    kind: Literal["prepare"] = "prepare"
+    data: Data = Data()
+    rollout: Rollout = Rollout()
+    judge: Judge = Judge()
+    pairs: Pairs = Pairs()
+    checker: Checker | None = None
+    """Truth to compare the judge with, where there is one; never used for the pairs."""
+    num_logged: int = Field(20, ge=0)
+    """Groups kept in self_reward_samples.jsonl for reading."""
+
+
+class EvaluateStage(_Stage):
+    """Measure models on held-out tasks."""
+
+    kind: Literal["evaluate"] = "evaluate"
+    models: tuple[str, ...] = ("previous",)
+    """Which models: `base`, `previous`, or stage names."""
+    tasks: tuple[Task, ...] = Field(default=(), min_length=0)
+    num_logged: int = Field(20, ge=0)
+    """Answers per model and task kept for reading in the report."""
+
+
+class MergeStage(_Stage):
+    """Adapter folded into the weights: one ordinary checkpoint, its logits checked against the adapter's."""
+
+    kind: Literal["merge"] = "merge"
+    dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
+    """Type of the written weights."""
+    tolerance: float = Field(0.05, gt=0)
+    """Largest allowed difference of a next-token log-probability, adapter against merged, over the probe texts."""
+
+
+Stage = Annotated[SftStage | DpoStage | PrepareStage | EvaluateStage | MergeStage, Field(discriminator="kind")]
+STAGE_KINDS = ("sft", "prepare", "dpo", "evaluate", "merge")

@@ -1,0 +1,70 @@
+"""The optimiser loop, the same for every stage that trains."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from whet.config.base import Section
+
+
+class Train(Section):
+    """One loop for every stage that trains."""
+
+    batch_size: int = Field(8, ge=1)
+    """Records per optimiser step and rank."""
+    micro_batch_size: int | None = Field(None, ge=1)
+    """Records per forward pass; null takes the whole batch. The gradient does not depend on it."""
+    epochs: int = Field(1, ge=1)
+    """Passes over the data, reshuffled each time."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimiser steps, whatever `epochs` says."""
+    learning_rate: float = Field(1e-4, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Learning rate after the warm-up."""
+    warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
+    """Share of the steps over which the learning rate rises from zero."""
+    warmup_steps: int | None = Field(None, ge=0)
+    """Warm-up in steps; wins over `warmup_ratio`."""
+    min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    """Learning rate at the end, as a share of its peak (cosine and linear)."""
+    weight_decay: float = Field(0.0, ge=0.0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's running averages."""
+    epsilon: float = Field(1e-8, gt=0)
+    max_grad_norm: float | None = Field(1.0, gt=0)
+    """Clip the gradient to this norm; null leaves it."""
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of the forward pass; trainable weights stay fp32. `auto` is bf16 where the device has it, else fp32."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    eval_every: int | None = Field(None, ge=1)
+    """Evaluate every so many steps; null evaluates at the start, after each epoch and at the end."""
+    save_every: int | None = Field(None, ge=1)
+    """Checkpoint every so many steps; null saves after each epoch and at the end."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """How many of the latest checkpoints stay; the best one always does."""
+    best_metric: str | None = None
+    """Metric that names the best checkpoint, e.g. `eval/loss` or `watch/exact/accuracy`; null with evaluation data is `eval/loss`."""
+    best_mode: Literal["min", "max"] | None = None
+    """Which end of the metric is best; null decides by its name (`loss`, `perplexity`: min, else max)."""
+    keep: Literal["best", "last"] = "best"
+    """Which checkpoint becomes the stage's result. `best` is `last` where nothing is measured."""
+    log_every: int = Field(1, ge=1)
+    """Console progress every so many steps; metrics.jsonl always has every step."""
+    seed: int = 42
+    """Data order, dropout and adapter initialisation."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
+        return self
+
+
+class DpoTrain(Train):
+    """The loop with the learning rate that preference training wants (LoRA; the paper's 1e-6 is for all weights)."""
+
+    learning_rate: float = Field(5e-6, gt=0)
+    warmup_ratio: float = Field(0.1, ge=0.0, le=1.0)

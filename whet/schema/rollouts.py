@@ -1,0 +1,74 @@
+"""Rollouts: what an engine is asked, what it answers, how that is scored, and the group they form.
+
+    Request -> Completion -> Score -> Group
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from whet.schema.records import Prompt
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sampling:
+    """How tokens are drawn. `temperature=0` takes the most likely token."""
+
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    """Keep the k most likely tokens; 0 keeps all."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sample to draw. The key names it for ever: results are stored, resumed and seeded by it."""
+
+    key: str
+    """Unique within a job, for example `train.jsonl:17#3` (prompt, sample index)."""
+    prompt_ids: tuple[int, ...]
+    sampling: Sampling
+    seed: int
+    """The sample's randomness is a function of (seed, key) alone, never of the batch it happens to run in."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completion:
+    """What came back for a request. A failed one is data: `finish_reason="error"` with the reason in `error`."""
+
+    key: str
+    ids: tuple[int, ...]
+    """Generated token ids, the end-of-turn token included where it was drawn."""
+    text: str
+    """Decoded without special tokens."""
+    logprobs: tuple[float, ...]
+    """Log-probability of each id under the distribution it was drawn from (after temperature, top-k, top-p)."""
+    finish_reason: FinishReason
+    policy_version: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """A judgement of one completion: `value` is None where none could be made, and then `error` says why."""
+
+    value: float | None
+    parts: Mapping[str, float] = field(default_factory=dict)
+    votes: tuple[str, ...] = ()
+    """The judge's raw words, one entry a vote."""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """All completions of one prompt, with their scores in the same order."""
+
+    prompt: Prompt
+    completions: tuple[Completion, ...]
+    scores: tuple[Score, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
