@@ -1,0 +1,1 @@
+"""Engines: who generates. Everything above sees only the protocol in `engine`."""

@@ -1,0 +1,29 @@
+"""What a stage is given: its configuration, its folder, and the models it may ask for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from whet.config.model import Model
+from whet.config.stage import Stage
+from whet.runs.layout import StagePaths
+from whet.schema.artifacts import ModelRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Context:
+    """Everything a stage sees of the plan around it. Each stage module has `run(stage, context) -> StageResult`."""
+
+    model: Model
+    """The plan's model section (path, lora, attention, device, ...)."""
+    start: ModelRef
+    """The model this stage starts from."""
+    models: Mapping[str, ModelRef]
+    """Models by name: `base`, `previous`, and every earlier stage that has one."""
+    paths: StagePaths
+    """Where this stage writes, and only there."""
+    folders: Mapping[str, Path]
+    """Folders of earlier stages by name, for `@NAME/FILE` in `data.files`."""
+    stage: Stage
