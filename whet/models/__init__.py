@@ -1,0 +1,1 @@
+"""Models: loading, adapters, scoring, merging, and a tiny checkpoint built on the spot. Knows no data."""

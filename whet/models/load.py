@@ -1,0 +1,174 @@
+"""Checkpoints from a directory or hub id, as ordinary transformers and peft objects.
+
+Weights are read as safetensors only: a pickle runs code when it is opened. Everything that can be wrong with a path
+is said before torch starts to allocate.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from whet.config.model import Lora, Model
+from whet.errors import ModelError, nearest
+from whet.schema.artifacts import ModelRef
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of `model.device`; `auto` takes CUDA, then MPS, then the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The arithmetic of `train.precision`. On a CPU `auto` is fp32: exact, and bf16 is slow on CPUs without it."""
+    match precision:
+        case "auto" if device.type == "cuda" and torch.cuda.is_bf16_supported():
+            return torch.bfloat16
+        case "bf16":
+            return torch.bfloat16
+        case "fp16":
+            return torch.float16
+        case _:
+            return torch.float32
+
+
+def load_tokenizer(
+    path: str, *, chat_template: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer; `chat_template` is a Jinja file that replaces its own. A missing pad token becomes EOS.
+
+    Padding is always masked by position, never recognised by its id, so sharing EOS with it costs no learning.
+    """
+    _check_directory(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "no usable tokenizer", field="model.path", found=repr(path), fix=f"check the checkpoint ({_first_line(error)})"
+        ) from error
+    if chat_template is not None:
+        template = Path(chat_template)
+        if not template.is_file():
+            raise ModelError("no such file", field="model.chat_template", found=chat_template)
+        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(
+    ref: ModelRef, config: Model, *, dtype: torch.dtype, trainable: bool = False, seed: int = 0
+) -> PreTrainedModel | PeftModel:
+    """Load a checkpoint and its adapter onto the configured device.
+
+    With `trainable`, trainable weights are fp32 whatever `dtype` is (the loop computes in `dtype` by autocast): the
+    adapter of `ref` is continued, else a fresh one is made by `config.lora` (initialised from `seed`), else, with
+    `lora: null`, every weight trains. Without `trainable` the model is in eval mode and nothing requires grad.
+    """
+    _check_directory(ref.path)
+    device = pick_device(config.device)
+    full = trainable and ref.adapter is None and config.lora is None
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            ref.path,
+            dtype=torch.float32 if full else dtype,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+        )
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            "cannot load the weights", field="model.path", found=repr(ref.path), fix=_first_line(error)
+        ) from error
+    model.config.use_cache = not trainable
+    if ref.adapter is not None:
+        model = _with_adapter(model, ref.adapter, trainable=trainable)
+    elif trainable and config.lora is not None:
+        model = _with_fresh_adapter(model, config.lora, seed=seed)
+    model.to(device)
+    if not trainable:
+        model.requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    return model.train(trainable)
+
+
+def end_ids(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> tuple[int, ...]:
+    """Ids that end a turn: the tokenizer's EOS and whatever the checkpoint's generation config names."""
+    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    configured = model.generation_config.eos_token_id
+    ids += configured if isinstance(configured, list) else [] if configured is None else [configured]
+    return tuple(dict.fromkeys(ids))
+
+
+def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def save_trained(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write what was trained: the adapter alone, or the whole checkpoint; always with the tokenizer and its template."""
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def _with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
+    directory = Path(adapter)
+    if directory.exists() and not (directory / "adapter_config.json").is_file():
+        raise ModelError("not an adapter directory", field="model.adapter", found=adapter, fix="adapter_config.json is missing")
+    try:
+        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+    except (OSError, ValueError) as error:
+        raise ModelError("cannot load the adapter", field="model.adapter", found=repr(adapter), fix=_first_line(error)) from error
+
+
+def _with_fresh_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:
+            raise ModelError("no such layers", field="model.lora.targets", found=str(lora.targets), fix=_first_line(error)) from error
+
+
+def _check_directory(path: str) -> None:
+    """Say what a local path lacks. A path that does not exist is a hub id, if it looks like one."""
+    directory = Path(path)
+    if not directory.exists():
+        if path.count("/") != 1 or path.startswith((".", "/", "~")):
+            near = nearest(directory.name, [p.name for p in directory.parent.glob("*")]) if directory.parent.is_dir() else None
+            raise ModelError(
+                "no such directory", field="model.path", found=repr(path),
+                fix=f"did you mean {directory.parent / near}?" if near else "give a checkpoint directory or a hub id like Qwen/Qwen3-0.6B",
+            )  # fmt: skip
+        return
+    if not (directory / "config.json").is_file():
+        raise ModelError("not a checkpoint directory", field="model.path", found=repr(path), fix="config.json is missing")
+    if not list(directory.glob("*.safetensors")):
+        pickles = sorted(p.name for p in [*directory.glob("*.bin"), *directory.glob("*.pt")])
+        raise ModelError(
+            "checkpoint without safetensors weights", field="model.path", found=repr(path),
+            fix=f"convert {pickles[0]} to safetensors first" if pickles else "put model.safetensors there",
+        )  # fmt: skip
+    index = directory / "model.safetensors.index.json"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        absent = sorted(name for name in names if not (directory / name).is_file())
+        if absent:
+            raise ModelError("weights are incomplete", field="model.path", found=repr(path), fix=f"{absent[0]} is missing")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
