@@ -1,0 +1,153 @@
+"""A run directory as typed values, for the report, `whet status` and the web pages.
+
+    run = read_run(Path("runs/first"))
+    [(stage.name, stage.status, stage.seconds) for stage in run.stages]
+
+Reading never needs a finished run: what is not there yet is None or empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from whet.errors import RunError
+from whet.runs.files import read_json, read_jsonl
+from whet.runs.layout import RunPaths, StagePaths
+from whet.schema.artifacts import Measure
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SampleRow:
+    """An answer kept for reading: one line of `samples.jsonl`.
+
+    `score` is the checker's value in [0, 1], or None where the task scores no single answer.
+    """
+
+    model: str
+    task: str
+    key: str
+    prompt: str
+    completion: str
+    reference: str | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageView:
+    """One stage as it stands on disk."""
+
+    paths: StagePaths
+    name: str
+    kind: str
+    status: str
+    """`waiting`, `running`, `done`, `failed` or `stale`."""
+    seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the stage reported at its end."""
+    error: str | None = None
+    config: Row = field(default_factory=dict)
+    rows: tuple[Row, ...] = ()
+    """`metrics.jsonl`: optimiser steps and evaluations, in the order they were written."""
+    data: Row | None = None
+    """The data ledger."""
+    evaluation: tuple[Measure, ...] = ()
+    samples: tuple[SampleRow, ...] = ()
+
+    @property
+    def steps(self) -> list[Row]:
+        """Rows of optimiser steps."""
+        return [row for row in self.rows if "loss" in row]
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """Rows of evaluations during training."""
+        return [row for row in self.rows if "loss" not in row]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunView:
+    """A run as it stands on disk."""
+
+    paths: RunPaths
+    plan: Row
+    plan_text: str
+    environment: Row
+    summary: Row | None
+    """`summary.json`, once the pipeline has written it."""
+    stages: tuple[StageView, ...]
+
+    @property
+    def name(self) -> str:
+        return self.paths.root.resolve().name
+
+    @property
+    def evaluation(self) -> list[Measure]:
+        """Every measured value of the run, stage after stage."""
+        return [measure for stage in self.stages for measure in stage.evaluation]
+
+    @property
+    def status(self) -> str:
+        """`done` when every stage is, else the first state that keeps the run from it."""
+        return next((stage.status for stage in self.stages if stage.status != "done"), "done")
+
+
+def read_run(root: Path) -> RunView:
+    """Read what lies in a run directory. Raises RunError where `root` is none."""
+    paths = RunPaths(root)
+    if not paths.plan.exists() and not paths.stages.is_dir():
+        found = "neither plan.yaml nor stages/" if root.is_dir() else "nothing there"
+        fix = "give the directory that the plan names under `run`"
+        raise RunError("not a run directory", file=str(root), found=found, fix=fix)
+    plan_text = paths.plan.read_text(encoding="utf-8") if paths.plan.exists() else ""
+    plan = yaml.safe_load(plan_text) or {}
+    return RunView(
+        paths=paths,
+        plan=plan,
+        plan_text=plan_text,
+        environment=_json(paths.environment) or {},
+        summary=_json(paths.summary),
+        stages=_stages(paths, plan),
+    )
+
+
+def _stages(paths: RunPaths, plan: Row) -> tuple[StageView, ...]:
+    """The plan's stages in order, each with its folder where it has one; folders the plan does not name come last."""
+    folders = sorted(path for path in paths.stages.glob("[0-9]*-*") if path.is_dir())
+    planned = [
+        (paths.stage(number, stage.get("name") or stage["kind"]), stage["kind"])
+        for number, stage in enumerate(plan.get("stages", ()), start=1)
+    ]
+    known = {stage.root for stage, _ in planned}
+    extra = [(StagePaths(folder), "") for folder in folders if folder not in known]
+    return tuple(read_stage(stage, kind) for stage, kind in [*planned, *extra])
+
+
+def read_stage(paths: StagePaths, kind: str = "") -> StageView:
+    """Read one stage's folder, finished or not, or not even begun."""
+    status = _json(paths.status) or {}
+    config = yaml.safe_load(paths.config.read_text(encoding="utf-8")) if paths.config.exists() else {}
+    return StageView(
+        paths=paths,
+        name=status.get("name") or paths.root.name.split("-", 1)[-1],
+        kind=status.get("kind") or kind,
+        status=status.get("status", "running" if paths.root.is_dir() else "waiting"),
+        seconds=status.get("seconds"),
+        metrics=status.get("metrics") or {},
+        error=status.get("error"),
+        config=config or {},
+        rows=tuple(read_jsonl(paths.metrics)),
+        data=_json(paths.data),
+        evaluation=tuple(Measure(**row) for row in _json(paths.evaluation) or ()),
+        samples=tuple(SampleRow(**row) for row in read_jsonl(paths.samples)),
+    )
+
+
+def _json(path: Path) -> Any:
+    return read_json(path) if path.exists() else None
