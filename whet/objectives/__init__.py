@@ -1,0 +1,1 @@
+"""Objectives: pure formulas on tensors. No config, no device, no rank, no logging."""

@@ -1,0 +1,88 @@
+"""Feeds: which records make which step.
+
+An offline feed is a pure function of the step number: the order of an epoch is a permutation of (seed, epoch), so a
+resumed run needs nothing but its step to go on with the very next record.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+
+Batch = TypeVar("Batch")
+BatchOut = TypeVar("BatchOut", covariant=True)
+
+
+class Feed(Protocol[BatchOut]):
+    """Gives the micro-batches of an optimiser step."""
+
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        ...
+
+    def epoch(self, step: int) -> float:
+        """Passes over the data completed once `step` steps are done."""
+        ...
+
+    def ends_epoch(self, step: int) -> bool:
+        """Whether the `step`-th step (1-based) is the last of its epoch."""
+        ...
+
+    def micro_batches(self, step: int) -> Sequence[BatchOut]:
+        """This rank's micro-batches of 0-based step `step`."""
+        ...
+
+
+class OfflineFeed(Generic[Batch]):
+    """A fixed data set, reshuffled each epoch; the last, smaller batch of an epoch is trained on too.
+
+    A step takes `batch_size` records on each of `world` ranks; where an epoch's last step has too few for every rank,
+    some ranks get fewer and, at worst, none.
+    """
+
+    def __init__(
+        self,
+        num_records: int,
+        collate: Callable[[Sequence[int]], Batch],
+        *,
+        batch_size: int,
+        micro_batch_size: int | None,
+        epochs: int,
+        max_steps: int | None,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._num_records, self._collate, self._seed = num_records, collate, seed
+        self._batch_size, self._micro_batch_size = batch_size, micro_batch_size or batch_size
+        self._rank, self._world = rank, world
+        self._steps_per_epoch = math.ceil(num_records / (batch_size * world))
+        self._num_steps = max_steps if max_steps is not None else self._steps_per_epoch * epochs
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+
+    @property
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    def epoch(self, step: int) -> float:
+        return step / self._steps_per_epoch
+
+    def ends_epoch(self, step: int) -> bool:
+        return step % self._steps_per_epoch == 0
+
+    def indices(self, step: int) -> list[int]:
+        """Positions of this rank's records in 0-based step `step`."""
+        epoch, place = divmod(step, self._steps_per_epoch)
+        if self._order[0] != epoch:
+            generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
+            self._order = (epoch, generator.permutation(self._num_records))
+        size = self._batch_size * self._world
+        return [int(i) for i in self._order[1][place * size : (place + 1) * size][self._rank :: self._world]]
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        records, size = self.indices(step), self._micro_batch_size
+        return [self._collate(records[i : i + size]) for i in range(0, len(records), size)]

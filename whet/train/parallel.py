@@ -1,0 +1,109 @@
+"""Devices and ranks, by accelerate: the loop and the learners never ask where they run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from torch import Tensor
+
+from whet.objectives.loss import Total
+from whet.schema.metrics import Mean
+
+
+class Parallel:
+    """One process of a training job.
+
+    Mixed precision is autocast around the forward pass only: trainable weights, gradients and the optimiser are fp32.
+    """
+
+    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
+        AcceleratorState._reset_state(reset_partial_state=not PartialState().use_distributed)
+        self._accelerator = Accelerator(cpu=device.type == "cpu")
+        self._dtype = dtype
+        self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
+        self.device = device
+
+    @property
+    def rank(self) -> int:
+        return self._accelerator.process_index
+
+    @property
+    def world(self) -> int:
+        return self._accelerator.num_processes
+
+    @property
+    def is_main(self) -> bool:
+        return self._accelerator.is_main_process
+
+    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
+        """The model ready for this job's ranks (DDP where there are several)."""
+        return self._accelerator.prepare_model(model) if self.world > 1 else model
+
+    @contextmanager
+    def forward(self) -> Iterator[None]:
+        """Compute in the configured precision."""
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype != torch.float32):
+            yield
+
+    def sum(self, value: float) -> float:
+        """Add a number over all ranks."""
+        if self.world == 1:
+            return value
+        # MPS has no float64, and NCCL sums on the device: counts below 2^24 are exact in fp32 as well.
+        wide = torch.float32 if self.device.type == "mps" else torch.float64
+        total = self._accelerator.reduce(torch.tensor(value, dtype=wide, device=self.device), reduction="sum")
+        return float(total)
+
+    def means(self, totals: Mapping[str, Total]) -> dict[str, Mean]:
+        """Bring device-side totals to the host, added over all ranks: one transfer, whatever their number."""
+        if not totals:
+            return {}
+        flat = torch.stack([*(t.total.detach().float() for t in totals.values())])
+        counts = torch.tensor([t.count for t in totals.values()], dtype=torch.float32, device=flat.device)
+        both = torch.stack([flat, counts])
+        if self.world > 1:
+            both = self._accelerator.reduce(both, reduction="sum")
+        sums, nums = both.tolist()
+        return {name: Mean(s, n) for name, s, n in zip(totals, sums, nums, strict=True)}
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of this rank's share of the loss; DDP averages over ranks, so the share is scaled back up."""
+        self._scaler.scale(loss * self.world).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
+        """Clip, step, clear. Returns the gradient norm before clipping."""
+        self._scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
+        self._scaler.step(optimizer)
+        self._scaler.update()
+        optimizer.zero_grad(set_to_none=True)
+        return float(norm)
+
+    @property
+    def loss_scale(self) -> float:
+        """fp16's gradient scale, part of a checkpoint; 1 where there is none."""
+        return self._scaler.get_scale()
+
+    @loss_scale.setter
+    def loss_scale(self, value: float) -> None:
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": value})
+
+    def wait(self) -> None:
+        """Hold until every rank is here."""
+        self._accelerator.wait_for_everyone()
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory this process has held: on CUDA of the device's allocator, else resident memory of the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
