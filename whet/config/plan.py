@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.model import Model
-from whet.config.stage import EvaluateStage, MergeStage, PrepareStage, Stage
+from whet.config.stage import DpoStage, EvaluateStage, MergeStage, SftStage, Stage
 
 
 class Plan(Section):
@@ -21,21 +21,14 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _named_once_and_in_order(self) -> Self:
-        known: list[str] = ["base", "previous"]
+        models, names = ["base", "previous"], {"base", "previous"}
         for stage in self.stages:
-            if stage.name in known:
-                raise ValueError(f"two stages are called {stage.name!r}" if stage.name not in ("base", "previous")
-                                 else f"a stage cannot be called {stage.name!r}")  # fmt: skip
-            wanted = [stage.start, *(stage.models if isinstance(stage, EvaluateStage) else ())]
-            for name in wanted:
-                if name not in known:
-                    raise ValueError(f"stage {stage.name!r} starts from {name!r}, which is no earlier stage ({', '.join(known)})")
-            if not isinstance(stage, EvaluateStage | PrepareStage):
-                known.append(stage.name)
-            elif stage.name:
-                known.append(stage.name)
+            if stage.name in names:
+                raise ValueError(f"two models or stages are called {stage.name!r}")
+            for wanted in (stage.start, *(stage.models if isinstance(stage, EvaluateStage) else ())):
+                if wanted not in models:
+                    raise ValueError(f"stage {stage.name!r} asks for {wanted!r}; earlier models: {', '.join(models)}")
+            names.add(stage.name)
+            if isinstance(stage, SftStage | DpoStage | MergeStage):
+                models.append(stage.name)
         return self
-
-    @property
-    def has_merge(self) -> bool:
-        return any(isinstance(stage, MergeStage) for stage in self.stages)

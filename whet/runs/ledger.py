@@ -1,0 +1,128 @@
+"""What is done, and from which inputs: a stage is skipped only while its configuration and the content of its inputs stand.
+
+status.json of a stage holds its key (a hash of both), so that a changed input is found, named, and makes what follows
+stale. Inputs are compared by content, never by date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+from whet.runs.files import appending, json_line, read_json, write_json, writing
+from whet.runs.layout import RunPaths, StagePaths
+from whet.schema.artifacts import Measure, ModelRef, StageResult
+
+WHOLE_FILE_BYTES = 256 * 2**20
+"""Larger files are fingerprinted by size, beginning and end: reading 15 GB of weights to start a run helps nobody."""
+EDGE_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status:
+    """status.json: the state of one stage."""
+
+    name: str
+    kind: str
+    status: Literal["running", "done", "failed"]
+    config: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Content hash of everything the stage reads, by the name the plan gives it."""
+    started: str
+    finished: str | None = None
+    seconds: float | None = None
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    model: Mapping[str, str | None] | None = None
+    evaluation: tuple[Mapping[str, Any], ...] = ()
+    error: str | None = None
+
+    @property
+    def result(self) -> StageResult:
+        """What a finished stage left, for the stages after it."""
+        return StageResult(
+            metrics=self.metrics,
+            model=ModelRef(path=str(self.model["path"]), adapter=self.model["adapter"]) if self.model else None,
+            evaluation=tuple(Measure(**measure) for measure in self.evaluation),
+        )
+
+    def why_stale(self, config: Mapping[str, Any], inputs: Mapping[str, str]) -> str | None:
+        """In words, what differs now from what this stage was made with; None where nothing does."""
+        changed = [key for key in sorted({*self.inputs, *inputs}) if self.inputs.get(key) != inputs.get(key)]
+        if changed:
+            return "changed: " + ", ".join(changed)
+        keys = first_difference(self.config, config)
+        return f"changed: {keys}" if keys else None
+
+
+def first_difference(left: Any, right: Any, path: str = "") -> str | None:
+    """Dotted path of the first value in which two configurations differ, with both values; None where they agree."""
+    if isinstance(left, Mapping) and isinstance(right, Mapping):
+        for key in sorted({*left, *right}):
+            found = first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
+            if found:
+                return found
+        return None
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        for number, (one, other) in enumerate(zip(left, right, strict=True)):
+            found = first_difference(one, other, f"{path}.{number}")
+            if found:
+                return found
+        return None
+    return None if left == right else f"{path} ({_short(left)} -> {_short(right)})"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def read_status(paths: StagePaths) -> Status | None:
+    if not paths.status.exists():
+        return None
+    raw = read_json(paths.status)
+    return Status(**{**raw, "evaluation": tuple(raw["evaluation"])})
+
+
+def write_status(paths: StagePaths, status: Status) -> None:
+    write_json(paths.status, asdict(status))
+
+
+def record_event(paths: RunPaths, event: str, **details: str | float | None) -> None:
+    """Add a line to ledger.jsonl: the history of the run, one line per thing that happened."""
+    with appending(paths.ledger) as handle, writing(paths.ledger):
+        handle.write(json_line({"time": now(), "event": event, **details}))
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, or of the names and hashes of all files below a directory.
+
+    Files above 256 MiB count by size, first and last MiB.
+    """
+    if path.is_dir():
+        parts = [f"{p.relative_to(path).as_posix()} {content_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    stat = path.stat()
+    return _file_hash(path, stat.st_size, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: Path, size: int, mtime_ns: int) -> str:
+    """Hash of one file; size and time only decide whether a hash made in this process still holds."""
+    with path.open("rb") as handle:
+        if size <= WHOLE_FILE_BYTES:
+            return hashlib.file_digest(handle, "sha256").hexdigest()
+        digest = hashlib.sha256(str(size).encode())
+        digest.update(handle.read(EDGE_BYTES))
+        handle.seek(-EDGE_BYTES, 2)
+        digest.update(handle.read())
+        return digest.hexdigest()

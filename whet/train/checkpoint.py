@@ -1,0 +1,107 @@
+"""Checkpoints a killed run goes on from, bit for bit: weights, optimiser, random state, position. Safetensors and JSON only.
+
+    checkpoints/step-000200/  adapter/ or model/   optimizer.safetensors   random.safetensors   state.json
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from whet.runs.files import read_json, write_json, writing
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Position:
+    """Where a training stands."""
+
+    step: int
+    """Optimiser steps done."""
+    tokens: int = 0
+    """Real tokens trained on so far, over all ranks."""
+    best_value: float | None = None
+    best_step: int | None = None
+    loss_scale: float = 1.0
+
+
+class Checkpoints:
+    """The checkpoints of one stage. A folder has its final name only once it is whole."""
+
+    def __init__(self, root: Path, *, keep: int) -> None:
+        self._root, self._keep = root, keep
+
+    def folder(self, step: int) -> Path:
+        return self._root / f"step-{step:06d}"
+
+    def steps(self) -> list[int]:
+        """Steps that have a whole checkpoint, ascending."""
+        return sorted(int(p.name.removeprefix("step-")) for p in self._root.glob("step-*") if p.is_dir())
+
+    def save(self, position: Position, save_model: Callable[[Path], None], optimizer: torch.optim.Optimizer) -> None:
+        """Write a checkpoint, the model by `save_model(folder)`, then remove those that are neither among the latest `keep` nor the best."""
+        final = self.folder(position.step)
+        temporary = final.with_name(f".{final.name}.tmp")
+        with writing(temporary):
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            save_model(temporary)
+            save_file(optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+            save_file(random_tensors(), temporary / "random.safetensors")
+            write_json(temporary / "state.json", asdict(position))
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.replace(final)
+        keep = {position.best_step, *self.steps()[-self._keep :]}
+        for step in self.steps():
+            if step not in keep:
+                shutil.rmtree(self.folder(step))
+
+    def latest(self) -> Position | None:
+        """Position of the newest checkpoint, or None at the very start."""
+        steps = self.steps()
+        return Position(**read_json(self.folder(steps[-1]) / "state.json")) if steps else None
+
+    def restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+        """Load optimiser and random state of a checkpoint; the model is loaded from its folder before."""
+        load_optimizer(optimizer, load_file(self.folder(step) / "optimizer.safetensors"))
+        load_random(load_file(self.folder(step) / "random.safetensors"))
+
+
+def parameters_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.nn.Parameter]:
+    return [p for group in optimizer.param_groups for p in group["params"]]
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors: `NUMBER.NAME`, NUMBER the parameter's place in the groups."""
+    return {
+        f"{number}.{name}": value.detach().cpu().contiguous()
+        for number, parameter in enumerate(parameters_of(optimizer))
+        for name, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    parameters = parameters_of(optimizer)
+    for key, value in tensors.items():
+        number, name = key.split(".", 1)
+        parameter = parameters[int(number)]
+        # AdamW keeps its step counter on the CPU; the running averages live with the parameter.
+        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
+
+
+def random_tensors() -> dict[str, torch.Tensor]:
+    """State of the generators that dropout draws from."""
+    states = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state()
+    return states
+
+
+def load_random(states: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])

@@ -1,0 +1,186 @@
+"""The one training loop: micro-batches, one division, one step; evaluate, save, go on.
+
+    count  = units of all micro-batches, over all ranks      (before the first backward)
+    grad   = sum over micro-batches of d loss.total / count
+
+so the gradient does not depend on micro-batch size, padding, packing or the number of ranks.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+import torch
+
+from whet.config.train import Train
+from whet.errors import RunError
+from whet.objectives.loss import Total
+from whet.runs.sinks import MetricsFile, Progress
+from whet.schema.metrics import Mean, merge, values
+from whet.train.checkpoint import Checkpoints, Position
+from whet.train.feed import Feed
+from whet.train.learners import Learner
+from whet.train.optim import build_optimizer, learning_rate
+from whet.train.parallel import Parallel, peak_memory_bytes
+
+
+class Batch(Protocol):
+    @property
+    def num_samples(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+
+
+B = TypeVar("B", bound=Batch)
+
+
+@dataclass(kw_only=True)
+class Loop(Generic[B]):
+    """Everything a training needs. `fit` runs it from wherever its checkpoints stand to the end."""
+
+    model: torch.nn.Module
+    """On its device, trainable weights fp32, already loaded from `checkpoints.latest()` where there is one."""
+    learner: Learner[B]
+    feed: Feed[B]
+    train: Train
+    parallel: Parallel
+    checkpoints: Checkpoints
+    save_model: Callable[[Path], None]
+    """Writes the model's trained part into a checkpoint folder."""
+    metrics: MetricsFile
+    evaluate: Callable[[], Mapping[str, float]] | None = None
+    """Measures the model as it stands; keys like `eval/loss`."""
+    title: str = "train"
+    _optimizer: torch.optim.Optimizer = field(init=False)
+    _parameters: list[torch.nn.Parameter] = field(init=False)
+
+    def fit(self) -> Position:
+        """Train to the end and return where it ended, the best evaluation included."""
+        self._parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self._optimizer = build_optimizer(self._parameters, self.train)
+        position = self._resume()
+        if position is None:
+            torch.manual_seed(self.train.seed)
+            position = self._evaluated(Position(step=0), keep_best=False)
+        model = self.parallel.prepare(self.model)
+        with Progress(self.title, self.feed.num_steps, done=position.step) as progress:
+            while position.step < self.feed.num_steps:
+                row = self._step(model, position.step)
+                position = replace(position, step=position.step + 1, tokens=position.tokens + int(row["tokens"]))
+                self.metrics.write({"step": position.step, "epoch": self.feed.epoch(position.step), **row})
+                progress.update(1, note=f"loss {row['loss']:.4f}")
+                position = self._after(position)
+        return position
+
+    def _resume(self) -> Position | None:
+        position = self.checkpoints.latest()
+        self.metrics.truncate_after(position.step if position else -1)
+        if position is not None:
+            self.checkpoints.restore(position.step, self._optimizer)
+            self.parallel.loss_scale = position.loss_scale
+        return position
+
+    def _step(self, model: torch.nn.Module, step: int) -> dict[str, Any]:
+        """One optimiser step; returns its line for the log."""
+        started = time.perf_counter()
+        batches = self.feed.micro_batches(step)
+        units = self.parallel.sum(sum(self.learner.units(batch) for batch in batches))
+        rate = learning_rate(step, self.feed.num_steps, self.train)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        logged: list[Mapping[str, Mean]] = []
+        for batch in batches:
+            with self.parallel.forward():
+                loss = self.learner.loss(model, batch)
+            self.parallel.backward(loss.total / max(units, 1e-12))
+            logged.append(self.parallel.means({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics}))
+        norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
+        row = values(merge(logged))
+        if not math.isfinite(row["loss"]):
+            raise RunError(
+                f"loss is {row['loss']} at step {step + 1}", field="train.learning_rate", found=str(self.train.learning_rate),
+                fix="lower it, raise the warm-up, or use train.precision=fp32; the last checkpoint is intact",
+            )  # fmt: skip
+        return {
+            "loss": row.pop("loss"),
+            "learning_rate": rate,
+            "grad_norm": norm,
+            "tokens": int(self.parallel.sum(sum(batch.num_tokens for batch in batches))),
+            "samples": int(self.parallel.sum(sum(batch.num_samples for batch in batches))),
+            "step_seconds": round(time.perf_counter() - started, 4),
+            "peak_memory_bytes": peak_memory_bytes(self.parallel.device),
+            **row,
+        }
+
+    def _after(self, position: Position) -> Position:
+        """Evaluate and save where the plan says so; a new best is always saved."""
+        last = position.step == self.feed.num_steps
+        epoch_ends = self.feed.ends_epoch(position.step)
+        if self._due(self.train.eval_every, position.step, epoch_ends, last):
+            position = self._evaluated(position, keep_best=True)
+        new_best = position.best_step == position.step
+        if new_best or self._due(self.train.save_every, position.step, epoch_ends, last):
+            if self.parallel.is_main:
+                self.checkpoints.save(
+                    replace(position, loss_scale=self.parallel.loss_scale), self.save_model, self._optimizer
+                )
+            self.parallel.wait()
+        return position
+
+    @staticmethod
+    def _due(every: int | None, step: int, epoch_ends: bool, last: bool) -> bool:
+        return last or (epoch_ends if every is None else step % every == 0)
+
+    def _evaluated(self, position: Position, *, keep_best: bool) -> Position:
+        """Measure and log. With `keep_best`, remember the step where the best metric was best."""
+        if self.evaluate is None:
+            return position
+        self.model.eval()
+        random = torch.get_rng_state()
+        measured = dict(self.evaluate())
+        torch.set_rng_state(random)
+        self.model.train()
+        self.metrics.write({"step": position.step, "epoch": self.feed.epoch(position.step), **measured})
+        name = best_metric(self.train, measured)
+        if name is None or not keep_best:
+            return position
+        value = measured[name]
+        if position.best_value is None or better(value, position.best_value, name, self.train):
+            return replace(position, best_value=value, best_step=position.step)
+        return position
+
+
+def best_metric(train: Train, measured: Mapping[str, float]) -> str | None:
+    """The metric that names the best checkpoint: the plan's, else eval/loss, else none. Raises RunError on a wrong name."""
+    if train.best_metric is None:
+        return "eval/loss" if "eval/loss" in measured else None
+    if train.best_metric not in measured:
+        raise RunError(
+            "no such metric", field="train.best_metric", found=train.best_metric, fix=f"choose from {', '.join(sorted(measured))}"
+        )
+    return train.best_metric
+
+
+def better(value: float, than: float, name: str, train: Train) -> bool:
+    """Whether `value` beats `than`. Without `best_mode`, what is called a loss or perplexity should fall."""
+    falls = any(word in name for word in ("loss", "perplexity"))
+    mode = train.best_mode or ("min" if falls else "max")
+    return value < than if mode == "min" else value > than
+
+
+def evaluate_loss(
+    model: torch.nn.Module, learner: Learner[B], batches: Sequence[B], parallel: Parallel
+) -> dict[str, float]:
+    """The objective and its metrics on held-out batches, as `eval/...`; each exactly averaged over its units."""
+    totals: list[Mapping[str, Mean]] = []
+    with torch.inference_mode():
+        for batch in batches:
+            with parallel.forward():
+                loss = learner.loss(model, batch)
+            totals.append(parallel.means({"loss": Total(loss.total, learner.units(batch)), **loss.metrics}))
+    return {f"eval/{name}": value for name, value in values(merge(totals)).items()}
