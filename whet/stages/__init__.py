@@ -1,0 +1,1 @@
+"""Stages: each reads records and a model, writes its own folder, and returns what it made."""

@@ -1,0 +1,57 @@
+"""environment.json: what a run was made with, so that it can be made again."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from whet.runs.ledger import now
+
+PACKAGES = ("whet", "torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy")
+
+
+def describe_environment(command: Sequence[str]) -> dict[str, Any]:
+    """Versions, machine, command and the commit of the code, as far as they can be known without loading torch."""
+    return {
+        "created": now(),
+        "command": list(command),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cpus": os.cpu_count(),
+        "commit": commit(),
+        "packages": {name: package_version(name) for name in PACKAGES},
+    }
+
+
+def package_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def processor() -> str:
+    """The processor's name; Linux keeps it in /proc, and platform.processor() is empty there."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def commit() -> str | None:
+    """Commit of the checkout whet runs from; None where it is an installed package."""
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=5, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None

@@ -1,0 +1,212 @@
+"""The pipeline: the plan's stages in order, each skipped while it and what it reads are unchanged.
+
+Killed at any moment, the same command goes on where it stood. What an earlier run made is never overwritten: a stage
+that has to be made again is moved to `archive/` first.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, assert_never
+
+import yaml
+
+from whet.config.plan import Plan
+from whet.config.stage import DpoStage, EvaluateStage, MergeStage, PrepareStage, SftStage, Stage
+from whet.errors import RunError, UserError
+from whet.runs.environment import describe_environment
+from whet.runs.files import write_json, write_text, writing
+from whet.runs.layout import RunPaths, StagePaths
+from whet.runs.ledger import Status, first_difference, now, read_status, record_event, write_status
+from whet.schema.artifacts import ModelRef, StageResult
+from whet.stages.context import Context
+from whet.stages.inputs import input_hashes
+
+
+def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
+    """Run every stage of a plan that is not done yet; returns the content of summary.json.
+
+    `fresh` moves whatever an earlier plan left in the run directory to its archive. Raises RunError for a directory
+    that another plan has used, and the stage's own UserError where a stage cannot go on.
+    """
+    paths = RunPaths(Path(plan.run))
+    with only_one_process(paths):
+        claim(paths, plan, fresh=fresh)
+        base = ModelRef(path=plan.model.path, adapter=plan.model.adapter)
+        models, folders = {"base": base, "previous": base}, dict[str, Path]()
+        done: list[Status] = []
+        for number, stage in enumerate(plan.stages, start=1):
+            stage_paths = paths.stage(number, stage.name)
+            context = Context(
+                model=plan.model, start=models[stage.start], models=dict(models), paths=stage_paths,
+                folders=dict(folders), stage=stage,
+            )  # fmt: skip
+            try:
+                status = run_stage(paths, stage, context)
+            finally:
+                write_summary(paths, plan, done)
+            done.append(status)
+            folders[stage.name] = stage_paths.root
+            if status.result.model is not None:
+                models[stage.name] = models["previous"] = status.result.model
+        return write_summary(paths, plan, done)
+
+
+def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
+    """Skip, resume or run one stage."""
+    config = {"stage": stage.model_dump(mode="json"), "model": context.model.model_dump(mode="json")}
+    inputs = input_hashes(stage, context.model, context.start, context.models, context.folders)
+    earlier = read_status(context.paths)
+    if earlier is not None:
+        stale = earlier.why_stale(config, inputs)
+        if stale is None and earlier.status == "done":
+            print(f"{stage.name}: done before, inputs unchanged")
+            return earlier
+        if stale is not None:
+            place = archive(run, context.paths.root)
+            record_event(run, "stale", stage=stage.name, why=stale, archived=str(place))
+            print(f"{stage.name}: made again, {stale}; the earlier result is in {place}")
+    resumed = earlier is not None and context.paths.root.exists()
+    record_event(run, "resumed" if resumed else "started", stage=stage.name)
+    status = Status(name=stage.name, kind=stage.kind, status="running", config=config, inputs=inputs, started=now())
+    with writing(context.paths.root):
+        context.paths.root.mkdir(parents=True, exist_ok=True)
+    write_text(context.paths.config, yaml.safe_dump(config["stage"], sort_keys=False, allow_unicode=True))
+    write_status(context.paths, status)
+    return finish_stage(run, stage, context, status)
+
+
+def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) -> Status:
+    """Run the stage and write how it ended."""
+    started = time.perf_counter()
+    try:
+        result = dispatch(stage, context)
+    except UserError as error:
+        seconds = round(time.perf_counter() - started, 2)
+        write_status(context.paths, replace(status, status="failed", finished=now(), seconds=seconds, error=str(error)))
+        record_event(run, "failed", stage=stage.name, error=str(error))
+        raise
+    status = replace(
+        status, status="done", finished=now(), seconds=round(time.perf_counter() - started, 2),
+        metrics=dict(result.metrics), model=asdict(result.model) if result.model else None,
+        evaluation=tuple(asdict(measure) for measure in result.evaluation),
+    )  # fmt: skip
+    write_status(context.paths, status)
+    record_event(run, "done", stage=stage.name, seconds=status.seconds)
+    return status
+
+
+def dispatch(stage: Stage, context: Context) -> StageResult:
+    """Each kind of stage in its own module, imported when it is needed."""
+    match stage:
+        case SftStage() | DpoStage():
+            from whet.stages import offline
+
+            return offline.run(stage, context)
+        case PrepareStage():
+            from whet.stages import prepare
+
+            return prepare.run(stage, context)
+        case EvaluateStage():
+            from whet.stages import evaluate
+
+            return evaluate.run(stage, context)
+        case MergeStage():
+            from whet.stages import merge
+
+            return merge.run(stage, context)
+        case _:
+            assert_never(stage)
+
+
+def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
+    """Make the run directory this plan's. Raises RunError where it is another plan's, or holds something else."""
+    text = dump_plan(plan)
+    if fresh and paths.root.exists():
+        for part in (paths.plan, paths.stages, paths.summary, paths.environment, paths.report.parent):
+            if part.exists():
+                archive(paths, part)
+    if paths.plan.exists():
+        earlier = yaml.safe_load(paths.plan.read_text(encoding="utf-8"))
+        difference = first_difference(earlier, yaml.safe_load(text))
+        if difference:
+            raise RunError(
+                "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
+                fix="choose another `run`, or pass --fresh to move its content to archive/",
+            )  # fmt: skip
+    elif paths.root.is_dir() and any(p.name not in (".lock", "archive", "ledger.jsonl") for p in paths.root.iterdir()):
+        raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
+    else:
+        write_text(paths.plan, text)
+        write_json(paths.environment, describe_environment(sys.argv))
+
+
+def dump_plan(plan: Plan) -> str:
+    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def archive(run: RunPaths, path: Path) -> Path:
+    """Move something an earlier run made out of the way; nothing is deleted."""
+    folder = run.root / "archive"
+    number = 1 + sum(1 for _ in folder.glob("*")) if folder.exists() else 1
+    target = folder / f"{number:03d}-{path.name}"
+    with writing(target):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+    return target
+
+
+def write_summary(paths: RunPaths, plan: Plan, done: list[Status]) -> dict[str, Any]:
+    """summary.json: every stage of the plan with its state, and all measured values."""
+    stages = []
+    for number, stage in enumerate(plan.stages, start=1):
+        status = next((s for s in done if s.name == stage.name), None) or read_status(paths.stage(number, stage.name))
+        stages.append({
+            "name": stage.name, "kind": stage.kind, "status": status.status if status else "waiting",
+            "seconds": status.seconds if status else None, "metrics": dict(status.metrics) if status else {},
+        })  # fmt: skip
+    evaluation = [dict(measure) for status in done for measure in status.evaluation]
+    summary = {"run": plan.run, "stages": stages, "evaluation": evaluation}
+    write_json(paths.summary, summary)
+    return summary
+
+
+@contextmanager
+def only_one_process(paths: RunPaths) -> Iterator[None]:
+    """Hold the run directory; a second process is refused instead of writing into the same files."""
+    with writing(paths.root):
+        paths.root.mkdir(parents=True, exist_ok=True)
+        handle = (paths.root / ".lock").open("w")
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; two processes in one run directory are then the user's care.
+        with handle:
+            yield
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError("another process is working in this run directory", file=str(paths.root), fix="wait for it, or choose another `run`") from error
+        yield
+
+
+def status(root: Path) -> None:
+    """Print where a run stands."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from whet.runs.reader import read_run
+
+    run = read_run(root)
+    table = Table("stage", "kind", "status", "seconds", "result", title=str(root), title_justify="left")
+    for stage in run.stages:
+        numbers = "  ".join(f"{name} {value:.4g}" for name, value in list(stage.metrics.items())[:4])
+        seconds = f"{stage.seconds:.1f}" if stage.seconds is not None else ""
+        table.add_row(stage.name, stage.kind, stage.status, seconds, stage.error or numbers)
+    Console().print(table)

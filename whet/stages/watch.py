@@ -1,0 +1,25 @@
+"""Tasks measured while a model is training: the same tasks as the evaluate stage, on the model in memory."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from whet.config.stage import DpoStage, SftStage
+from whet.data.render import Renderer
+from whet.stages.context import Context
+from whet.stages.evaluate import measure_task
+
+
+def watch(
+    stage: SftStage | DpoStage, context: Context, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, float]:
+    """Measure the stage's `watch` tasks; keys are `watch/TASK/METRIC`."""
+    renderer = Renderer(tokenizer, system=stage.data.system)
+    measured: dict[str, float] = {}
+    for task in stage.watch:
+        measures, _ = measure_task(
+            task, model=model, tokenizer=tokenizer, renderer=renderer, label=stage.name, folders=context.folders
+        )
+        measured |= {f"watch/{measure.task}/{measure.metric}": measure.value for measure in measures}
+    return measured
