@@ -23,6 +23,8 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
+    min_new_tokens: int = 0
+    """The ids that end a turn cannot be drawn before this many tokens."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
