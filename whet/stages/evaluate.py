@@ -1,0 +1,104 @@
+"""Measure models on held-out tasks: every model of the stage, one after another, on every task.
+
+evaluation.json  every value with its interval         samples.jsonl  answers to the same prompts, model by model
+replies.jsonl    every reply as it came: a killed stage asks for none of them again
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from whet.config.stage import EvaluateStage
+from whet.data.ledger import Ledger
+from whet.data.render import Renderer
+from whet.errors import ConfigError, nearest
+from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device
+from whet.runs.files import write_json, write_jsonl
+from whet.runs.reader import SampleRow
+from whet.schema.artifacts import Measure, ModelRef, StageResult
+from whet.stages.context import Context
+from whet.stages.measure.answers import Measured
+from whet.stages.measure.ready import ReadyTask, ready_tasks
+from whet.stages.measure.store import ReplyStore
+from whet.stages.measure.subject import RefLoader, Subject
+from whet.stages.measure.task import measure, measure_task
+
+__all__ = ["measure_task", "run"]
+
+
+def run(stage: EvaluateStage, context: Context) -> StageResult:
+    """Measure, write the files above, and hand the values on."""
+    if not stage.tasks:
+        raise ConfigError("nothing to measure", field=f"{stage.name}.tasks", fix="add a task, e.g. {type: perplexity}")
+    labels = model_labels(stage.models, context)
+    ready = ready_tasks(stage.tasks, folders=context.folders)
+    store = ReplyStore(context.paths.file("replies.jsonl"))
+    measures: list[Measure] = []
+    samples: list[SampleRow] = []
+    ledgers: dict[str, Ledger] = {}
+    for label in labels:
+        for task, measured in measure_model(label, ready, store, stage, context):
+            measures += measured.measures
+            samples += measured.samples
+            ledgers.setdefault(task.name, measured.ledger)
+    write_json(context.paths.data, {name: ledger.to_json() for name, ledger in ledgers.items()})
+    write_json(context.paths.evaluation, [asdict(measure) for measure in measures])
+    write_jsonl(context.paths.samples, [asdict(sample) for sample in samples])
+    metrics = store.counts() | {"models": len(labels), "tasks": len(ready)}
+    return StageResult(metrics=metrics, evaluation=tuple(measures))
+
+
+def measure_model(
+    label: str, tasks: Sequence[ReadyTask], store: ReplyStore, stage: EvaluateStage, context: Context
+) -> Iterator[tuple[ReadyTask, Measured]]:
+    """All tasks on one model, which is in memory only for that long."""
+    loaded = load_subject(label, context, system=None)
+    for task in tasks:
+        system = task.task.data.system
+        subject = replace(loaded, renderer=Renderer(loaded.tokenizer, system=system))
+        load = loader(context, system=system)
+        measured = measure(task, subject, store=store, num_logged=stage.num_logged, load=load)
+        for one in measured.measures:
+            print(f"{label}: {one.task} {one.metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] n={one.num}")
+        yield task, measured
+
+
+def model_labels(names: Sequence[str], context: Context) -> list[str]:
+    """The names under which models stand in tables: `previous` becomes the stage it stands for; none comes twice."""
+    return list(dict.fromkeys(_label(name, context) for name in names))
+
+
+def _label(name: str, context: Context) -> str:
+    if name != "previous":
+        return name
+    ref = context.models["previous"]
+    return next(known for known, other in context.models.items() if known != "previous" and other == ref)
+
+
+def loader(context: Context, *, system: str | None) -> RefLoader:
+    """Loads the second model of a task by name or directory."""
+    return lambda name: load_subject(_label(name, context), context, system=system)
+
+
+def load_subject(label: str, context: Context, *, system: str | None) -> Subject:
+    config, ref = context.model, _ref(label, context)
+    tokenizer = load_tokenizer(ref.path, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
+    model = load_model(ref, config, dtype=compute_dtype("auto", pick_device(config.device)))
+    renderer = Renderer(tokenizer, system=system)
+    return Subject(label=label, model=model, tokenizer=tokenizer, renderer=renderer)
+
+
+def _ref(label: str, context: Context) -> ModelRef:
+    if label in context.models:
+        return context.models[label]
+    if Path(label).is_dir():
+        return ModelRef(path=label)
+    near = nearest(label, context.models)
+    raise ConfigError(
+        "no such model",
+        field=context.stage.name,
+        found=repr(label),
+        fix=f"did you mean {near}?" if near else f"write one of {', '.join(context.models)}, or a checkpoint directory",
+    )

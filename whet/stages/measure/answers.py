@@ -1,0 +1,84 @@
+"""Answers of a model to the prompts of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+from whet.config.evaluate import ExactTask, OverlapTask, WinRateTask
+from whet.data.ledger import Ledger
+from whet.errors import DataError
+from whet.runs.reader import SampleRow
+from whet.schema.artifacts import Measure
+from whet.schema.records import Message, Prompt
+from whet.schema.rollouts import Request, Sampling
+from whet.stages.measure.ready import ReadyTask
+from whet.stages.measure.store import Reply, ReplyStore
+from whet.stages.measure.subject import Subject
+
+GeneratedTask = ExactTask | OverlapTask | WinRateTask
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What a task says about one model."""
+
+    measures: list[Measure]
+    samples: list[SampleRow] = field(default_factory=list)
+    ledger: Ledger
+    """Rows read, kept and dropped on the way."""
+
+
+def answer_all(ready: ReadyTask, task: GeneratedTask, subject: Subject, store: ReplyStore) -> list[list[Reply]]:
+    """`num_samples` answers to each prompt. The reference stays here: only the prompt's messages are rendered."""
+    sampling = Sampling(max_new_tokens=task.max_new_tokens, temperature=task.temperature, top_p=task.top_p)
+    requests = [
+        Request(key=f"{key}#{sample}", prompt_ids=ids, sampling=sampling, seed=task.seed)
+        for key, prompt in zip(ready.keys, ready.prompts, strict=True)
+        for ids in [subject.renderer.prompt(prompt.messages, prompt.tools)]
+        for sample in range(task.num_samples)
+    ]
+    replies = store.answer(subject.label, ready.name, requests, partial(subject.engine, task.batch_size))
+    return [replies[start : start + task.num_samples] for start in range(0, len(replies), task.num_samples)]
+
+
+def sample_rows(
+    ready: ReadyTask, label: str, answers: Sequence[Sequence[Reply]], scores: Sequence[float | None], num_logged: int
+) -> list[SampleRow]:
+    """The first answer to each logged prompt; `scores` has one value per prompt, for that answer."""
+    return [
+        SampleRow(
+            model=label,
+            task=ready.name,
+            key=ready.keys[index],
+            prompt=conversation_text(ready.prompts[index].messages),
+            completion=answers[index][0].text,
+            reference=ready.prompts[index].reference,
+            score=scores[index],
+        )
+        for index in ready.logged(num_logged)
+    ]
+
+
+def conversation_text(messages: Sequence[Message]) -> str:
+    """Messages as a person reads them: one question bare, several turns with their roles."""
+    if len(messages) == 1:
+        return messages[0].text
+    return "\n\n".join(f"{message.role}: {message.text}" for message in messages)
+
+
+def references(ready: ReadyTask) -> list[str]:
+    """The gold answers. Raises DataError at the first prompt that has none."""
+    return [_reference(ready, prompt) for prompt in ready.prompts]
+
+
+def _reference(ready: ReadyTask, prompt: Prompt) -> str:
+    if prompt.reference is None:
+        raise DataError(
+            "no reference answer",
+            file=prompt.origin.file,
+            line=prompt.origin.line,
+            fix=f"task {ready.name!r} compares answers with a reference: add one, or take the row out",
+        )
+    return prompt.reference

@@ -1,0 +1,67 @@
+"""95 % intervals. The unit is always the prompt (or record): answers to one prompt are not independent.
+
+>>> value, low, high = proportion([1.0, 1.0, 0.0, 1.0])
+>>> round(value, 2), round(low, 2), round(high, 2)
+(0.75, 0.3, 0.95)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+Z = 1.959964
+"""97.5 % quantile of the normal distribution."""
+RESAMPLES = 1000
+
+Interval = tuple[float, float, float]
+"""value, low, high"""
+
+
+def wilson(share: float, num: float) -> tuple[float, float]:
+    """Score interval of a proportion (Wilson 1927): never leaves [0, 1], never empty at 0 or 1."""
+    centre = (share + Z**2 / (2 * num)) / (1 + Z**2 / num)
+    half = Z / (1 + Z**2 / num) * math.sqrt(share * (1 - share) / num + Z**2 / (4 * num**2))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def proportion(per_prompt: Sequence[float], samples: int = 1) -> Interval:
+    """Mean of per-prompt shares in [0, 1], each over `samples` answers.
+
+    Wilson's interval at the effective number of answers p(1-p)/Var(mean) (Franco et al. 2019), which lies between the
+    number of prompts, where all answers to a prompt agree, and prompts times samples, where they are independent. With
+    one 0/1 answer per prompt it is Wilson's interval exactly; with fractional values it is on the safe side.
+    """
+    values = np.asarray(per_prompt, dtype=np.float64)
+    num, share = len(values), float(values.mean())
+    variance = float(values.var())
+    effective = num * share * (1 - share) / variance if variance > 0 else float(num)
+    low, high = wilson(share, min(max(effective, num), num * samples))
+    return share, low, high
+
+
+def ratio(totals: Sequence[float], counts: Sequence[float]) -> Interval:
+    """Sum of totals over sum of counts, with the linearised standard error over records (Cochran 1977, ch. 6).
+
+    Needs two records: one has no spread to speak of.
+    """
+    total, count = np.asarray(totals, dtype=np.float64), np.asarray(counts, dtype=np.float64)
+    num, value = len(total), float(total.sum() / count.sum())
+    residual = total - value * count
+    spread = math.sqrt(num / (num - 1) * float((residual**2).sum())) / float(count.sum())
+    return value, value - Z * spread, value + Z * spread
+
+
+def bootstrap(
+    statistics: NDArray[np.float64], value_of: Callable[[NDArray[np.float64]], float], *, seed: int
+) -> Interval:
+    """Percentile bootstrap over rows of additive statistics [num, K]; `value_of` turns their sum [K] into the value."""
+    rng = np.random.default_rng(seed)
+    num = len(statistics)
+    drawn = rng.multinomial(num, np.full(num, 1 / num), size=RESAMPLES) @ statistics
+    values = [value_of(row) for row in drawn]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return value_of(statistics.sum(axis=0)), float(low), float(high)

@@ -1,0 +1,82 @@
+"""A task with its records read: done once, then measured for every model."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from whet.config.evaluate import PerplexityTask, Task
+from whet.data.ledger import Ledger
+from whet.data.sources import read_records
+from whet.errors import ConfigError, DataError
+from whet.schema.records import Conversation, Prompt
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadyTask:
+    """A task, its name in tables, and what it is measured on."""
+
+    name: str
+    task: Task
+    prompts: tuple[Prompt, ...] = ()
+    keys: tuple[str, ...] = ()
+    """One name per prompt, unique within the task."""
+    conversations: tuple[Conversation, ...] = ()
+    """Perplexity only."""
+    ledger: Ledger
+
+    def logged(self, num: int) -> list[int]:
+        """Which prompts are kept for reading: drawn once per task, so every model shows its answer to the same ones."""
+        return sorted(random.Random(0).sample(range(len(self.prompts)), min(num, len(self.prompts))))
+
+
+def ready_tasks(tasks: Sequence[Task], *, folders: Mapping[str, Path]) -> list[ReadyTask]:
+    """Read the records of all tasks. A name that repeats gets a number."""
+    wanted = [task.name or task.type for task in tasks]
+    seen: Counter[str] = Counter()
+    ready = []
+    for task, name in zip(tasks, wanted, strict=True):
+        seen[name] += 1
+        ready.append(ready_task(task, folders=folders, name=name if seen[name] == 1 else f"{name}-{seen[name]}"))
+    return ready
+
+
+def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = None) -> ReadyTask:
+    """Read the records of one task. Raises DataError where fewer than two are left: one item has no interval."""
+    name = name or task.name or task.type
+    _check(task, name)
+    if isinstance(task, PerplexityTask):
+        records, ledger = read_records(task.data, ("conversation",), folders=folders)
+        kept = ReadyTask(name=name, task=task, conversations=tuple(records), ledger=ledger)
+    else:
+        records, ledger = read_records(task.data, ("prompt",), folders=folders)
+        prompts = tuple(records)
+        kept = ReadyTask(name=name, task=task, prompts=prompts, keys=_keys(prompts), ledger=ledger)
+    if len(records) < 2:
+        found = f"{len(records)} in {', '.join(map(str, task.data.files)) or 'no file'}"
+        raise DataError("an evaluation needs at least 2 records", field=f"tasks.{name}.data.files", found=found)
+    return kept
+
+
+def _check(task: Task, name: str) -> None:
+    if not isinstance(task, PerplexityTask) and task.num_samples > 1 and task.temperature == 0:
+        raise ConfigError(
+            "greedy answers to one prompt are all the same",
+            field=f"tasks.{name}.num_samples",
+            found=str(task.num_samples),
+            fix="set temperature above 0, or num_samples: 1",
+        )
+
+
+def _keys(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """`FILE:LINE`, with a number behind it where two prompts share a place (one row may hold several)."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        place = str(prompt.origin)
+        seen[place] += 1
+        keys.append(place if seen[place] == 1 else f"{place}~{seen[place]}")
+    return tuple(keys)

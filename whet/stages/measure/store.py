@@ -1,0 +1,97 @@
+"""Replies as they come, so that a killed evaluation asks for none of them twice.
+
+One line of `replies.jsonl`: {"owner", "task", "key", "digest", "text", "num_tokens", "finish_reason", "error"}.
+`owner` is the model that spoke. The digest covers prompt ids, sampling and seed: a reply to another question is not
+taken for this one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, astuple, dataclass
+from pathlib import Path
+from typing import IO
+
+from whet.rollout.engine import Engine
+from whet.runs.files import appending, json_line, read_jsonl
+from whet.runs.sinks import Progress
+from whet.schema.rollouts import FinishReason, Request
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """What of a completion an evaluation keeps."""
+
+    owner: str
+    task: str
+    key: str
+    digest: str
+    text: str
+    num_tokens: int
+    finish_reason: FinishReason
+    error: str | None = None
+
+
+class ReplyStore:
+    """Replies by owner, task and key; kept in a file, or only in memory where `path` is None."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        rows = read_jsonl(path) if path is not None else []
+        self._replies = {(row["owner"], row["task"], row["key"]): Reply(**row) for row in rows}
+
+    def find(self, owner: str, task: str, request: Request) -> Reply | None:
+        reply = self._replies.get((owner, task, request.key))
+        return reply if reply is not None and reply.digest == digest(request) else None
+
+    def answer(
+        self, owner: str, task: str, requests: Sequence[Request], open_engine: Callable[[], Engine]
+    ) -> list[Reply]:
+        """Replies to all requests, in their order. The engine is opened only where some are not known yet."""
+        missing = [request for request in requests if self.find(owner, task, request) is None]
+        if missing:
+            done = len(requests) - len(missing)
+            with self._lines() as lines, Progress(f"{owner} · {task}", len(requests), done=done) as progress:
+                for reply in _draw(owner, task, missing, open_engine()):
+                    self._replies[owner, task, reply.key] = reply
+                    if lines is not None:
+                        lines.write(json_line(asdict(reply)))
+                        lines.flush()
+                    progress.update()
+        return [self._replies[owner, task, request.key] for request in requests]
+
+    def counts(self) -> dict[str, float]:
+        """How many replies there are, how long they were together, how many failed or hit their limit."""
+        replies = self._replies.values()
+        return {
+            "replies": len(replies),
+            "reply_tokens": sum(reply.num_tokens for reply in replies),
+            "replies_cut": sum(reply.finish_reason == "length" for reply in replies),
+            "replies_failed": sum(reply.finish_reason == "error" for reply in replies),
+        }
+
+    def _lines(self) -> AbstractContextManager[IO[str] | None]:
+        return appending(self.path) if self.path is not None else nullcontext()
+
+
+def _draw(owner: str, task: str, requests: Sequence[Request], engine: Engine) -> Iterator[Reply]:
+    for request, completion in zip(requests, engine.generate(requests), strict=True):
+        yield Reply(
+            owner=owner,
+            task=task,
+            key=request.key,
+            digest=digest(request),
+            text=completion.text,
+            num_tokens=len(completion.ids),
+            finish_reason=completion.finish_reason,
+            error=completion.error,
+        )
+    engine.close()
+
+
+def digest(request: Request) -> str:
+    """Names what was asked: prompt ids, sampling, seed."""
+    asked = repr((request.prompt_ids, astuple(request.sampling), request.seed))
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]

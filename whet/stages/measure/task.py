@@ -1,0 +1,84 @@
+"""One task, one model: the dispatch, usable on a model that is already in memory.
+
+measures, samples = measure_task(task, model=model, tokenizer=tokenizer, renderer=renderer, label="sft", folders={})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import assert_never
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from whet.config.evaluate import ExactTask, OverlapTask, PerplexityTask, Task, WinRateTask
+from whet.data.render import Renderer
+from whet.errors import ConfigError
+from whet.runs.reader import SampleRow
+from whet.schema.artifacts import Measure
+from whet.stages.measure.answers import Measured
+from whet.stages.measure.exact import measure_exact
+from whet.stages.measure.overlap import measure_overlap
+from whet.stages.measure.perplexity import measure_perplexity
+from whet.stages.measure.ready import ReadyTask, ready_task
+from whet.stages.measure.store import ReplyStore
+from whet.stages.measure.subject import RefLoader, Subject
+from whet.stages.measure.win_rate import measure_win_rate
+
+
+def measure_task(
+    task: Task,
+    *,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    label: str,
+    folders: Mapping[str, Path],
+    ref_loader: RefLoader | None = None,
+) -> tuple[list[Measure], list[SampleRow]]:
+    """Read a task's records and measure a model on it; nothing is stored. See `measure` for many models."""
+    subject = Subject(label=label, model=model, tokenizer=tokenizer, renderer=renderer)
+    measured = measure(ready_task(task, folders=folders), subject, load=ref_loader)
+    return measured.measures, measured.samples
+
+
+def measure(
+    ready: ReadyTask,
+    subject: Subject,
+    *,
+    store: ReplyStore | None = None,
+    num_logged: int = 0,
+    load: RefLoader | None = None,
+) -> Measured:
+    """Measure one model on one task. The model's training state and random numbers stay as they were."""
+    store = store or ReplyStore()
+    with evaluating(subject.model):
+        match ready.task:
+            case ExactTask() as task:
+                return measure_exact(ready, task, subject, store, num_logged)
+            case OverlapTask() as task:
+                return measure_overlap(ready, task, subject, store, num_logged)
+            case PerplexityTask() as task:
+                return measure_perplexity(ready, task, subject)
+            case WinRateTask() as task:
+                if load is None:
+                    raise ConfigError(
+                        "win_rate needs a second model", field="watch", fix="measure it in an evaluate stage"
+                    )
+                return measure_win_rate(ready, task, subject, store, num_logged, load)
+            case _:
+                assert_never(ready.task)
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Eval mode without gradients, and back."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)

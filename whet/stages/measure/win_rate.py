@@ -1,0 +1,167 @@
+"""Win rate against another model, by a judge that sees each pair in both orders.
+
+Judges favour a place (Zheng et al., 2306.05685): a verdict counts only when it survives the swap, else it is a tie.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from whet.config.evaluate import WinRateTask
+from whet.errors import ConfigError
+from whet.schema.artifacts import Measure
+from whet.schema.records import Message
+from whet.schema.rollouts import Request, Sampling
+from whet.stages.measure.answers import Measured, answer_all, conversation_text, sample_rows
+from whet.stages.measure.interval import proportion
+from whet.stages.measure.ready import ReadyTask
+from whet.stages.measure.store import Reply, ReplyStore
+from whet.stages.measure.subject import RefLoader, Subject
+
+PAIRWISE = """\
+Two assistants answered the same request. Decide which answer serves the person better: is it correct, does it do all \
+that was asked, is it clear and no longer than needed? The order of the answers means nothing.
+
+Request:
+{instruction}
+
+Answer 1:
+{first}
+
+Answer 2:
+{second}
+
+Compare the answers in one or two sentences. Then write a last line that is exactly one of:
+Better: 1
+Better: 2
+Better: tie"""
+
+Verdict = Literal["first", "second", "tie"]
+VERDICTS: dict[str, Verdict] = {"1": "first", "a": "first", "2": "second", "b": "second", "tie": "tie"}
+SAID = re.compile(r"better\W{1,6}(?:answer\s+)?(1|2|a|b|tie)\b", re.IGNORECASE)
+BARE = re.compile(r"\W*(?:answer\s+)?(1|2|a|b|tie)\W*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The two verdicts on one pair, both told from the subject's side: `first` is a win. None: unreadable."""
+
+    shown_first: Verdict | None
+    shown_second: Verdict | None
+
+    @property
+    def consistent(self) -> bool:
+        return self.shown_first is not None and self.shown_first == self.shown_second
+
+    @property
+    def points(self) -> float:
+        """1 a win, 0 a loss, a half where the orders disagree, or agree on a tie, or one cannot be read."""
+        return {"first": 1.0, "second": 0.0}.get(self.shown_first or "tie", 0.5) if self.consistent else 0.5
+
+
+def measure_win_rate(
+    ready: ReadyTask, task: WinRateTask, subject: Subject, store: ReplyStore, num_logged: int, load: RefLoader
+) -> Measured:
+    """`win_rate` (win + tie / 2), its parts `win`, `tie`, `loss`, and how far the judge can be trusted:
+    `consistency` (both orders, same verdict) and `unreadable` (a verdict could not be parsed in some order).
+    """
+    ours = answer_all(ready, task, subject, store)
+    theirs = answer_all(ready, task, load(task.against), store)
+    judge = subject if task.judge_model == "self" else load(task.judge_model)
+    pairs = [(mine[0], other[0]) for mine, other in zip(ours, theirs, strict=True)]
+    compared = compare(ready, task, pairs, judge, store, label=subject.label)
+    points = [comparison.points for comparison in compared]
+    columns = {
+        "win_rate": points,
+        "win": [float(point == 1.0) for point in points],
+        "tie": [float(point == 0.5) for point in points],
+        "loss": [float(point == 0.0) for point in points],
+        "consistency": [float(comparison.consistent) for comparison in compared],
+        "unreadable": [float(None in (comparison.shown_first, comparison.shown_second)) for comparison in compared],
+    }
+    measures = [_measure(subject.label, ready.name, metric, values) for metric, values in columns.items()]
+    samples = sample_rows(ready, subject.label, ours, points, num_logged)
+    return Measured(measures=measures, samples=samples, ledger=ready.ledger)
+
+
+def _measure(label: str, task_name: str, metric: str, values: Sequence[float]) -> Measure:
+    value, low, high = proportion(values)
+    return Measure(stage=label, task=task_name, metric=metric, value=value, low=low, high=high, num=len(values))
+
+
+def compare(
+    ready: ReadyTask,
+    task: WinRateTask,
+    pairs: Sequence[tuple[Reply, Reply]],
+    judge: Subject,
+    store: ReplyStore,
+    *,
+    label: str,
+) -> list[Comparison]:
+    """Ask the judge about every pair in both orders, `judge.votes` times each."""
+    template, config = read_template(task.template), task.judge
+    sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
+    requests = []
+    for key, prompt, (mine, other) in zip(ready.keys, ready.prompts, pairs, strict=True):
+        instruction = conversation_text(prompt.messages)
+        for order, (first, second) in (("ours first", (mine, other)), ("ours second", (other, mine))):
+            question = fill(template, instruction=instruction, first=first.text, second=second.text)
+            ids = judge.renderer.prompt((Message("user", question),))
+            requests += [
+                Request(key=f"{key}|{order}#{vote}", prompt_ids=ids, sampling=sampling, seed=task.seed)
+                for vote in range(config.votes)
+            ]
+    spoken = store.answer(judge.label, f"{ready.name}, {label}", requests, partial(judge.engine, task.batch_size))
+    verdicts = [
+        majority([parse_verdict(reply.text) for reply in spoken[start : start + config.votes]])
+        for start in range(0, len(spoken), config.votes)
+    ]
+    return [
+        Comparison(shown_first, _swapped(shown_second))
+        for shown_first, shown_second in zip(verdicts[::2], verdicts[1::2], strict=True)
+    ]
+
+
+def parse_verdict(reply: str) -> Verdict | None:
+    """The last `Better: ...` of a reply, or a reply that is nothing but a verdict; None where neither is there."""
+    bare = BARE.fullmatch(reply)
+    said = [bare.group(1)] if bare else SAID.findall(reply)
+    return VERDICTS[said[-1].lower()] if said else None
+
+
+def majority(votes: Sequence[Verdict | None]) -> Verdict | None:
+    """The most frequent readable verdict; a draw between verdicts is a tie; None where no vote could be read."""
+    ranked = Counter(vote for vote in votes if vote is not None).most_common(2)
+    if not ranked:
+        return None
+    return "tie" if len(ranked) == 2 and ranked[0][1] == ranked[1][1] else ranked[0][0]
+
+
+def _swapped(verdict: Verdict | None) -> Verdict | None:
+    return {"first": "second", "second": "first"}.get(verdict or "", verdict)  # type: ignore[return-value]
+
+
+def read_template(template: str) -> str:
+    """The built-in template, or the text of a file. Raises ConfigError where a placeholder is missing."""
+    if template == "pairwise":
+        return PAIRWISE
+    if not Path(template).is_file():
+        raise ConfigError(
+            "no such template", field="template", found=repr(template), fix="write `pairwise`, or a text file"
+        )
+    text = Path(template).read_text(encoding="utf-8")
+    for name in ("{instruction}", "{first}", "{second}"):
+        if name not in text:
+            raise ConfigError(f"the template lacks {name}", file=template)
+    return text
+
+
+def fill(template: str, **values: str) -> str:
+    """Put values in at one pass: braces inside a value stay text."""
+    return re.sub(r"\{(instruction|first|second)\}", lambda match: values[match.group(1)], template)
