@@ -1,0 +1,50 @@
+"""The offline feed: every record once an epoch, whatever the split, and a pure function of the step."""
+
+from __future__ import annotations
+
+import pytest
+
+from whet.train.feed import OfflineFeed
+
+
+def feed(num: int, *, batch: int = 4, micro: int | None = None, epochs: int = 2, rank: int = 0, world: int = 1, steps=None) -> OfflineFeed:
+    return OfflineFeed(
+        num, list, batch_size=batch, micro_batch_size=micro, epochs=epochs, max_steps=steps, seed=7, rank=rank, world=world
+    )
+
+
+@pytest.mark.parametrize(("num", "batch"), [(10, 4), (8, 4), (3, 8), (1, 1)])
+def test_every_record_once_an_epoch(num: int, batch: int) -> None:
+    f = feed(num, batch=batch)
+    per_epoch = f.num_steps // 2
+    for epoch in range(2):
+        seen = [i for step in range(epoch * per_epoch, (epoch + 1) * per_epoch) for i in f.indices(step)]
+        assert sorted(seen) == list(range(num))
+    assert f.ends_epoch(per_epoch)
+    assert f.epoch(per_epoch) == 1.0
+
+
+def test_epochs_differ_and_repeat_exactly() -> None:
+    first, again = feed(50, batch=50), feed(50, batch=50)
+    assert first.indices(0) != first.indices(1)
+    assert [first.indices(s) for s in (0, 1)] == [again.indices(s) for s in (1, 0)][::-1]
+
+
+def test_micro_batches_split_but_never_reorder() -> None:
+    whole, split = feed(10, batch=8), feed(10, batch=8, micro=3)
+    for step in range(whole.num_steps):
+        assert [i for part in split.micro_batches(step) for i in part] == whole.micro_batches(step)[0]
+    assert [len(part) for part in split.micro_batches(0)] == [3, 3, 2]
+
+
+def test_ranks_share_a_step_without_overlap() -> None:
+    one = feed(11, batch=4, world=1)
+    two = [feed(11, batch=2, rank=r, world=2) for r in (0, 1)]
+    assert one.num_steps == two[0].num_steps
+    for step in range(one.num_steps):
+        assert sorted(two[0].indices(step) + two[1].indices(step)) == sorted(one.indices(step))
+
+
+def test_max_steps_wins_over_epochs() -> None:
+    assert feed(10, epochs=1, steps=9).num_steps == 9
+    assert feed(10, epochs=5, steps=2).num_steps == 2
