@@ -22,11 +22,26 @@ class Lora(Section):
     """Names of the layers that get an adapter; `all-linear` takes every linear layer except the LM head."""
 
 
+class Build(Section):
+    """A small random checkpoint, made where `model.path` has none: for first trials without a model hub."""
+
+    files: tuple[str, ...] = Field(min_length=1)
+    """Data files whose text the tokenizer is trained on."""
+    vocab_size: int = Field(2048, ge=300)
+    hidden_size: int = Field(128, ge=8)
+    num_layers: int = Field(4, ge=1)
+    num_heads: int = Field(4, ge=1)
+    max_positions: int = Field(2048, ge=16)
+    seed: int = 42
+
+
 class Model(Section):
     """A checkpoint in the ordinary Hugging Face layout."""
 
     path: str
     """Directory or hub id. Weights are read as safetensors only."""
+    build: Build | None = None
+    """Build a small random model at `path` where that directory does not exist yet."""
     lora: Lora | None = Lora()
     """Adapter to train; `null` trains every weight."""
     adapter: str | None = None

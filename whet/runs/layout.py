@@ -91,6 +91,11 @@ class RunPaths:
         return self.root / "report" / "index.html"
 
     @property
+    def inputs(self) -> Path:
+        """Data made for this run before it starts (the demo's)."""
+        return self.root / "inputs"
+
+    @property
     def stages(self) -> Path:
         return self.root / "stages"
 

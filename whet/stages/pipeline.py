@@ -24,6 +24,7 @@ from whet.runs.files import write_json, write_text, writing
 from whet.runs.layout import RunPaths, StagePaths
 from whet.runs.ledger import Status, first_difference, now, read_status, record_event, write_status
 from whet.schema.artifacts import ModelRef, StageResult
+from whet.stages.build import build_model
 from whet.stages.context import Context
 from whet.stages.inputs import input_hashes
 
@@ -37,6 +38,7 @@ def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
     paths = RunPaths(Path(plan.run))
     with only_one_process(paths):
         claim(paths, plan, fresh=fresh)
+        build_model(plan.model)
         base = ModelRef(path=plan.model.path, adapter=plan.model.adapter)
         models, folders = {"base": base, "previous": base}, dict[str, Path]()
         done: list[Status] = []
@@ -139,7 +141,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-    elif paths.root.is_dir() and any(p.name not in (".lock", "archive", "ledger.jsonl") for p in paths.root.iterdir()):
+    elif paths.root.is_dir() and any(p.name not in (".lock", "archive", "inputs", "ledger.jsonl") for p in paths.root.iterdir()):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
     else:
         write_text(paths.plan, text)
