@@ -17,6 +17,9 @@ from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
 from whet.stages.measure.subject import Subject
 
+ROUND = 4
+"""Batches drawn between two looks at the store: more pad less, fewer lose less to a kill."""
+
 GeneratedTask = ExactTask | OverlapTask | WinRateTask
 
 
@@ -39,7 +42,8 @@ def answer_all(ready: ReadyTask, task: GeneratedTask, subject: Subject, store: R
         for ids in [subject.renderer.prompt(prompt.messages, prompt.tools)]
         for sample in range(task.num_samples)
     ]
-    replies = store.answer(subject.label, ready.name, requests, partial(subject.engine, task.batch_size))
+    engine, size = partial(subject.engine, task.batch_size), ROUND * task.batch_size
+    replies = store.answer(subject.label, ready.name, requests, engine, round_size=size)
     return [replies[start : start + task.num_samples] for start in range(0, len(replies), task.num_samples)]
 
 

@@ -47,20 +47,38 @@ class ReplyStore:
         return reply if reply is not None and reply.digest == digest(request) else None
 
     def answer(
-        self, owner: str, task: str, requests: Sequence[Request], open_engine: Callable[[], Engine]
+        self,
+        owner: str,
+        task: str,
+        requests: Sequence[Request],
+        open_engine: Callable[[], Engine],
+        *,
+        round_size: int,
     ) -> list[Reply]:
-        """Replies to all requests, in their order. The engine is opened only where some are not known yet."""
-        missing = [request for request in requests if self.find(owner, task, request) is None]
+        """Replies to all requests, in their order, drawn in fixed rounds of `round_size`.
+
+        A round that a kill cut short is drawn again as a whole and what is stored of it stays: the engine then sees
+        the same lists of requests, so the same batches, so the same bytes. It is opened only where a round is missing.
+        """
+        rounds = [requests[start : start + round_size] for start in range(0, len(requests), round_size)]
+        missing = [part for part in rounds if any(self.find(owner, task, request) is None for request in part)]
         if missing:
-            done = len(requests) - len(missing)
+            done, engine = len(requests) - sum(map(len, missing)), open_engine()
             with self._lines() as lines, Progress(f"{owner} · {task}", len(requests), done=done) as progress:
-                for reply in _draw(owner, task, missing, open_engine()):
-                    self._replies[owner, task, reply.key] = reply
-                    if lines is not None:
-                        lines.write(json_line(asdict(reply)))
-                        lines.flush()
+                for reply in (reply for part in missing for reply in _draw(owner, task, part, engine)):
+                    self._keep(reply, lines)
                     progress.update()
+            engine.close()
         return [self._replies[owner, task, request.key] for request in requests]
+
+    def _keep(self, reply: Reply, lines: IO[str] | None) -> None:
+        known = self._replies.get((reply.owner, reply.task, reply.key))
+        if known is not None and known.digest == reply.digest:
+            return
+        self._replies[reply.owner, reply.task, reply.key] = reply
+        if lines is not None:
+            lines.write(json_line(asdict(reply)))
+            lines.flush()
 
     def counts(self) -> dict[str, float]:
         """How many replies there are, how long they were together, how many failed or hit their limit."""
@@ -88,7 +106,6 @@ def _draw(owner: str, task: str, requests: Sequence[Request], engine: Engine) ->
             finish_reason=completion.finish_reason,
             error=completion.error,
         )
-    engine.close()
 
 
 def digest(request: Request) -> str:

@@ -18,7 +18,7 @@ from whet.errors import ConfigError
 from whet.schema.artifacts import Measure
 from whet.schema.records import Message
 from whet.schema.rollouts import Request, Sampling
-from whet.stages.measure.answers import Measured, answer_all, conversation_text, sample_rows
+from whet.stages.measure.answers import ROUND, Measured, answer_all, conversation_text, sample_rows
 from whet.stages.measure.interval import proportion
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
@@ -117,7 +117,8 @@ def compare(
                 Request(key=f"{key}|{order}#{vote}", prompt_ids=ids, sampling=sampling, seed=task.seed)
                 for vote in range(config.votes)
             ]
-    spoken = store.answer(judge.label, f"{ready.name}, {label}", requests, partial(judge.engine, task.batch_size))
+    engine, size = partial(judge.engine, task.batch_size), ROUND * task.batch_size
+    spoken = store.answer(judge.label, f"{ready.name}, judging {label}", requests, engine, round_size=size)
     verdicts = [
         majority([parse_verdict(reply.text) for reply in spoken[start : start + config.votes]])
         for start in range(0, len(spoken), config.votes)
