@@ -22,7 +22,8 @@ __all__ = ["Plan", "__version__", "dump_plan", "load_plan", "run"]
 def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
     """Run a plan, skipping what is done; return the content of its `summary.json`.
 
-    `fresh` empties a run directory that another plan used. Raises `whet.errors.UserError` where the input cannot be used.
+    `fresh` empties a run directory that another plan used. Raises `whet.errors.UserError` where the input cannot be
+    used.
     """
     from whet.stages.pipeline import run_plan
 

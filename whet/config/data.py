@@ -48,7 +48,8 @@ class Data(Section):
     max_length: int = Field(1024, ge=8)
     """Longest rendered row in tokens, prompt and response together."""
     on_overlong: Literal["truncate", "drop", "error"] = "truncate"
-    """What happens to a longer row. Truncation cuts the end of the response and, where the prompt alone is too long, drops the row."""
+    """What happens to a longer row. Truncation cuts the end of the response and, where the prompt
+    alone is too long, drops the row."""
     on_bad_row: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read or lacks its fields. Dropped rows are listed in the ledger."""
     eval_files: tuple[str | Source, ...] = ()

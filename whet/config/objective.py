@@ -32,7 +32,8 @@ class Ipo(Section):
     tau: float = Field(0.1, gt=0)
     """Regularisation; the target of h is 1/(2 tau)."""
     normalise: Literal["length", "sum"] = "length"
-    """`length` divides each response's log-ratio by its number of tokens (the authors' intention for language models); `sum` is the equation as printed."""
+    """`length` divides each response's log-ratio by its number of tokens (the authors' intention for language
+    models); `sum` is the equation as printed."""
 
 
 SupervisedObjective = Nll

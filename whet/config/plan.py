@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -17,7 +19,9 @@ class Plan(Section):
     run: str
     """Run directory, e.g. `runs/first`. Everything the run makes is in it."""
     model: Model
+    """The checkpoint everything starts from."""
     stages: tuple[Stage, ...] = Field(min_length=1)
+    """What is done, in order; a bare word such as `sft` is a stage with that kind's defaults."""
 
     @model_validator(mode="after")
     def _named_once_and_in_order(self) -> Self:
@@ -32,3 +36,12 @@ class Plan(Section):
             if isinstance(stage, SftStage | DpoStage | MergeStage):
                 models.append(stage.name)
         return self
+
+    @classmethod
+    def load(
+        cls, source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = (), *, kind: str | None = None
+    ) -> Plan:
+        """A plan from a YAML or JSON file, or from a mapping: see `whet.config.load.load_plan`."""
+        from whet.config.load import load_plan
+
+        return load_plan(source, overrides, kind=kind)

@@ -39,7 +39,8 @@ class Judge(Section):
     """The model as its own judge (Yuan et al., 2401.10020)."""
 
     template: str = "additive"
-    """`additive` (the paper's five points, reason first), `score_first`, or a text file with {instruction} and {response}."""
+    """`additive` (the paper's five points, reason first), `score_first`, or a text file with
+    {instruction} and {response}."""
     votes: int = Field(3, ge=1)
     """Judgements per candidate; the score is the mean of those that could be read."""
     max_new_tokens: int = Field(256, ge=1)
@@ -65,7 +66,8 @@ class Checker(Section):
     """A rule that says whether an answer is right."""
 
     type: Literal["exact", "contains", "numeric", "custom"] = "exact"
-    """`exact` compares stripped text with the reference, `contains` looks for it, `numeric` compares the last number, `custom` calls `path`."""
+    """`exact` compares stripped text with the reference, `contains` looks for it, `numeric` compares the last
+    number, `custom` calls `path`."""
     path: str | None = None
     """`module:function` or `FILE.py:function`, called as f(prompt, completion, **columns) -> float in [0, 1]."""
 

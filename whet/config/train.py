@@ -36,7 +36,8 @@ class Train(Section):
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the gradient to this norm; null leaves it."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the forward pass; trainable weights stay fp32. `auto` is bf16 where the device has it, else fp32."""
+    """Arithmetic of the forward pass; trainable weights stay fp32. `auto` is bf16 where the device has
+    it, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     eval_every: int | None = Field(None, ge=1)
@@ -46,7 +47,8 @@ class Train(Section):
     keep_checkpoints: int = Field(2, ge=1)
     """How many of the latest checkpoints stay; the best one always does."""
     best_metric: str | None = None
-    """Metric that names the best checkpoint, e.g. `eval/loss` or `watch/exact/accuracy`; null with evaluation data is `eval/loss`."""
+    """Metric that names the best checkpoint, e.g. `eval/loss` or `watch/exact/accuracy`; null with
+    evaluation data is `eval/loss`."""
     best_mode: Literal["min", "max"] | None = None
     """Which end of the metric is best; null decides by its name (`loss`, `perplexity`: min, else max)."""
     keep: Literal["best", "last"] = "best"

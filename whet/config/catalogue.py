@@ -1,0 +1,136 @@
+"""Every key a plan may have, read off the models: for `whet explain` and for "did you mean".
+
+A key is written as it stands in a plan: `model.lora.rank`, `train.epochs`, `tasks.checker.type`. The same key may stand
+in several kinds of stage with different defaults, or in some types of a section only; then it has several entries.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args
+
+from pydantic.fields import FieldInfo
+
+from whet.config.base import Section
+from whet.config.plan import Plan
+from whet.config.stage import Stage
+
+# What the same thing is called in tools people come from; only ever used to suggest a key.
+ELSEWHERE = {
+    "lr": "train.learning_rate",
+    "model_name_or_path": "model.path",
+    "output_dir": "run",
+    "num_train_epochs": "train.epochs",
+    "num_epochs": "train.epochs",
+    "per_device_train_batch_size": "train.micro_batch_size",
+    "train_batch_size": "train.batch_size",
+    "gradient_accumulation_steps": "train.micro_batch_size",
+    "lr_scheduler_type": "train.schedule",
+    "loss_type": "objective.type",
+    "cutoff_len": "data.max_length",
+    "max_seq_length": "data.max_length",
+    "dataset": "data.files",
+    "train_file": "data.files",
+    "eval_file": "data.eval_files",
+    "lora_rank": "model.lora.rank",
+    "lora_r": "model.lora.rank",
+    "lora_alpha": "model.lora.alpha",
+    "adapter_name_or_path": "model.adapter",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One key at one place of the plan."""
+
+    path: str
+    info: FieldInfo
+    kind: str
+    """Kind of stage it stands in; empty for keys of the plan itself."""
+    tag: str
+    """The `type` of the section it belongs to; empty where the section has no types."""
+
+    @property
+    def default(self) -> Any:
+        return self.info.get_default(call_default_factory=True)
+
+
+def stage_models() -> dict[str, type[Section]]:
+    """The model of each kind of stage, in the order of a pipeline's definition."""
+    return {model.model_fields["kind"].default: model for model in sections(Stage)}
+
+
+def sections(annotation: Any) -> tuple[type[Section], ...]:
+    """The section models that stand anywhere in a type: `Lora | None`, `tuple[Task, ...]`, a tagged union."""
+    if isinstance(annotation, type) and issubclass(annotation, Section):
+        return (annotation,)
+    found = [model for part in get_args(annotation) for model in sections(part)]
+    return tuple(dict.fromkeys(found))
+
+
+@cache
+def entries() -> tuple[Entry, ...]:
+    """All keys, those of the plan first, then kind by kind."""
+    found = [entry for name in ("run", "model") for entry in _below(Plan, name, "", "", "")]
+    for kind, model in stage_models().items():
+        for name in model.model_fields:
+            if name != "kind":
+                found.extend(_below(model, name, "", kind, ""))
+    return tuple(found)
+
+
+def section_keys() -> frozenset[str]:
+    """Keys of stages that may also stand at the top of a plan, as defaults for every stage that has them."""
+    return frozenset(name for model in stage_models().values() for name in model.model_fields) - {
+        "kind",
+        "name",
+        "start",
+    }
+
+
+def top_keys() -> frozenset[str]:
+    """Every key that may stand at the top of a plan file."""
+    return section_keys() | {"run", "model", "seed", "stages"}
+
+
+def paths() -> tuple[str, ...]:
+    return tuple(dict.fromkeys(["run", "seed", "stages", *(entry.path for entry in entries())]))
+
+
+def suggest(path: str) -> str | None:
+    """The key most likely meant by an unknown one.
+
+    >>> suggest("lora.rank"), suggest("train.epoch"), suggest("lr")
+    ('model.lora.rank', 'train.epochs', 'train.learning_rate')
+    """
+    known = paths()
+    longer = [key for key in known if key.endswith("." + path)]
+    if longer:
+        return min(longer, key=lambda key: (key.count("."), known.index(key)))
+    parent, _, last = path.rpartition(".")
+    if last in ELSEWHERE:
+        return ELSEWHERE[last]
+    for candidates in ([key for key in known if key.rpartition(".")[0] == parent], known):
+        by_last = {key.rpartition(".")[2]: key for key in reversed(candidates)}
+        match = difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)
+        if match:
+            return by_last[match[0]]
+    return next(iter(difflib.get_close_matches(path, known, n=1, cutoff=0.6)), None)
+
+
+def _below(model: type[Section], name: str, prefix: str, kind: str, tag: str) -> Iterator[Entry]:
+    info = model.model_fields[name]
+    path = f"{prefix}.{name}" if prefix else name
+    yield Entry(path, info, kind, tag)
+    for inner in sections(info.annotation):
+        for field in inner.model_fields:
+            yield from _below(inner, field, path, kind, _tag(inner) or tag)
+
+
+def _tag(model: type[Section]) -> str:
+    """The `type` a model stands for, where it has one of its own."""
+    field = model.model_fields.get("type")
+    return str(field.default) if field is not None and len(get_args(field.annotation)) == 1 else ""

@@ -1,0 +1,132 @@
+"""Plans from files, from Python and from the command line.
+
+    load_plan("plan.yaml", ["train.epochs=2"])                  what `whet run` does
+    load_plan(None, ["model.path=m", "data.files=a.json"], kind="sft")       what `whet sft` does
+    load_plan({"run": "runs/a", "model": {...}, "stages": [...]})            from Python
+
+Paths in a plan are relative to the current directory, as on every command line. All that can be refused without
+loading a model is refused here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from whet.config.base import Section
+from whet.config.complain import plan_error
+from whet.config.compose import compose
+from whet.config.data import Data, Source
+from whet.config.node import Node, plain
+from whet.config.override import apply_overrides
+from whet.config.plan import Plan
+from whet.config.source import read_source, to_yaml
+from whet.config.stage import DpoStage, EvaluateStage, MergeStage, PrepareStage, SftStage, Stage
+from whet.errors import ConfigError, nearest
+
+
+def load_plan(
+    source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str] = (), *, kind: str | None = None
+) -> Plan:
+    """The resolved plan. With `kind` the keys at the top are those of that single stage.
+
+    Raises ConfigError with file, line, key, what was found and what to do.
+    """
+    root = compose(apply_overrides(read_source(source), overrides, kind=kind), kind=kind)
+    try:
+        plan = Plan.model_validate(plain(root))
+    except ValidationError as error:
+        raise plan_error(error, root) from None
+    earlier: list[str] = []
+    for stage, node in zip(plan.stages, root.value["stages"].value, strict=True):
+        _check_stage(stage, node, earlier)
+        earlier.append(stage.name)
+    return plan
+
+
+def load_data(overrides: Sequence[str]) -> Data:
+    """A data section from `key=value` pairs, with or without `data.` in front."""
+    keys = [text if text.startswith("data.") else f"data.{text}" for text in overrides]
+    root = apply_overrides(Node({}, "override", None, ""), keys)
+    section = root.value.get("data", root)
+    try:
+        return Data.model_validate(plain(section))
+    except ValidationError as error:
+        raise plan_error(error, section) from None
+
+
+def dump_plan(plan: Plan) -> str:
+    """The plan as YAML with every key; loading that text gives the same plan."""
+    return dump_section(plan)
+
+
+def dump_section(section: Section) -> str:
+    """Any part of a plan as YAML, every key written out."""
+    return to_yaml(section.model_dump(mode="json"))
+
+
+def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
+    match stage:
+        case SftStage() | DpoStage() | PrepareStage():
+            _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
+            _check_references(stage.data, node, "data", earlier)
+        case EvaluateStage():
+            if not stage.tasks:
+                raise _error_at(
+                    node,
+                    "tasks",
+                    "the stage measures nothing",
+                    fix="add one, e.g. tasks=[{type: perplexity, data: {files: FILE}}]",
+                )
+        case MergeStage():
+            pass
+    tasks = (
+        stage.tasks
+        if isinstance(stage, EvaluateStage)
+        else ()
+        if isinstance(stage, PrepareStage | MergeStage)
+        else stage.watch
+    )
+    for index, task in enumerate(tasks):
+        place = f"{'tasks' if isinstance(stage, EvaluateStage) else 'watch'}.{index}.data"
+        _need_files(task.data, node, place, "name the held-out file")
+        _check_references(task.data, node, place, earlier)
+
+
+def _need_files(data: Data, node: Node, place: str, fix: str) -> None:
+    if not data.files:
+        raise _error_at(node, f"{place}.files", "is required", fix=fix)
+
+
+def _check_references(data: Data, node: Node, place: str, earlier: Sequence[str]) -> None:
+    """`@NAME/FILE` must name an earlier stage."""
+    for field, files in (("files", data.files), ("eval_files", data.eval_files)):
+        for file in files:
+            path = file.path if isinstance(file, Source) else file
+            name = path[1:].partition("/")[0]
+            if path.startswith("@") and name not in earlier:
+                near = nearest(name, earlier)
+                raise _error_at(
+                    node,
+                    f"{place}.{field}",
+                    f"{path!r} asks for a file of an earlier stage, and none is called {name!r}",
+                    fix=f"did you mean @{near}/...?" if near else f"earlier stages: {', '.join(earlier) or 'none'}",
+                )
+
+
+def _error_at(stage: Node, field: str, problem: str, *, fix: str) -> ConfigError:
+    """An error at the deepest part of `field` that was written."""
+    node = stage
+    for key in field.split("."):
+        match node.value:
+            case dict() if key in node.value:
+                node = node.value[key]
+            case list():
+                node = node.value[int(key)]
+            case _:
+                break
+    path = f"{stage.path}.{field}" if stage.path else field
+    return ConfigError(problem, file=node.file, line=node.line, field=path, fix=fix)
