@@ -1,0 +1,170 @@
+"""Formats whose rows are turns to learn from. Each function: row -> conversation, the turns in order.
+
+A conversation read here may still lack an answer; whether one is needed depends on what the rows are read for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from whet.data.images import place_images
+from whet.data.messages import parse_message, parse_messages, read_messages, with_system
+from whet.data.row import Row, kind_of_value
+from whet.data.tools import read_tools
+from whet.schema.records import Conversation, Message
+
+PROMPT_NAMES = ("prompt", "question", "query", "problem", "instruction")
+ANSWER_NAMES = ("completion", "answer", "response", "output")
+SYSTEM_NAMES = ("system", "system_prompt")
+TURNS_NAMES = ("messages", "conversations", "conversation")
+
+_FINAL = re.compile(r"####\s*(\S[^\n]*)")
+
+
+def conversation(row: Row, messages: tuple[Message, ...]) -> Conversation:
+    """What all formats share: system column, pictures, tools, and the columns nobody asked for."""
+    messages = place_images(row, with_system(row, messages, *SYSTEM_NAMES))
+    tools = read_tools(row)
+    return Conversation(messages=messages, tools=tools, columns=row.rest(), origin=row.origin)
+
+
+def alpaca(row: Row) -> Conversation:
+    """`instruction`, `input`, `output`, and `history` of [question, answer] pairs before it."""
+    return conversation(
+        row, (*history(row), Message("user", instruction(row)), Message("assistant", row.text("output")))
+    )
+
+
+def instruction(row: Row) -> str:
+    """The instruction with its input on the next line."""
+    text, extra = row.text("instruction"), row.maybe_text("input")
+    return f"{text}\n{extra}" if extra.strip() else text
+
+
+def history(row: Row) -> tuple[Message, ...]:
+    turns: list[Message] = []
+    for index, pair in enumerate(row.opened(row.maybe("history"), "history") or ()):
+        field = f"history[{index}]"
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise row.error(f"is {kind_of_value(pair)}, not a [question, answer] pair", field=field, found=pair)
+        question, answer = (row.as_text(text, field) for text in pair)
+        if not question.strip() or not answer.strip():
+            raise row.error("has an empty turn", field=field, found=pair)
+        turns += [Message("user", question), Message("assistant", answer)]
+    return tuple(turns)
+
+
+def turns(row: Row) -> Conversation:
+    """`messages` or `conversations`, in either dialect."""
+    return conversation(row, read_messages(row, row.which(TURNS_NAMES)))
+
+
+def prompt_completion(row: Row) -> Conversation:
+    """A prompt and its answer, each a text, a message, or a list of messages."""
+    return conversation(row, (*prompt_turns(row), *answer_turns(row, row.which(ANSWER_NAMES))))
+
+
+def prompt_turns(row: Row) -> tuple[Message, ...]:
+    """The turns of a row's prompt, under whatever name it stands."""
+    name = row.which(PROMPT_NAMES)
+    if name not in row and row.which(TURNS_NAMES) in row:
+        return read_messages(row, row.which(TURNS_NAMES))
+    if name == "instruction":
+        return (*history(row), Message("user", instruction(row)))
+    value = _structured(row, row.take(name), name)
+    match value:
+        case list():
+            return parse_messages(row, row.listed(name), name)
+        case dict():
+            return (parse_message(row, value, name),)
+        case _:
+            text = row.text(name)
+            return transcript(row, text, name) if text.startswith(HUMAN) else (*history(row), Message("user", text))
+
+
+def answer_turns(row: Row, name: str) -> tuple[Message, ...]:
+    """The turns of an answer: a text, one message, or a list of them."""
+    value = _structured(row, row.take(name), name)
+    match value:
+        case list():
+            return parse_messages(row, row.listed(name), name)
+        case dict():
+            return (parse_message(row, value, name),)
+        case _:
+            return (Message("assistant", row.text(name)),)
+
+
+def _structured(row: Row, value: Any, field: str) -> Any:
+    """JSON of turns inside a string (CSV cells) is opened; any other string, `[1, 2]` say, is what somebody wrote."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and ('"role"' in value or '"from"' in value):
+        return row.opened(value, field)
+    return value
+
+
+def self_instruct(row: Row) -> Iterator[Conversation]:
+    """A task with its `instances`: one conversation each."""
+    task = row.text("instruction")
+    for index, instance in enumerate(row.listed("instances")):
+        field = f"instances[{index}]"
+        if not isinstance(instance, dict):
+            raise row.error(f"is {kind_of_value(instance)}, not an object", field=field, found=instance)
+        inner = Row({f"{field}.{key}": value for key, value in instance.items()}, row.origin)
+        extra = inner.maybe_text(f"{field}.input")
+        user = Message("user", f"{task}\n{extra}" if extra.strip() else task)
+        yield conversation(row, (user, Message("assistant", inner.text(f"{field}.output"))))
+
+
+def openorca(row: Row) -> Conversation:
+    """`system_prompt` (may be empty), `question`, `response`."""
+    return conversation(row, (Message("user", row.text("question")), Message("assistant", row.text("response"))))
+
+
+def gsm8k(row: Row) -> Conversation:
+    """A worked answer that ends in `#### 72`: learnt as it stands, calculator notes `<<48/2=24>>` included.
+
+    The final number is kept in the column `final`, and becomes the reference where the rows are read as prompts.
+    """
+    answer = row.text("answer")
+    final = final_answer(answer)
+    if final is None:
+        raise row.error(
+            "has no '#### ANSWER' line",
+            field="answer",
+            found=answer[-40:],
+            fix="set data.format=prompt_completion if the answers have none",
+        )
+    turns = (Message("user", row.text("question")), Message("assistant", answer))
+    record = conversation(row, turns)
+    return replace(record, columns={**record.columns, "final": final})
+
+
+def final_answer(answer: str) -> str | None:
+    """The number after `####`, without thousands separators; None where there is no such line."""
+    found = _FINAL.findall(answer)
+    return found[-1].strip().replace(",", "") if found else None
+
+
+HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+_SPEAKER = re.compile(r"\n\n(Human|Assistant):")
+
+
+def transcript(row: Row, text: str, field: str) -> tuple[Message, ...]:
+    """Turns of an hh-rlhf transcript. Raises DataError where it does not begin with a speaker or a turn is empty."""
+    pieces = _SPEAKER.split(text)
+    if pieces[0].strip() or len(pieces) < 3:
+        raise row.error("is no transcript", field=field, found=text, fix=r"write '\n\nHuman: ...\n\nAssistant: ...'")
+    messages = []
+    for index in range(1, len(pieces), 2):
+        role, words = pieces[index], pieces[index + 1].strip()
+        if words:
+            messages.append(Message("user" if role == "Human" else "assistant", words))
+        elif index + 2 < len(pieces) or role == "Human":
+            raise row.error(f"has an empty {role} turn", field=field, found=text[-FOUND_TAIL:])
+    return tuple(messages)
+
+
+FOUND_TAIL = 40
+"""How much of a transcript's end an error quotes."""

@@ -1,0 +1,110 @@
+"""File row -> records, one exhaustive `match` over the formats.
+
+read_row(Row({"instruction": "Add 2 and 3.", "output": "5"}, origin), "alpaca", "conversation")
+    -> (Conversation(messages=(Message("user", "Add 2 and 3."), Message("assistant", "5"))),)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from whet.config.data import Format
+from whet.data import conversations, preferences
+from whet.data.images import place_images
+from whet.data.kinds import MADE_FROM, as_kind, reference_of
+from whet.data.messages import with_system
+from whet.data.row import Row
+from whet.data.tools import read_tools
+from whet.schema.records import Prompt, Record, RecordKind
+
+KIND: dict[Format, RecordKind] = {
+    "alpaca": "conversation",
+    "sharegpt": "conversation",
+    "messages": "conversation",
+    "prompt_completion": "conversation",
+    "self_instruct": "conversation",
+    "openorca": "conversation",
+    "gsm8k": "conversation",
+    "preference": "preference",
+    "hh": "preference",
+    "pku": "preference",
+    "ultrafeedback": "scored",
+    "kto": "rating",
+    "ranking": "ranking",
+    "scored": "scored",
+    "weighted": "scored",
+    "prompt": "prompt",
+    "text": "prompt",
+}
+"""What the rows of a format are before anyone asks for something else."""
+
+
+def kind_for(format: Format, want: Sequence[RecordKind]) -> RecordKind | None:
+    """The kind to read a format as: its own where that is wanted, else the first it can become, else None."""
+    own = KIND[format]
+    if own in want:
+        return own
+    # A weight is a share, not a judgement: it makes no pairs.
+    refused = {"preference"} if format == "weighted" else set()
+    return next((kind for kind in want if own in MADE_FROM[kind] and kind not in refused), None)
+
+
+def read_row(row: Row, format: Format, kind: RecordKind) -> Sequence[Record]:
+    """The records of one row, usually one. Raises DataError (a bad row) or NothingToLearn (a sound one without use)."""
+    for name in ("videos", "audios"):
+        if row.values.get(name):
+            raise row.error("is not supported: whet reads text and images", field=name)
+    return [made for record in parse_row(row, format) for made in as_kind(record, kind)]
+
+
+def parse_row(row: Row, format: Format) -> Sequence[Record]:
+    """The records as the format has them."""
+    match format:
+        case "alpaca":
+            return (conversations.alpaca(row),)
+        case "sharegpt" | "messages":
+            return (conversations.turns(row),)
+        case "prompt_completion":
+            return (conversations.prompt_completion(row),)
+        case "self_instruct":
+            return tuple(conversations.self_instruct(row))
+        case "openorca":
+            return (conversations.openorca(row),)
+        case "gsm8k":
+            return (conversations.gsm8k(row),)
+        case "preference":
+            return (preferences.preference(row),)
+        case "hh":
+            return (preferences.hh(row),)
+        case "pku":
+            return (preferences.pku(row),)
+        case "ultrafeedback":
+            return (preferences.ultrafeedback(row) if "completions" in row else preferences.preference(row),)
+        case "kto":
+            return (preferences.kto(row),)
+        case "ranking":
+            return (preferences.ranking(row),)
+        case "scored":
+            return (preferences.scored(row),)
+        case "weighted":
+            return (preferences.weighted(row),)
+        case "prompt" | "text":
+            return (prompt(row),)
+        case "auto":
+            raise ValueError("detect the format first")
+
+
+def prompt(row: Row) -> Prompt:
+    """A question, as a plain line or an object; the gold answer, where there is one, becomes the reference."""
+    turns = place_images(row, with_system(row, conversations.prompt_turns(row), *conversations.SYSTEM_NAMES))
+    reference = None
+    if turns[-1].role == "assistant":
+        turns, reference = turns[:-1], turns[-1].text
+    preferences.check_prompt(row, turns)
+    given = reference_of(row.values)
+    if given is None:
+        given = next(
+            (row.as_text(row.take(name), name) for name in conversations.ANSWER_NAMES if name in row), reference
+        )
+    tools = read_tools(row)
+    return Prompt(messages=turns, reference=given, tools=tools, columns=row.rest(), origin=row.origin)

@@ -1,0 +1,35 @@
+"""Rows of a data set on the Hugging Face hub (or a local folder in its layout), through `datasets`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from whet.data.jsonrows import RawRow
+from whet.errors import DataError
+from whet.schema.records import Origin
+
+
+def read_hub(name: str, *, subset: str | None = None, split: str = "train") -> Iterator[RawRow]:
+    """The rows of one split; the number of an origin is the row's, counted from 1.
+
+    Raises DataError where the data set, subset or split cannot be had. `datasets` keeps what it downloads.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise DataError(
+            "a hub data set needs the package datasets", file=name, fix="pip install datasets, or download the files"
+        ) from None
+    try:
+        table = datasets.load_dataset(name, subset, split=split)
+    except Exception as error:
+        # `datasets` raises a dozen unrelated types (network, unknown name or split, broken files), all user input.
+        found = " ".join(str(error).split())[:200]
+        raise DataError(
+            "cannot be read from the hub",
+            file=name,
+            found=found,
+            fix="check the name, `subset`, `split` and the network (HF_HUB_OFFLINE is off?); a local path must exist",
+        ) from error
+    for number, value in enumerate(table, 1):
+        yield Origin(file=f"{name}[{split}]", line=number), value

@@ -1,0 +1,134 @@
+"""Records of one kind read as another, where that is sound.
+
+Any record is a prompt once its answers are set aside; a conversation's last answer then becomes the reference. Ranked
+and scored answers become preferences. Nothing becomes a conversation: that would train on answers nobody approved.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from whet.data.preferences import NothingToLearn
+from whet.errors import DataError
+from whet.schema.records import (
+    Conversation,
+    Message,
+    Preference,
+    Prompt,
+    Ranking,
+    Rating,
+    Record,
+    RecordKind,
+    Scored,
+    kind_of,
+)
+
+REFERENCE_NAMES = ("reference", "final", "solution", "ground_truth", "target")
+"""Columns that hold the gold answer of a prompt, the first one present winning."""
+
+MADE_FROM: dict[RecordKind, tuple[RecordKind, ...]] = {
+    "conversation": ("conversation",),
+    "preference": ("preference", "ranking", "scored"),
+    "rating": ("rating",),
+    "ranking": ("ranking",),
+    "scored": ("scored",),
+    "prompt": ("prompt", "conversation", "preference", "rating", "ranking", "scored"),
+}
+"""Kind wanted -> kinds it can be made from."""
+
+
+def as_kind(record: Record, kind: RecordKind) -> Sequence[Record]:
+    """The record as the kind asked for. Raises NothingToLearn, or DataError where the record lacks what that needs."""
+    match kind, record:
+        case "conversation", Conversation():
+            return (_learnable(record),)
+        case "prompt", _:
+            return (as_prompt(record),)
+        case "preference", Ranking():
+            return pairs_of_ranking(record)
+        case "preference", Scored():
+            return (best_against_worst(record),)
+        case _ if kind == kind_of(record):
+            return (record,)
+        case _:
+            raise DataError(
+                f"is a {kind_of(record)}, and no {kind} can be made of it",
+                file=record.origin.file,
+                line=record.origin.line,
+            )
+
+
+def _learnable(record: Conversation) -> Conversation:
+    if not any(message.role == "assistant" for message in record.messages):
+        raise DataError(
+            "no assistant turn to learn from", file=record.origin.file, line=record.origin.line, field="messages"
+        )
+    return record
+
+
+def as_prompt(record: Record) -> Prompt:
+    """The question alone; what a model must not see goes to `reference`."""
+    match record:
+        case Prompt():
+            return record
+        case Conversation():
+            reference = reference_of(record.columns)
+            messages = record.messages
+            if messages[-1].role == "assistant":
+                messages, reference = messages[:-1], reference if reference is not None else messages[-1].text
+            tools = record.tools
+        case Preference() | Rating():
+            messages, reference, tools = record.prompt, reference_of(record.columns), record.tools
+        case Ranking() | Scored():
+            messages, reference, tools = record.prompt, reference_of(record.columns), ()
+    if not any(message.role in ("user", "tool") for message in messages):
+        raise DataError("no user turn to answer", file=record.origin.file, line=record.origin.line, field="messages")
+    return Prompt(messages=messages, reference=reference, tools=tools, columns=record.columns, origin=record.origin)
+
+
+def reference_of(columns: Mapping[str, Any]) -> str | None:
+    """The gold answer among a row's columns (also verl's `reward_model.ground_truth`), or None."""
+    for name in REFERENCE_NAMES:
+        value = columns.get(name)
+        if isinstance(value, str | int | float) and not isinstance(value, bool):
+            return str(value)
+    inner = columns.get("reward_model")
+    return reference_of({"ground_truth": inner.get("ground_truth")}) if isinstance(inner, Mapping) else None
+
+
+def pairs_of_ranking(record: Ranking) -> tuple[Preference, ...]:
+    """Every pair of differently ranked responses, the better one chosen."""
+    order = sorted(range(len(record.responses)), key=lambda index: record.ranks[index])
+    pairs = tuple(
+        Preference(
+            prompt=record.prompt,
+            chosen=(Message("assistant", record.responses[better]),),
+            rejected=(Message("assistant", record.responses[worse]),),
+            columns=record.columns,
+            origin=record.origin,
+        )
+        for better, worse in combinations(order, 2)
+        if record.ranks[better] < record.ranks[worse]
+    )
+    if not pairs:
+        raise NothingToLearn("all responses rank the same")
+    return pairs
+
+
+def best_against_worst(record: Scored) -> Preference:
+    """The response with the highest number against the one with the lowest (the first, where several have it)."""
+    indices = range(len(record.values))
+    best, worst = max(indices, key=lambda i: record.values[i]), min(indices, key=lambda i: record.values[i])
+    if record.values[best] == record.values[worst]:
+        raise NothingToLearn("all responses have the same score")
+    return Preference(
+        prompt=record.prompt,
+        chosen=(Message("assistant", record.responses[best]),),
+        rejected=(Message("assistant", record.responses[worst]),),
+        chosen_score=record.values[best],
+        rejected_score=record.values[worst],
+        columns=record.columns,
+        origin=record.origin,
+    )

@@ -1,0 +1,135 @@
+"""What became of every row: read, kept, truncated, dropped and why, with the lines.
+
+    >>> ledger = Ledger()
+    >>> for line in (1, 2, 3): ledger.keep(Origin(file="a.jsonl", line=line))
+    >>> ledger.drop("is empty", Origin(file="a.jsonl", line=2))
+    >>> ledger.describe()
+    '3 read, 2 kept, 1 dropped (1 is empty)'
+
+It adds up at any time: read = kept + sum of dropped. Counted are records; a row that could not be read counts as one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from whet.errors import DataError
+from whet.schema.records import Origin, Record
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Mutable on purpose: reading, sampling and fitting write into the same one."""
+
+    kept: int = 0
+    truncated: list[Origin] = field(default_factory=list)
+    dropped: dict[str, list[Origin]] = field(default_factory=dict)
+    """Reason -> where the rows stood."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Reason -> the full text of the first complaint."""
+    formats: dict[str, str] = field(default_factory=dict)
+    """File -> the format it was read as."""
+    notes: list[str] = field(default_factory=list)
+    """Things a reader should know that concern no single row."""
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> Ledger:
+        """A ledger of records that are already in hand, all kept so far."""
+        return cls(kept=sum(1 for _ in records))
+
+    @property
+    def read(self) -> int:
+        return self.kept + self.num_dropped
+
+    @property
+    def num_dropped(self) -> int:
+        return sum(len(origins) for origins in self.dropped.values())
+
+    def keep(self, origin: Origin) -> None:
+        """A record that was read and is used so far."""
+        self.kept += 1
+
+    def refuse(self, reason: str, origin: Origin, example: str | None = None) -> None:
+        """A row that was read but never became a record in use."""
+        self.dropped.setdefault(reason, []).append(origin)
+        if example is not None:
+            self.examples.setdefault(reason, example)
+
+    def refuse_error(self, error: DataError) -> None:
+        """A row that could not be read: the reason is field and problem, list positions left out."""
+        field = re.sub(r"\[\d+\]", "[]", error.field or "")
+        reason = f"{field} {error.problem}" if field else error.problem.partition(" (")[0]
+        self.refuse(reason, Origin(file=error.file or "", line=error.line or 0), str(error))
+
+    def drop(self, reason: str, origin: Origin, example: str | None = None) -> None:
+        """A record kept so far that is not used after all."""
+        self.kept -= 1
+        self.refuse(reason, origin, example)
+
+    def truncate(self, origin: Origin) -> None:
+        """A kept record whose end was cut."""
+        self.truncated.append(origin)
+
+    def note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def merge(self, other: Ledger) -> None:
+        """Add what another ledger counted."""
+        self.kept += other.kept
+        self.truncated += other.truncated
+        for reason, origins in other.dropped.items():
+            self.dropped.setdefault(reason, []).extend(origins)
+        self.examples = {**other.examples, **self.examples}
+        self.formats.update(other.formats)
+        for text in other.notes:
+            self.note(text)
+
+    def describe(self) -> str:
+        """One line for the console."""
+        text = f"{self.read} read, {self.kept} kept"
+        if self.truncated:
+            text += f", {len(self.truncated)} truncated"
+        if self.num_dropped:
+            parts = Counter({reason: len(origins) for reason, origins in self.dropped.items()}).most_common()
+            text += f", {self.num_dropped} dropped ({', '.join(f'{count} {reason}' for reason, count in parts)})"
+        return text
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "read": self.read,
+            "kept": self.kept,
+            "truncated": _rows(self.truncated),
+            "dropped": {
+                reason: {**_rows(origins), **({"example": self.examples[reason]} if reason in self.examples else {})}
+                for reason, origins in self.dropped.items()
+            },
+            "formats": dict(self.formats),
+            "notes": list(self.notes),
+        }
+
+
+def _rows(origins: list[Origin]) -> dict[str, Any]:
+    """Count and lines by file, neighbours joined: `3,7-9`."""
+    lines: dict[str, list[int]] = {}
+    for origin in origins:
+        lines.setdefault(origin.file, []).append(origin.line)
+    return {"count": len(origins), "lines": {file: ranges(numbers) for file, numbers in lines.items()}}
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """
+    >>> ranges([9, 3, 7, 8])
+    '3,7-9'
+    """
+    pieces: list[tuple[int, int]] = []
+    for number in sorted(set(numbers)):
+        if pieces and pieces[-1][1] == number - 1:
+            pieces[-1] = (pieces[-1][0], number)
+        else:
+            pieces.append((number, number))
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in pieces)

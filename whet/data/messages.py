@@ -1,0 +1,177 @@
+"""Lists of turns as files write them, whatever the dialect: OpenAI `role/content` and ShareGPT `from/value`.
+
+    [{"from": "human", "value": "2+3?"}, {"from": "gpt", "value": "5"}]
+        -> (Message("user", "2+3?"), Message("assistant", "5"))
+
+A `function_call` turn becomes an assistant turn with `tool_calls`, an `observation` a `tool` turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from whet.data.row import Row, kind_of_value
+from whet.data.tools import parse_calls, read_calls
+from whet.errors import nearest
+from whet.schema.records import Message, Part, Role
+
+CALL = "call"
+ROLE_WORDS: dict[str, str] = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "prompter": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bing": "assistant",
+    "bard": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+    "tool_response": "tool",
+    "function_call": CALL,
+    "tool_call": CALL,
+}
+"""The word a file uses for who speaks -> our role."""
+
+
+def read_messages(row: Row, name: str) -> tuple[Message, ...]:
+    """The turns under a column. Raises DataError naming the turn that cannot be read."""
+    return parse_messages(row, row.listed(name), name)
+
+
+def parse_messages(row: Row, turns: Sequence[Any], field: str) -> tuple[Message, ...]:
+    messages = [parse_message(row, turn, f"{field}[{index}]") for index, turn in enumerate(turns)]
+    # An empty system turn says nothing: the same as none. Every other empty turn is an error above.
+    return tuple(message for message in messages if message.role != "system" or message.content)
+
+
+def parse_message(row: Row, turn: Any, field: str) -> Message:
+    """One turn. Raises DataError where it has no known role or nothing to say."""
+    if not isinstance(turn, Mapping):
+        raise row.error(f"is {kind_of_value(turn)}, not an object with role and content", field=field, found=turn)
+    role = _role(row, turn, field)
+    key = row.tags.content or ("content" if "content" in turn else "value")
+    content = turn.get(key)
+    if role == CALL:
+        return Message("assistant", "", tool_calls=read_calls(row, content, f"{field}.{key}"))
+    calls = parse_calls(row, turn.get("tool_calls"), f"{field}.tool_calls")
+    body = _content(row, content, f"{field}.{key}")
+    reasoning = turn.get("reasoning_content")
+    if isinstance(reasoning, str) and reasoning and isinstance(body, str):
+        body = f"<think>\n{reasoning}\n</think>\n\n{body}"
+    if _is_blank(body) and not calls and role != "system":
+        raise row.error(
+            "is null" if content is None else "is empty",
+            field=f"{field}.{key}",
+            fix="fill in the turn or remove the row",
+        )
+    return Message(_checked(role), body, tool_calls=calls, weight=_weight(row, turn, field))
+
+
+def _checked(role: str) -> Role:
+    match role:
+        case "system" | "user" | "assistant" | "tool":
+            return role
+        case _:
+            raise AssertionError(role)
+
+
+def _role(row: Row, turn: Mapping[str, Any], field: str) -> str:
+    key = row.tags.role or ("role" if "role" in turn else "from")
+    word = turn.get(key)
+    if not isinstance(word, str):
+        raise row.error(
+            "a turn without its role" if word is None else f"is {kind_of_value(word)}, not text",
+            field=f"{field}.{key}",
+            found=f"fields {', '.join(map(str, turn))}",
+            fix="a turn is {role, content} or {from, value}",
+        )
+    role = row.tags.roles.get(word) or ROLE_WORDS.get(word.strip().lower())
+    if role is None:
+        guess = nearest(word, ROLE_WORDS)
+        raise row.error(
+            "unknown role",
+            field=f"{field}.{key}",
+            found=word,
+            fix=f"did you mean {guess!r}?" if guess else "use system, user, assistant or tool",
+        )
+    return role
+
+
+def _content(row: Row, content: Any, field: str) -> str | tuple[Part, ...]:
+    match content:
+        case None:
+            return ""
+        case str():
+            return content
+        case list():
+            parts = [_part(row, piece, f"{field}[{index}]") for index, piece in enumerate(content)]
+            if all(part.type == "text" for part in parts):
+                return "".join(part.value for part in parts)
+            return tuple(parts)
+        case _:
+            raise row.error(f"is {kind_of_value(content)}, not text", field=field, found=content)
+
+
+def _part(row: Row, piece: Any, field: str) -> Part:
+    match piece:
+        case str():
+            return Part("text", piece)
+        case {"type": "text", "text": str(text)}:
+            return Part("text", text)
+        case (
+            {"type": "image", "image": str(path)}
+            | {"type": "image", "path": str(path)}
+            | {"type": "image", "url": str(path)}
+        ):
+            return Part("image", path)
+        case {"type": "image_url", "image_url": {"url": str(path)}} | {"type": "image_url", "image_url": str(path)}:
+            return Part("image", path)
+        case {"type": "image"}:
+            return Part("image", "")  # its path stands in the row's `images`, in order
+        case _:
+            raise row.error(
+                "unknown content part",
+                field=field,
+                found=piece,
+                fix="a part is {type: text, text} or {type: image, image: PATH}",
+            )
+
+
+def _is_blank(content: str | tuple[Part, ...]) -> bool:
+    return not content.strip() if isinstance(content, str) else not content
+
+
+def _weight(row: Row, turn: Mapping[str, Any], field: str) -> float:
+    """`weight` (OpenAI fine-tuning files) or `loss` (true/false or a number): how much this turn counts in the loss."""
+    for key in ("weight", "loss"):
+        value = turn.get(key)
+        if isinstance(value, bool):
+            return float(value)
+        if value is not None:
+            weight = row.number(value, f"{field}.{key}")
+            if weight < 0:
+                raise row.error("a weight below zero", field=f"{field}.{key}", found=value)
+            return weight
+    return 1.0
+
+
+def with_system(row: Row, messages: tuple[Message, ...], *names: str) -> tuple[Message, ...]:
+    """Put the system text of a column (`system` unless told) before the turns, where they have none of their own."""
+    for name in names or ("system",):
+        text = row.maybe_text(name)
+        if not text.strip():
+            continue
+        if messages and messages[0].role == "system":
+            if messages[0].text == text:
+                return messages
+            raise row.error("a second system text: the turns begin with another", field=name, found=text)
+        return (Message("system", text), *messages)
+    return messages

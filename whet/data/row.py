@@ -1,0 +1,180 @@
+"""A row of a file on its way to a record: its values, where it stood, and which of them a format has used.
+
+Formats ask a row for what they need. What is missing, null or empty becomes a `DataError` that names file, line and
+field; what nobody asked for is left in `rest()` and ends in the record's `columns`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from whet.errors import DataError
+from whet.schema.records import Origin
+
+FOUND_LENGTH = 60
+"""How much of a wrong value an error quotes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tags:
+    """How a file names the parts of a turn, where it differs from the usual (`tags` of a dataset_info.json)."""
+
+    role: str | None = None
+    content: str | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """The file's word for a role -> ours (system, user, assistant, tool, or `call` for a turn that is a tool call)."""
+
+
+PLAIN = Tags()
+
+
+class Row:
+    """One row, read by asking. Names are ours: a user's `columns` mapping has been applied before."""
+
+    __slots__ = ("_used", "origin", "tags", "values")
+
+    def __init__(self, values: Mapping[str, Any], origin: Origin, tags: Tags = PLAIN) -> None:
+        self.values, self.origin, self.tags = values, origin, tags
+        self._used: set[str] = set()
+
+    def __contains__(self, name: str) -> bool:
+        """Whether the row has a value there; null counts as none."""
+        return self.values.get(name) is not None
+
+    def error(self, problem: str, *, field: str, found: object = None, fix: str | None = None) -> DataError:
+        quoted = None if found is None else quote(found)
+        return DataError(problem, file=self.origin.file, line=self.origin.line, field=field, found=quoted, fix=fix)
+
+    def take(self, name: str) -> Any:
+        """The value under a name. Raises DataError where it is missing or null."""
+        self._used.add(name)
+        value = self.values.get(name)
+        if value is None:
+            keys = ", ".join(sorted(self.values)) or "nothing"
+            raise self.error(
+                "is null" if name in self.values else "is missing",
+                field=name,
+                found=None if name in self.values else f"fields {keys}",
+                fix=f"fill it in, name its column by data.columns={{{name}: YOURS}}, or set data.on_bad_row=drop",
+            )
+        return value
+
+    def maybe(self, name: str) -> Any | None:
+        """The value under a name, or None."""
+        self._used.add(name)
+        return self.values.get(name)
+
+    def text(self, name: str) -> str:
+        """A text that says something; a number counts as its digits. Raises DataError where it is empty."""
+        text = self.as_text(self.take(name), name)
+        if not text.strip():
+            raise self.error("is empty", field=name, fix="fill it in, remove the row, or set data.on_bad_row=drop")
+        return text
+
+    def maybe_text(self, name: str) -> str:
+        """A text that may be missing or empty."""
+        value = self.maybe(name)
+        return "" if value is None else self.as_text(value, name)
+
+    def as_text(self, value: object, field: str) -> str:
+        match value:
+            case str():
+                return value
+            case bool():
+                raise self.error("is true or false, not text", field=field, found=value)
+            case int() | float():
+                return str(value)
+            case _:
+                raise self.error(f"is {kind_of_value(value)}, not text", field=field, found=value)
+
+    def number(self, value: object, field: str) -> float:
+        """A finite number. Raises DataError otherwise."""
+        if isinstance(value, str):
+            try:
+                value = float(value)
+            except ValueError:
+                raise self.error("is not a number", field=field, found=value) from None
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, int | float)
+            or value != value
+            or abs(value) == float("inf")
+        ):
+            raise self.error("is not a finite number", field=field, found=value)
+        return float(value)
+
+    def maybe_number(self, *names: str) -> float | None:
+        """The first of these that the row has, as a number."""
+        for name in names:
+            if name in self:
+                return self.number(self.take(name), name)
+        return None
+
+    def listed(self, name: str) -> list[Any]:
+        """A list that is not empty; JSON inside a string (as CSV cells have it) is opened."""
+        value = self.opened(self.take(name), name)
+        if not isinstance(value, list):
+            raise self.error(f"is {kind_of_value(value)}, not a list", field=name, found=value)
+        if not value:
+            raise self.error("is an empty list", field=name)
+        return value
+
+    def opened(self, value: Any, field: str) -> Any:
+        """The value, or what its JSON says where it is a string that begins like a list or an object."""
+        if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+            try:
+                return json.loads(value)
+            except json.JSONDecodeError as error:
+                raise self.error(f"is broken JSON ({error.msg})", field=field, found=value) from None
+        return value
+
+    def which(self, names: Sequence[str]) -> str:
+        """The one of several names that the row uses; the first is the proper one and wins.
+
+        Raises DataError where none is there, or two that are equally good.
+        """
+        if names[0] in self:
+            return names[0]
+        present = [name for name in names if name in self]
+        if len(present) > 1:
+            raise self.error(
+                f"two columns could be it: {', '.join(present)}",
+                field=names[0],
+                fix=f"choose by data.columns={{{names[0]}: {present[0]}}}",
+            )
+        if present:
+            return present[0]
+        return next((name for name in names if name in self.values), names[0])
+
+    def rest(self) -> dict[str, Any]:
+        """What no format asked for."""
+        return {name: value for name, value in self.values.items() if name not in self._used}
+
+
+def quote(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    text = text if len(text) <= FOUND_LENGTH else text[: FOUND_LENGTH - 1] + "…"
+    return repr(text) if isinstance(value, str) and not value.startswith("fields ") else text
+
+
+def kind_of_value(value: object) -> str:
+    """What JSON calls a value, with its article."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case str():
+            return "a text"
+        case int() | float():
+            return "a number"
+        case list() | tuple():
+            return "a list"
+        case Mapping():
+            return "an object"
+        case _:
+            return f"a {type(value).__name__}"

@@ -1,0 +1,198 @@
+"""The checkpoint's own chat template: text and token ids of a prompt, and of the turn that answers it.
+
+    prompt    = template(turns before the answer, add_generation_prompt=True)
+    answered  = template(turns with the answer)              must begin with `prompt`, checked for every turn
+    response  = ids of `answered` after the ids of `prompt`, up to the token that ends the turn
+
+So the prompt's ids are exactly those an engine is given, and the response's are what it would have to generate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from whet.data.row import quote
+from whet.errors import DataError, ModelError
+from whet.schema.records import Message, Origin
+
+_PROBE = "whet-probe"
+
+
+class Template:
+    """A tokenizer's chat template, probed once. Raises ModelError where it has none that can be trained on."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.name = tokenizer.name_or_path or "the tokenizer"
+        if not tokenizer.chat_template:
+            raise ModelError(
+                "has no chat template, so turns cannot be written as the model expects them",
+                file=self.name,
+                fix="give a Jinja file by model.chat_template, or use the instruct checkpoint",
+            )
+        self._special = frozenset(tokenizer.all_special_ids) | {
+            index for index, token in tokenizer.added_tokens_decoder.items() if token.special
+        }
+        self.knows_system = True
+        """False where the template refuses or ignores system turns: their text then begins the first user turn."""
+        self.end_id = self._probe_end()
+        """Token that ends an assistant turn: the last one a response learns, and where an engine has to stop."""
+        self.knows_system = self._takes_system()
+
+    def text(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        ask: bool,
+        origin: Origin | None = None,
+    ) -> str:
+        """The template's text; with `ask`, up to where the assistant begins to speak."""
+        turns = [_turn(message, origin) for message in self._foldable(messages)]
+        try:
+            text = self.tokenizer.apply_chat_template(
+                turns, tools=list(tools) or None, add_generation_prompt=ask, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise DataError(
+                "the chat template refuses these turns",
+                file=origin.file if origin else None,
+                line=origin.line if origin else None,
+                field="messages",
+                found=f"{'/'.join(message.role for message in messages)}: {error}",
+                fix="bring the turns into the order the template wants, or set model.chat_template",
+            ) from error
+        if not isinstance(text, str):
+            raise TypeError(f"apply_chat_template gave {type(text).__name__}")
+        return text
+
+    def ids(self, text: str) -> list[int]:
+        """Token ids of rendered text: the template has written all special tokens itself."""
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def response(
+        self,
+        prompt: str,
+        prompt_ids: Sequence[int],
+        messages: Sequence[Message],
+        tools: Sequence[Mapping[str, Any]],
+        origin: Origin,
+    ) -> list[int]:
+        """Ids of the last turn of `messages`, which answers `prompt`, its end-of-turn token included.
+
+        Raises ModelError where the template does not continue the prompt, so that no boundary exists.
+        """
+        answered = self.text(messages, tools, ask=False, origin=origin)
+        if not answered.startswith(prompt):
+            at = next(
+                (i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b),
+                min(len(prompt), len(answered)),
+            )
+            raise ModelError(
+                f"the chat template writes an answered turn that does not begin with its prompt ({origin})",
+                file=self.name,
+                found=f"prompt goes on {quote(prompt[at : at + 40])}, the turn {quote(answered[at : at + 40])}",
+                fix="give a template without that difference by model.chat_template",
+            )
+        ids = self._after(prompt, prompt_ids, answered, origin)
+        return self._ended(ids, origin)
+
+    def _after(self, prompt: str, prompt_ids: Sequence[int], answered: str, origin: Origin) -> list[int]:
+        """Ids that follow the prompt's. Where a token would straddle the boundary the answer is tokenised by itself,
+
+        which is what an engine does: it never takes back a token of its prompt.
+        """
+        whole = self.ids(answered)
+        if whole[: len(prompt_ids)] == list(prompt_ids):
+            return whole[len(prompt_ids) :]
+        alone = self.ids(answered[len(prompt) :])
+        if self._decode([*prompt_ids, *alone]) == self._decode(whole):
+            return alone
+        raise ModelError(
+            f"the tokens of prompt and answer cannot be told apart ({origin})",
+            file=self.name,
+            found=quote(prompt[-20:] + "|" + answered[len(prompt) : len(prompt) + 20]),
+            fix="end the template's generation prompt with a special token or a line break",
+        )
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        text = self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        assert isinstance(text, str)
+        return text
+
+    def _ended(self, ids: list[int], origin: Origin) -> list[int]:
+        """The ids up to the end-of-turn token; what the template writes after it belongs to the next turn's prompt."""
+        last = max((index for index, token in enumerate(ids) if token == self.end_id), default=None)
+        rest = None if last is None else self._decode(ids[last + 1 :])
+        if last is None or (rest and rest.strip()):
+            raise ModelError(
+                f"the chat template does not end this turn like others ({origin})",
+                file=self.name,
+                found=quote(self._decode(ids[-12:])),
+                fix="give another template by model.chat_template",
+            )
+        return ids[: last + 1]
+
+    def _probe_end(self) -> int:
+        """The first special token after the words of an assistant turn."""
+        turns = (Message("user", "question"), Message("assistant", _PROBE))
+        try:
+            text = self.text(turns, (), ask=False)
+        except DataError as error:
+            raise ModelError(
+                "has a chat template that cannot write a question and its answer", file=self.name, found=error.found
+            ) from error
+        if _PROBE not in text:
+            raise ModelError(
+                "has a chat template that leaves out what the assistant says",
+                file=self.name,
+                fix="give another by model.chat_template",
+            )
+        after = self.ids(text.rpartition(_PROBE)[2])
+        end = next((token for token in after if token in self._special), None)
+        if end is None:
+            raise ModelError(
+                "has a chat template that ends assistant turns without a special token: no model could learn to stop",
+                file=self.name,
+                found=quote(text.rpartition(_PROBE)[2]),
+                fix="let the template write eos_token after each assistant turn (model.chat_template)",
+            )
+        return end
+
+    def _takes_system(self) -> bool:
+        try:
+            return _PROBE in self.text((Message("system", _PROBE), Message("user", "question")), (), ask=True)
+        except DataError:
+            return False
+
+    def _foldable(self, messages: Sequence[Message]) -> Sequence[Message]:
+        """The turns as the template can take them: see `knows_system`."""
+        if not messages or messages[0].role != "system" or self.knows_system:
+            return messages
+        system, *others = messages
+        if not others or others[0].role != "user":
+            return [replace(system, role="user"), *others]
+        first = others[0]
+        content = f"{system.text}\n\n{first.content}" if isinstance(first.content, str) else first.content
+        return [replace(first, content=content), *others[1:]]
+
+
+def _turn(message: Message, origin: Origin | None) -> dict[str, Any]:
+    """A message as templates read it, calls in the OpenAI form."""
+    if not isinstance(message.content, str):
+        raise DataError(
+            "holds pictures, and this checkpoint reads text only",
+            file=origin.file if origin else None,
+            line=origin.line if origin else None,
+            field="images",
+            fix="use rows without pictures",
+        )
+    turn: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.tool_calls:
+        turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in message.tool_calls]
+    return turn
