@@ -1,0 +1,105 @@
+"""The sampler against hand-worked distributions, and against chi-square on 20,000 draws."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from whet.rollout.sampling import draw, truncate, uniforms
+from whet.schema.rollouts import Sampling
+
+LOGITS = torch.log(torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2]))
+
+
+def sampling(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
+    return Sampling(max_new_tokens=1, temperature=temperature, top_p=top_p, top_k=top_k)
+
+
+def test_a_stream_is_a_function_of_seed_and_key() -> None:
+    stream = uniforms(1, "a#0", 8)
+    assert np.array_equal(uniforms(1, "a#0", 32)[:8], stream), "a longer budget must not change the first numbers"
+    assert not np.array_equal(uniforms(2, "a#0", 8), stream)
+    assert not np.array_equal(uniforms(1, "a#1", 8), stream)
+    assert stream.min() >= 0 and stream.max() < 1
+
+
+@pytest.mark.parametrize(("uniform", "token"), [(0.0, 0), (0.39, 0), (0.41, 1), (0.46, 2), (0.76, 3), (0.81, 4), (0.999999, 4)])
+def test_the_distribution_is_inverted_in_vocabulary_order(uniform: float, token: int) -> None:
+    ids, logprobs = draw(LOGITS[None], sampling(), torch.tensor([uniform], dtype=torch.float64))
+    assert ids.item() == token
+    assert logprobs.item() == pytest.approx(LOGITS[token].item(), abs=1e-6)
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
+    kept = truncate(LOGITS[None], sampling(top_p=0.85)).isfinite()[0].tolist()
+    assert kept == [True, False, True, False, True]
+    assert truncate(LOGITS[None], sampling(top_p=0.65)).isfinite()[0].tolist() == [True, False, True, False, False]
+
+
+def test_top_k_keeps_the_likeliest() -> None:
+    assert truncate(LOGITS[None], sampling(top_k=2)).isfinite()[0].tolist() == [True, False, True, False, False]
+
+
+def test_top_p_counts_within_top_k() -> None:
+    """After top-k 2 the probabilities are 4/7 and 3/7: 0.5 is reached by the first alone."""
+    assert truncate(LOGITS[None], sampling(top_k=2, top_p=0.5)).isfinite()[0].tolist() == [True, False, False, False, False]
+
+
+def test_a_flat_nucleus_wider_than_the_probe_is_sorted_out() -> None:
+    scores = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)) * 0.01
+    scores[0, 7] = 20.0
+    kept = truncate(scores, sampling(top_p=0.9)).isfinite()
+    assert kept[0].sum() == 1
+    for row in (1, 2, 3):
+        probabilities = torch.softmax(scores[row].double(), -1).sort(descending=True).values
+        assert kept[row].sum() == int((probabilities.cumsum(0) < 0.9).sum()) + 1
+
+
+def test_a_token_without_probability_is_never_drawn_at_the_edges() -> None:
+    scores = torch.tensor([[-math.inf, 0.0, -math.inf]])
+    for uniform in (0.0, 0.5, np.nextafter(1.0, 0.0)):
+        assert draw(scores, sampling(), torch.tensor([uniform], dtype=torch.float64))[0].item() == 1
+
+
+def test_banned_ids_are_not_drawn() -> None:
+    uniform = torch.linspace(0, 0.9999, 50, dtype=torch.float64)
+    ids, _ = draw(LOGITS.expand(50, -1), sampling(), uniform, banned=(0, 4))
+    assert set(ids.tolist()) == {1, 2, 3}
+    assert draw(LOGITS[None], sampling(temperature=0), uniform[:1], banned=(0,))[0].item() == 2
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8), (1.4, 0.9)])
+def test_draws_fit_the_distribution(temperature: float, top_p: float) -> None:
+    """Pearson's chi-square of 20,000 draws, one from each stream's first number, below the 99.9 % quantile."""
+    num = 20_000
+    logits = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 1.5
+    uniform = torch.from_numpy(np.array([uniforms(0, f"p#{index}", 1)[0] for index in range(num)]))
+    setting = sampling(temperature=temperature, top_p=top_p)
+    ids, logprobs = draw(logits.expand(num, -1), setting, uniform)
+    probabilities = _reference(logits.double().numpy(), temperature, top_p)
+    counts = np.bincount(ids.numpy(), minlength=12)
+    assert counts[probabilities == 0].sum() == 0
+    seen = probabilities > 0
+    chi_square = float((((counts - num * probabilities) ** 2)[seen] / (num * probabilities[seen])).sum())
+    degrees = int(seen.sum()) - 1
+    # Wilson-Hilferty: the quantile of chi-square at 0.999 (normal quantile 3.09).
+    limit = degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
+    assert chi_square < limit
+    assert np.allclose(logprobs.numpy(), np.log(probabilities[ids.numpy()]), atol=1e-5)
+
+
+def _reference(logits: np.ndarray, temperature: float, top_p: float) -> np.ndarray:
+    probabilities = np.exp(logits / temperature)
+    probabilities /= probabilities.sum()
+    kept, mass = [], 0.0
+    for token in np.argsort(-probabilities):
+        kept.append(token)
+        mass += probabilities[token]
+        if mass >= top_p:
+            break
+    result = np.zeros_like(probabilities)
+    result[kept] = probabilities[kept] / probabilities[kept].sum()
+    return result

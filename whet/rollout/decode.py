@@ -1,0 +1,121 @@
+"""Decoding one batch with a key-value cache, a token for every row at each step.
+
+Prompts are padded on the left, so that all rows write their next token into the same column; positions count from the
+first real token. A prompt that several requests share is prefilled once. Rows that have ended are taken out of the
+batch whenever a quarter of it has ended: copying the cache at every end would cost more than it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from whet.rollout.sampling import draw, uniforms
+from whet.schema.rollouts import FinishReason, Request
+
+LEAVE_AT = 0.75
+"""Finished rows leave when no more than this share of the batch is still running."""
+
+
+@dataclass(slots=True)
+class Row:
+    """What has been generated for a request so far."""
+
+    request: Request
+    limit: int
+    """Most tokens this row may get: its budget, or what the model's positions leave."""
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finish: FinishReason | None = None
+
+
+class Decoder:
+    """Steps a batch of rows that share their sampling settings. `step` adds one token to every unfinished row."""
+
+    def __init__(self, model: torch.nn.Module, rows: Sequence[Row], *, end_ids: tuple[int, ...], pad_id: int) -> None:
+        self.rows = list(rows)
+        self._model, self._end_ids, self._pad_id = model, frozenset(end_ids), pad_id
+        self._banned = end_ids
+        self._device = next(model.parameters()).device
+        self._sampling = rows[0].request.sampling
+        self._active = list(range(len(rows)))
+        """Rows of the cache, as indices of `rows`."""
+        self._step = 0
+        self._cache: object = None
+        self._uniforms = self._streams()
+
+    @property
+    def running(self) -> bool:
+        return any(row.finish is None for row in self.rows)
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        logits = self._prefill() if self._cache is None else self._advance()
+        banned = self._banned if self._step < self._sampling.min_new_tokens else ()
+        ids, logprobs = draw(logits, self._sampling, self._uniforms[:, self._step], banned)
+        self._next = ids
+        self._step += 1
+        for index, token, logprob in zip(self._active, ids.tolist(), logprobs.tolist(), strict=True):
+            row = self.rows[index]
+            if row.finish is not None:
+                continue
+            row.ids.append(token)
+            row.logprobs.append(logprob)
+            if token in self._end_ids:
+                row.finish = "stop"
+            elif len(row.ids) >= row.limit:
+                row.finish = "length"
+        self._leave()
+
+    def _streams(self) -> torch.Tensor:
+        """Uniform numbers [rows, most tokens], each row from its own stream."""
+        most = max(row.limit for row in self.rows)
+        if self._sampling.temperature == 0:
+            return torch.zeros(len(self.rows), 1, dtype=torch.float64, device=self._device).expand(-1, most)
+        streams = np.stack([uniforms(row.request.seed, row.request.key, most) for row in self.rows])
+        return torch.from_numpy(streams).to(self._device)
+
+    def _prefill(self) -> torch.Tensor:
+        prompts = list(dict.fromkeys(row.request.prompt_ids for row in self.rows))
+        place = {prompt: index for index, prompt in enumerate(prompts)}
+        longest = max(map(len, prompts))
+        ids = torch.tensor([[self._pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self._device)
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
+        output = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), None)
+        self._cache = output.past_key_values
+        which = torch.tensor([place[row.request.prompt_ids] for row in self.rows], device=self._device)
+        if len(prompts) < len(self.rows):
+            self._cache.batch_select_indices(which)  # type: ignore[attr-defined]
+        self._mask = mask[which]
+        self._positions = self._mask.sum(-1, keepdim=True)
+        return output.logits[which, -1]
+
+    def _advance(self) -> torch.Tensor:
+        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
+        output = self._forward(self._next[:, None], self._mask, self._positions, self._cache)
+        self._positions = self._positions + 1
+        return output.logits[:, -1]
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: object):  # type: ignore[no-untyped-def]
+        """One forward pass; only the last position goes through the LM head."""
+        return self._model(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+
+    def _leave(self) -> None:
+        stay = [place for place, index in enumerate(self._active) if self.rows[index].finish is None]
+        if not stay or len(stay) > LEAVE_AT * len(self._active):
+            return
+        which = torch.tensor(stay, device=self._device)
+        self._cache.batch_select_indices(which)  # type: ignore[attr-defined]
+        self._mask, self._positions = self._mask[which], self._positions[which]
+        self._uniforms, self._next = self._uniforms[which], self._next[which]
+        self._active = [self._active[place] for place in stay]
