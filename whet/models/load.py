@@ -12,10 +12,14 @@ from pathlib import Path
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
 from whet.schema.artifacts import ModelRef
+
+# A bar for every shard of every load and checkpoint would bury the progress of the training itself.
+transformers_logging.disable_progress_bar()
 
 
 def pick_device(name: str) -> torch.device:

@@ -24,10 +24,10 @@ from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_dev
 from whet.runs.files import read_jsonl, writing
 from whet.runs.ledger import content_hash
 from whet.runs.sinks import MetricsFile
-from whet.schema.artifacts import ModelRef, StageResult
+from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages.context import Context
+from whet.stages.measure.interval import wilson
 from whet.stages.rows import Rows, read_rows
-from whet.stages.watch import watch
 from whet.train.bind import pairwise_formula, supervised_formula
 from whet.train.checkpoint import Checkpoints, Position
 from whet.train.feed import OfflineFeed
@@ -73,7 +73,7 @@ def run(stage: SftStage | DpoStage, context: Context) -> StageResult:
             evaluate=evaluator(stage, context, rows, work, model, tokenizer, parallel),
             title=stage.name,
         ).fit()  # fmt: skip
-    return finish(stage, context, checkpoints, position, artefact_name(model))
+    return finish(stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
 
 
 def bind(
@@ -142,7 +142,7 @@ def evaluator(
     tokenizer: PreTrainedTokenizerBase, parallel: Parallel,
 ) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
     """What the loop measures: the objective on held-out rows, and the tasks to watch. None where there is neither."""
-    if rows.num_train == len(rows.rows) and not stage.watch:
+    if not rows.num_held_out and not stage.watch:
         return None
     size = stage.train.micro_batch_size or stage.train.batch_size
     held_out = range(rows.num_train, len(rows.rows))
@@ -150,15 +150,20 @@ def evaluator(
 
     def evaluate() -> dict[str, float]:
         measured = evaluate_loss(model, work.learner, batches, parallel) if batches else {}
-        with parallel.forward():
-            return measured | watch(stage, context, model, tokenizer)
+        if stage.watch:
+            from whet.stages.watch import watch
+
+            with parallel.forward():
+                measured |= watch(stage, context, model, tokenizer)
+        return measured
 
     return evaluate
 
 
 def finish(
-    stage: SftStage | DpoStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str
-) -> StageResult:
+    stage: SftStage | DpoStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str,
+    num_held_out: int,
+) -> StageResult:  # fmt: skip
     """Publish the chosen checkpoint's weights as the stage's model, and sum up its metrics."""
     step = position.best_step if stage.train.keep == "best" and position.best_step is not None else position.step
     source, target = checkpoints.folder(step) / artefact, context.paths.file(artefact)
@@ -171,7 +176,24 @@ def finish(
     model = (
         ModelRef(path=context.start.path, adapter=str(target)) if artefact == "adapter" else ModelRef(path=str(target))
     )
-    return StageResult(metrics=final_metrics(stage, context, step), model=model)
+    metrics = final_metrics(context, step)
+    return StageResult(metrics=metrics, model=model, evaluation=held_out_accuracy(stage, metrics, num_held_out))
+
+
+def held_out_accuracy(
+    stage: SftStage | DpoStage, metrics: Mapping[str, float], num_held_out: int
+) -> tuple[Measure, ...]:
+    """Share of held-out pairs that the kept model orders rightly, with its Wilson interval; nothing for SFT."""
+    accuracy = metrics.get("eval/rewards/accuracies")
+    if accuracy is None:
+        return ()
+    low, high = wilson(accuracy, num_held_out)
+    return (
+        Measure(
+            stage=stage.name, task="held-out pairs", metric="rewards/accuracies", value=accuracy, low=low, high=high,
+            num=num_held_out,
+        ),
+    )  # fmt: skip
 
 
 def artefact_name(model: torch.nn.Module) -> str:
@@ -179,7 +201,7 @@ def artefact_name(model: torch.nn.Module) -> str:
     return "adapter" if isinstance(model, PeftModel) else "model"
 
 
-def final_metrics(stage: SftStage | DpoStage, context: Context, kept_step: int) -> dict[str, float]:
+def final_metrics(context: Context, kept_step: int) -> dict[str, float]:
     """Numbers for the summary: the last step's, the first and kept evaluation's, and which step was kept."""
     rows = read_jsonl(context.paths.metrics)
     steps = [row for row in rows if "loss" in row]
