@@ -20,6 +20,7 @@ class Source(Section):
     path: str
     """File, directory, hub id, or a name in `data.registry`. `@NAME/FILE` is a file an earlier stage wrote."""
     format: Format = "auto"
+    """Row format of this file; `auto` takes `data.format`."""
     weight: float = Field(1.0, gt=0)
     """Share in the mixture. Where all weights are equal every row is used once; otherwise the rarer source limits."""
     num_samples: int | None = Field(None, ge=1)

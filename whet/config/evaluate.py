@@ -17,13 +17,17 @@ class _Generated(Section):
     data: Data = Data()
     """Prompts, with their references where the task needs them."""
     max_new_tokens: int = Field(256, ge=1)
+    """Longest answer."""
     temperature: float = Field(0.0, ge=0.0)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """As in `rollout.top_p`."""
     num_samples: int = Field(1, ge=1)
     """Answers per prompt; the interval counts prompts, not answers."""
     batch_size: int = Field(64, ge=1)
+    """Answers decoded at the same time."""
     seed: int = 42
+    """Seed of the sampling."""
 
 
 class ExactTask(_Generated):
@@ -59,8 +63,11 @@ class PerplexityTask(Section):
 
     type: Literal["perplexity"] = "perplexity"
     name: str | None = None
+    """Name in tables; null takes the type."""
     data: Data = Data()
+    """Conversations whose assistant turns are scored."""
     batch_size: int = Field(16, ge=1)
+    """Records per forward pass."""
 
 
 Task = Annotated[ExactTask | OverlapTask | WinRateTask | PerplexityTask, Field(discriminator="type")]

@@ -28,11 +28,17 @@ class Build(Section):
     files: tuple[str, ...] = Field(min_length=1)
     """Data files whose text the tokenizer is trained on."""
     vocab_size: int = Field(2048, ge=300)
+    """Size of the byte-level BPE vocabulary, at most."""
     hidden_size: int = Field(128, ge=8)
+    """Width of the layers."""
     num_layers: int = Field(4, ge=1)
+    """Number of transformer blocks."""
     num_heads: int = Field(4, ge=1)
+    """Attention heads per block."""
     max_positions: int = Field(2048, ge=16)
+    """Longest sequence in tokens."""
     seed: int = 42
+    """Seed of the random weights."""
 
 
 class Model(Section):

@@ -17,16 +17,19 @@ class Rollout(Section):
     group_size: int = Field(4, ge=1)
     """Samples per prompt (Self-Rewarding LMs: 4)."""
     max_new_tokens: int = Field(512, ge=1)
+    """Longest answer; a longer one is cut and counts as such."""
     min_new_tokens: int = Field(0, ge=0)
     """The end-of-turn token cannot be drawn before this many tokens."""
     temperature: float = Field(0.7, ge=0.0)
     """0 takes the most likely token."""
     top_p: float = Field(0.9, gt=0.0, le=1.0)
+    """Draw among the most likely tokens that hold this much probability together; 1 keeps all."""
     top_k: int = Field(0, ge=0)
     """0 keeps every token."""
     batch_size: int = Field(32, ge=1)
     """Samples decoded at the same time."""
     seed: int = 42
+    """A sample depends on this, its prompt and its number alone."""
 
     @model_validator(mode="after")
     def _lengths(self) -> Self:
@@ -44,11 +47,15 @@ class Judge(Section):
     votes: int = Field(3, ge=1)
     """Judgements per candidate; the score is the mean of those that could be read."""
     max_new_tokens: int = Field(256, ge=1)
+    """Longest judgement."""
     temperature: float = Field(0.7, ge=0.0)
+    """0 takes the most likely token; several votes then say the same."""
     top_p: float = Field(0.9, gt=0.0, le=1.0)
+    """As in `rollout.top_p`."""
     low: float = 0.0
     """Lowest valid score; a reply outside [low, high] counts as unreadable."""
     high: float = 5.0
+    """Highest valid score."""
 
 
 class Pairs(Section):

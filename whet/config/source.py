@@ -75,8 +75,10 @@ def scalar(text: str) -> Any:
     >>> scalar("1e-5"), scalar("null"), scalar("a: b")
     (1e-05, None, 'a: b')
     """
-    tag = _Loader("").resolve(yaml.ScalarNode, text, (True, False))
-    return _construct(str(tag), text)
+    for tag, pattern, _ in _CORE_TYPES:
+        if re.fullmatch(pattern, text):
+            return _construct(tag, text)
+    return text
 
 
 def parse_value(text: str, path: str) -> Node:

@@ -21,6 +21,7 @@ class Train(Section):
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimiser steps, whatever `epochs` says."""
     learning_rate: float = Field(1e-4, gt=0)
+    """Peak of the schedule (AdamW)."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
@@ -30,9 +31,11 @@ class Train(Section):
     min_lr_ratio: float = Field(0.0, ge=0.0, le=1.0)
     """Learning rate at the end, as a share of its peak (cosine and linear)."""
     weight_decay: float = Field(0.0, ge=0.0)
+    """AdamW's decoupled weight decay."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's running averages."""
     epsilon: float = Field(1e-8, gt=0)
+    """Added to AdamW's denominator."""
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the gradient to this norm; null leaves it."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
@@ -69,4 +72,6 @@ class DpoTrain(Train):
     """The loop with the learning rate that preference training wants (LoRA; the paper's 1e-6 is for all weights)."""
 
     learning_rate: float = Field(5e-6, gt=0)
+    """Peak of the schedule (AdamW)."""
     warmup_ratio: float = Field(0.1, ge=0.0, le=1.0)
+    """Share of the steps over which the learning rate rises from zero."""
