@@ -13,12 +13,11 @@ def token_logprobs(
 
     `input_ids`, `attention_mask`, `target_mask` are [B, L], right-padded; `target_mask[b, t]` asks for token t of
     row b (t > 0). Returns float32 [N], N = target_mask.sum(), in row-major order. Only the positions before a target
-    go through the LM head, so a long prompt costs its backbone pass and nothing more.
+    go through the LM head, so a long prompt costs its backbone pass and nothing more. Where there is no target the
+    empty result still hangs on the model, so that a backward pass gives zeros instead of an error.
     """
     before = target_mask[:, 1:]
     columns = before.any(dim=0).nonzero(as_tuple=True)[0]
-    if columns.numel() == 0:
-        return input_ids.new_zeros(0, dtype=torch.float32)
     logits = model(
         input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False
     ).logits  # [B, len(columns), V]
