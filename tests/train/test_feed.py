@@ -48,3 +48,14 @@ def test_ranks_share_a_step_without_overlap() -> None:
 def test_max_steps_wins_over_epochs() -> None:
     assert feed(10, epochs=1, steps=9).num_steps == 9
     assert feed(10, epochs=5, steps=2).num_steps == 2
+
+
+def test_lengths_put_like_rows_together_within_a_step_only() -> None:
+    lengths = [(7 * i) % 10 for i in range(10)]
+    sorted_feed = OfflineFeed(
+        10, list, batch_size=5, micro_batch_size=2, epochs=1, max_steps=None, seed=7, lengths=lengths
+    )
+    for step in range(2):
+        flat = [i for part in sorted_feed.micro_batches(step) for i in part]
+        assert [lengths[i] for i in flat] == sorted(lengths[i] for i in flat)
+        assert set(flat) == set(sorted_feed.indices(step))

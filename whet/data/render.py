@@ -14,14 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any, Literal, TypeVar
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from whet.data.ledger import Ledger
 from whet.data.template import Template
 from whet.errors import DataError
 from whet.schema.records import NOWHERE, Conversation, Message, Origin, Preference
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 VERSION = 1
 """Raise it when rendering changes: it is part of the fingerprint, which keys caches."""
@@ -38,6 +39,10 @@ class Rendered:
     last: bool = True
     """False where more rows of the same record follow."""
 
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RenderedPair:
@@ -47,6 +52,10 @@ class RenderedPair:
     chosen_ids: tuple[int, ...]
     rejected_ids: tuple[int, ...]
     origin: Origin = NOWHERE
+
+    @property
+    def num_tokens(self) -> int:
+        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
 class Renderer:

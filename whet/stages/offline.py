@@ -63,7 +63,8 @@ def run(stage: SftStage | DpoStage, context: Context) -> StageResult:
             learner=work.learner,
             feed=OfflineFeed(
                 rows.num_train, work.collate, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
-                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, rank=parallel.rank, world=parallel.world,
+                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, lengths=[row.num_tokens for row in rows.rows],
+                rank=parallel.rank, world=parallel.world,
             ),
             train=train,
             parallel=parallel,

@@ -54,9 +54,13 @@ class OfflineFeed(Generic[Batch]):
         epochs: int,
         max_steps: int | None,
         seed: int,
+        lengths: Sequence[int] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
+        """With `lengths` (tokens per record) a step's micro-batches hold rows of like length: the same gradient, less
+        padding."""
+        self._lengths = lengths
         self._num_records, self._collate, self._seed = num_records, collate, seed
         self._batch_size, self._micro_batch_size = batch_size, micro_batch_size or batch_size
         self._rank, self._world = rank, world
@@ -85,4 +89,6 @@ class OfflineFeed(Generic[Batch]):
 
     def micro_batches(self, step: int) -> list[Batch]:
         records, size = self.indices(step), self._micro_batch_size
+        if self._lengths is not None:
+            records.sort(key=self._lengths.__getitem__)
         return [self._collate(records[i : i + size]) for i in range(0, len(records), size)]
