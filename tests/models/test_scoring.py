@@ -50,7 +50,10 @@ def rows(lengths: tuple[int, ...] = (19, 6, 12), *, extra: int = 0) -> tuple[tor
     """Right-padded rows; the targets have holes, and the second row's are the last token alone."""
     generator = torch.Generator().manual_seed(1)
     longest = max(lengths) + extra
-    ids, attention = torch.zeros(len(lengths), longest, dtype=torch.int64), torch.zeros(len(lengths), longest, dtype=torch.int64)
+    ids, attention = (
+        torch.zeros(len(lengths), longest, dtype=torch.int64),
+        torch.zeros(len(lengths), longest, dtype=torch.int64),
+    )
     target = torch.zeros(len(lengths), longest, dtype=torch.bool)
     for b, length in enumerate(lengths):
         ids[b, :length] = torch.randint(1, 300, (length,), generator=generator)
@@ -99,7 +102,9 @@ def test_in_double_it_is_exact() -> None:
 def test_padding_changes_nothing(architecture: str) -> None:
     model = build(architecture).eval()
     with torch.no_grad():
-        torch.testing.assert_close(token_logprobs(model, *rows()), token_logprobs(model, *rows(extra=13)), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            token_logprobs(model, *rows()), token_logprobs(model, *rows(extra=13)), rtol=1e-5, atol=1e-5
+        )
 
 
 def test_what_stands_in_the_padding_is_never_read() -> None:
@@ -107,7 +112,9 @@ def test_what_stands_in_the_padding_is_never_read() -> None:
     ids, attention, target = rows()
     other = torch.where(attention.bool(), ids, torch.full_like(ids, 299))
     with torch.no_grad():
-        torch.testing.assert_close(token_logprobs(model, ids, attention, target), token_logprobs(model, other, attention, target))
+        torch.testing.assert_close(
+            token_logprobs(model, ids, attention, target), token_logprobs(model, other, attention, target)
+        )
 
 
 @pytest.mark.parametrize("architecture", ["qwen3", "gemma2"])
