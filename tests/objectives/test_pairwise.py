@@ -10,7 +10,9 @@ import torch
 from whet.objectives.pairwise import PairLogprobs, ipo_length, ipo_sum, sigmoid
 
 
-def pairs(chosen=(-10.0, -4.0), rejected=(-12.0, -3.0), ref_chosen=(-11.0, -4.5), ref_rejected=(-11.0, -4.0)) -> PairLogprobs:
+def pairs(
+    chosen=(-10.0, -4.0), rejected=(-12.0, -3.0), ref_chosen=(-11.0, -4.5), ref_rejected=(-11.0, -4.0)
+) -> PairLogprobs:
     """Two pairs. r_w = (1, 0.5), r_l = (-1, 1), so h = (2, -0.5); lengths (5, 2) and (4, 4)."""
 
     def tensor(values: tuple[float, ...]) -> torch.Tensor:

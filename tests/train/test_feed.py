@@ -7,9 +7,19 @@ import pytest
 from whet.train.feed import OfflineFeed
 
 
-def feed(num: int, *, batch: int = 4, micro: int | None = None, epochs: int = 2, rank: int = 0, world: int = 1, steps=None) -> OfflineFeed:
+def feed(
+    num: int, *, batch: int = 4, micro: int | None = None, epochs: int = 2, rank: int = 0, world: int = 1, steps=None
+) -> OfflineFeed:
     return OfflineFeed(
-        num, list, batch_size=batch, micro_batch_size=micro, epochs=epochs, max_steps=steps, seed=7, rank=rank, world=world
+        num,
+        list,
+        batch_size=batch,
+        micro_batch_size=micro,
+        epochs=epochs,
+        max_steps=steps,
+        seed=7,
+        rank=rank,
+        world=world,
     )
 
 

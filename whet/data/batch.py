@@ -1,6 +1,6 @@
 """Batches: rendered rows as padded tensors. Four shapes serve every objective; the first two stand here.
 
-    TokenBatch  likelihood over tokens (SFT)          PairBatch  two responses to one prompt (the DPO family)
+TokenBatch  likelihood over tokens (SFT)          PairBatch  two responses to one prompt (the DPO family)
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 def load_tokenizer(
     path: str, *, chat_template: str | None = None, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer; `chat_template` is a Jinja file that replaces its own. A missing pad token becomes EOS.
+    """The checkpoint's tokenizer; `chat_template` is a Jinja file that replaces its own. A missing pad becomes EOS.
 
     Padding is always masked by position, never recognised by its id, so sharing EOS with it costs no learning.
     """
@@ -56,7 +56,10 @@ def load_tokenizer(
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
         raise ModelError(
-            "no usable tokenizer", field="model.path", found=repr(path), fix=f"check the checkpoint ({_first_line(error)})"
+            "no usable tokenizer",
+            field="model.path",
+            found=repr(path),
+            fix=f"check the checkpoint ({_first_line(error)})",
         ) from error
     if chat_template is not None:
         template = Path(chat_template)
@@ -106,7 +109,7 @@ def load_model(
     return model.train(trainable)
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module) -> tuple[int, ...]:
+def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel) -> tuple[int, ...]:
     """Ids that end a turn: the tokenizer's EOS and whatever the checkpoint's generation config names."""
     ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     configured = model.generation_config.eos_token_id
@@ -118,8 +121,8 @@ def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def save_trained(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write what was trained: the adapter alone, or the whole checkpoint; always with the tokenizer and its template."""
+def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template."""
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -127,11 +130,15 @@ def save_trained(model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, dir
 def _with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
     directory = Path(adapter)
     if directory.exists() and not (directory / "adapter_config.json").is_file():
-        raise ModelError("not an adapter directory", field="model.adapter", found=adapter, fix="adapter_config.json is missing")
+        raise ModelError(
+            "not an adapter directory", field="model.adapter", found=adapter, fix="adapter_config.json is missing"
+        )
     try:
         return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
     except (OSError, ValueError) as error:
-        raise ModelError("cannot load the adapter", field="model.adapter", found=repr(adapter), fix=_first_line(error)) from error
+        raise ModelError(
+            "cannot load the adapter", field="model.adapter", found=repr(adapter), fix=_first_line(error)
+        ) from error
 
 
 def _with_fresh_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
@@ -144,7 +151,9 @@ def _with_fresh_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> Pef
         try:
             return get_peft_model(model, config)
         except ValueError as error:
-            raise ModelError("no such layers", field="model.lora.targets", found=str(lora.targets), fix=_first_line(error)) from error
+            raise ModelError(
+                "no such layers", field="model.lora.targets", found=str(lora.targets), fix=_first_line(error)
+            ) from error
 
 
 def _check_directory(path: str) -> None:
@@ -152,14 +161,20 @@ def _check_directory(path: str) -> None:
     directory = Path(path)
     if not directory.exists():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
-            near = nearest(directory.name, [p.name for p in directory.parent.glob("*")]) if directory.parent.is_dir() else None
+            near = (
+                nearest(directory.name, [p.name for p in directory.parent.glob("*")])
+                if directory.parent.is_dir()
+                else None
+            )
             raise ModelError(
                 "no such directory", field="model.path", found=repr(path),
-                fix=f"did you mean {directory.parent / near}?" if near else "give a checkpoint directory or a hub id like Qwen/Qwen3-0.6B",
+                fix=f"did you mean {directory.parent / near}?" if near else "give a directory, or a hub id like Qwen/Qwen3-0.6B",
             )  # fmt: skip
         return
     if not (directory / "config.json").is_file():
-        raise ModelError("not a checkpoint directory", field="model.path", found=repr(path), fix="config.json is missing")
+        raise ModelError(
+            "not a checkpoint directory", field="model.path", found=repr(path), fix="config.json is missing"
+        )
     if not list(directory.glob("*.safetensors")):
         pickles = sorted(p.name for p in [*directory.glob("*.bin"), *directory.glob("*.pt")])
         raise ModelError(
@@ -171,7 +186,9 @@ def _check_directory(path: str) -> None:
         names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         absent = sorted(name for name in names if not (directory / name).is_file())
         if absent:
-            raise ModelError("weights are incomplete", field="model.path", found=repr(path), fix=f"{absent[0]} is missing")
+            raise ModelError(
+                "weights are incomplete", field="model.path", found=repr(path), fix=f"{absent[0]} is missing"
+            )
 
 
 def _first_line(error: Exception) -> str:

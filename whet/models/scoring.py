@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def token_logprobs(
-    model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor
-) -> Tensor:
+def token_logprobs(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor) -> Tensor:
     """Log-probability of every target token given all tokens before it.
 
     `input_ids`, `attention_mask`, `target_mask` are [B, L], right-padded; `target_mask[b, t]` asks for token t of
@@ -18,7 +16,7 @@ def token_logprobs(
     """
     before = target_mask[:, 1:]
     columns = before.any(dim=0).nonzero(as_tuple=True)[0]
-    logits = model(
+    logits: Tensor = model(
         input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False
     ).logits  # [B, len(columns), V]
     wanted = before[:, columns]

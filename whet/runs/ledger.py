@@ -1,4 +1,4 @@
-"""What is done, and from which inputs: a stage is skipped only while its configuration and the content of its inputs stand.
+"""What is done, and from which inputs: a stage is skipped only while its configuration and its inputs' content stand.
 
 status.json of a stage holds its key (a hash of both), so that a changed input is found, named, and makes what follows
 stale. Inputs are compared by content, never by date.

@@ -22,7 +22,9 @@ def input_hashes(
     What is not on this disk (a hub id) is named by its id; what is missing is left to the stage to complain about.
     """
     named: dict[str, str] = {}
-    refs = {"start": start} | ({name: models[name] for name in stage.models} if isinstance(stage, EvaluateStage) else {})
+    refs = {"start": start} | (
+        {name: models[name] for name in stage.models} if isinstance(stage, EvaluateStage) else {}
+    )
     for name, ref in refs.items():
         named |= {f"model {name}": ref.path} | ({f"adapter {name}": ref.adapter} if ref.adapter else {})
     if model.chat_template:

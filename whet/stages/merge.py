@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.stage import MergeStage
 from whet.errors import RunError
@@ -46,7 +47,7 @@ def run(stage: MergeStage, context: Context) -> StageResult:
     return StageResult(metrics={"max_logprob_difference": difference}, model=ModelRef(path=str(target)))
 
 
-def write_checkpoint(model: torch.nn.Module, tokenizer: object, target: Path) -> None:
+def write_checkpoint(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.tmp")
     with writing(target):
         shutil.rmtree(temporary, ignore_errors=True)

@@ -1,25 +1,23 @@
 """Training on a fixed data set: SFT and the DPO family. The kinds differ in their rows and their learner; see `Work`.
 
-    read -> render -> fit to length -> [reference log-probs] -> loop -> the best checkpoint becomes the stage's model
+read -> render -> fit to length -> [reference log-probs] -> loop -> the best checkpoint becomes the stage's model
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.stage import DpoStage, SftStage
 from whet.data.batch import PairBatch, TokenBatch, collate_pairs, collate_tokens
-from whet.data.render import Rendered, RenderedPair
-from whet.errors import RunError
+from whet.data.render import RenderedPair
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
 from whet.runs.files import read_jsonl, writing
 from whet.runs.ledger import content_hash
@@ -32,7 +30,7 @@ from whet.train.bind import pairwise_formula, supervised_formula
 from whet.train.checkpoint import Checkpoints, Position
 from whet.train.feed import OfflineFeed
 from whet.train.learners import Learner, PairLearner, TokenLearner
-from whet.train.loop import Loop, best_metric, better, evaluate_loss
+from whet.train.loop import Loop, evaluate_loss
 from whet.train.parallel import Parallel
 from whet.train.reference import compute_reference, load_reference, reference_key, save_reference
 
@@ -63,8 +61,8 @@ def run(stage: SftStage | DpoStage, context: Context) -> StageResult:
             learner=work.learner,
             feed=OfflineFeed(
                 rows.num_train, work.collate, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
-                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, lengths=[row.num_tokens for row in rows.rows],
-                rank=parallel.rank, world=parallel.world,
+                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed,
+                lengths=[row.num_tokens for row in rows.rows], rank=parallel.rank, world=parallel.world,
             ),
             train=train,
             parallel=parallel,
@@ -111,21 +109,25 @@ def reference_logprobs(
         return cached
     model = load_start(stage, context, context.start, parallel)
     size = stage.train.micro_batch_size or stage.train.batch_size
-    logprobs = compute_reference(model, len(rows), collate, batch_size=size, parallel=parallel, title=f"{stage.name} reference")
+    logprobs = compute_reference(
+        model, len(rows), collate, batch_size=size, parallel=parallel, title=f"{stage.name} reference"
+    )
     save_reference(path, key, logprobs)
     return logprobs
 
 
 def load_trainable(
     stage: SftStage | DpoStage, context: Context, checkpoints: Checkpoints, parallel: Parallel
-) -> torch.nn.Module:
+) -> PreTrainedModel | PeftModel:
     """The model to train: as the latest checkpoint left it, else as the stage before did."""
     position = checkpoints.latest()
     ref = context.start
     if position is not None:
         folder = checkpoints.folder(position.step)
         adapter = folder / "adapter"
-        ref = ModelRef(path=ref.path, adapter=str(adapter)) if adapter.is_dir() else ModelRef(path=str(folder / "model"))
+        ref = (
+            ModelRef(path=ref.path, adapter=str(adapter)) if adapter.is_dir() else ModelRef(path=str(folder / "model"))
+        )
     model = load_start(stage, context, ref, parallel)
     if stage.train.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -133,7 +135,9 @@ def load_trainable(
     return model
 
 
-def load_start(stage: SftStage | DpoStage, context: Context, ref: ModelRef, parallel: Parallel) -> torch.nn.Module:
+def load_start(
+    stage: SftStage | DpoStage, context: Context, ref: ModelRef, parallel: Parallel
+) -> PreTrainedModel | PeftModel:
     dtype = compute_dtype(stage.train.precision, parallel.device)
     return load_model(ref, context.model, dtype=dtype, trainable=True, seed=stage.train.seed)
 

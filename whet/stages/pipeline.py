@@ -21,7 +21,7 @@ from whet.config.stage import DpoStage, EvaluateStage, MergeStage, PrepareStage,
 from whet.errors import RunError, UserError
 from whet.runs.environment import describe_environment
 from whet.runs.files import write_json, write_text, writing
-from whet.runs.layout import RunPaths, StagePaths
+from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, first_difference, now, read_status, record_event, write_status
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.build import build_model
@@ -141,7 +141,9 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-    elif paths.root.is_dir() and any(p.name not in (".lock", "archive", "inputs", "ledger.jsonl") for p in paths.root.iterdir()):
+    elif paths.root.is_dir() and any(
+        p.name not in (".lock", "archive", "inputs", "ledger.jsonl") for p in paths.root.iterdir()
+    ):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
     else:
         write_text(paths.plan, text)
@@ -194,7 +196,11 @@ def only_one_process(paths: RunPaths) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError("another process is working in this run directory", file=str(paths.root), fix="wait for it, or choose another `run`") from error
+            raise RunError(
+                "another process is working in this run directory",
+                file=str(paths.root),
+                fix="wait for it, or choose another `run`",
+            ) from error
         yield
 
 

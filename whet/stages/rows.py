@@ -14,7 +14,7 @@ from whet.data.render import Rendered, RenderedPair, Renderer, fit
 from whet.data.sources import read_records, split_records
 from whet.errors import DataError
 from whet.runs.files import write_json
-from whet.schema.records import Conversation, Preference, Record
+from whet.schema.records import Conversation, Preference, Record, RecordKind
 from whet.stages.context import Context
 
 
@@ -37,9 +37,10 @@ def read_rows(stage: SftStage | DpoStage, context: Context, tokenizer: PreTraine
     Raises DataError where nothing is left to train on.
     """
     data = stage.data
-    kind = "conversation" if isinstance(stage, SftStage) else "preference"
+    kind: RecordKind = "conversation" if isinstance(stage, SftStage) else "preference"
     records, ledger = read_records(data, (kind,), folders=context.folders)
-    held_out, held_ledger = [], ledger
+    held_out: list[Record] = []
+    held_ledger = ledger
     if data.eval_files:
         held_out, held_ledger = read_records(data, (kind,), folders=context.folders, files=data.eval_files)
     elif data.eval_fraction:

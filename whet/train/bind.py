@@ -1,9 +1,9 @@
 """Config to formula: the one place where an objective's name becomes a function, with its unit beside it.
 
-    objective   formula               unit (what the sum is divided by)
-    nll         supervised.nll        trained token
-    sigmoid     pairwise.sigmoid      pair
-    ipo         pairwise.ipo_*        pair
+objective   formula               unit (what the sum is divided by)
+nll         supervised.nll        trained token
+sigmoid     pairwise.sigmoid      pair
+ipo         pairwise.ipo_*        pair
 """
 
 from __future__ import annotations

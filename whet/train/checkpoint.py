@@ -1,6 +1,6 @@
-"""Checkpoints a killed run goes on from, bit for bit: weights, optimiser, random state, position. Safetensors and JSON only.
+"""Checkpoints a killed run goes on from, bit for bit: weights, optimiser, random state, position. No pickles.
 
-    checkpoints/step-000200/  adapter/ or model/   optimizer.safetensors   random.safetensors   state.json
+checkpoints/step-000200/  adapter/ or model/   optimizer.safetensors   random.safetensors   state.json
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Checkpoints:
         return sorted(int(p.name.removeprefix("step-")) for p in self._root.glob("step-*") if p.is_dir())
 
     def save(self, position: Position, save_model: Callable[[Path], None], optimizer: torch.optim.Optimizer) -> None:
-        """Write a checkpoint, the model by `save_model(folder)`, then remove those that are neither among the latest `keep` nor the best."""
+        """Write a checkpoint, the model by `save_model(folder)`; then only the latest `keep` and the best one stay."""
         final = self.folder(position.step)
         temporary = final.with_name(f".{final.name}.tmp")
         with writing(temporary):

@@ -103,7 +103,7 @@ class Loop(Generic[B]):
         row = values(merge(logged))
         if not math.isfinite(row["loss"]):
             raise RunError(
-                f"loss is {row['loss']} at step {step + 1}", field="train.learning_rate", found=str(self.train.learning_rate),
+                f"loss is {row['loss']} at step {step + 1}", field="train.learning_rate", found=str(rate),
                 fix="lower it, raise the warm-up, or use train.precision=fp32; the last checkpoint is intact",
             )  # fmt: skip
         return {
@@ -156,13 +156,17 @@ class Loop(Generic[B]):
 
 
 def best_metric(train: Train, measured: Mapping[str, float]) -> str | None:
-    """The metric that names the best checkpoint: the plan's, else eval/loss, else none. Raises RunError on a wrong name."""
+    """The metric that names the best checkpoint: the plan's, else eval/loss, else none.
+
+    Raises RunError where the plan names a metric that was not measured.
+    """
     if train.best_metric is None:
         return "eval/loss" if "eval/loss" in measured else None
     if train.best_metric not in measured:
         raise RunError(
-            "no such metric", field="train.best_metric", found=train.best_metric, fix=f"choose from {', '.join(sorted(measured))}"
-        )
+            "no such metric", field="train.best_metric", found=train.best_metric,
+            fix=f"choose from {', '.join(sorted(measured))}",
+        )  # fmt: skip
     return train.best_metric
 
 

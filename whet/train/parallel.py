@@ -29,15 +29,15 @@ class Parallel:
 
     @property
     def rank(self) -> int:
-        return self._accelerator.process_index
+        return int(self._accelerator.process_index)
 
     @property
     def world(self) -> int:
-        return self._accelerator.num_processes
+        return int(self._accelerator.num_processes)
 
     @property
     def is_main(self) -> bool:
-        return self._accelerator.is_main_process
+        return bool(self._accelerator.is_main_process)
 
     def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
         """The model ready for this job's ranks (DDP where there are several)."""
@@ -71,10 +71,12 @@ class Parallel:
         return {name: Mean(s, n) for name, s, n in zip(totals, sums, nums, strict=True)}
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this rank's share of the loss; DDP averages over ranks, so the share is scaled back up."""
-        self._scaler.scale(loss * self.world).backward()
+        """Add the gradient of this rank's share of the loss. DDP averages over ranks: the share is scaled back up."""
+        torch.autograd.backward(self._scaler.scale(loss * self.world))
 
-    def step(self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
+    def step(
+        self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None
+    ) -> float:
         """Clip, step, clear. Returns the gradient norm before clipping."""
         self._scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))

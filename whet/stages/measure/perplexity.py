@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-
-import torch
+from itertools import chain
 
 from whet.config.evaluate import PerplexityTask
 from whet.data.batch import collate_tokens
@@ -15,6 +15,7 @@ from whet.errors import DataError
 from whet.models.scoring import token_logprobs
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import Measure
+from whet.schema.records import Origin
 from whet.stages.measure.answers import Measured
 from whet.stages.measure.interval import ratio
 from whet.stages.measure.ready import ReadyTask
@@ -24,27 +25,30 @@ from whet.stages.measure.subject import Subject
 def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject) -> Measured:
     """`perplexity`, weighted by token; the interval is of the mean over records, carried through exp."""
     ledger = deepcopy(ready.ledger)
-    rendered = map(subject.renderer.conversation, ready.conversations)
+    rendered = chain.from_iterable(map(subject.renderer.conversations, ready.conversations))
     rows = fit(rendered, task.data.max_length, task.data.on_overlong, ledger)
+    records: defaultdict[Origin, list[float]] = defaultdict(lambda: [0.0, 0.0])
     with Progress(f"{subject.label} · {ready.name}", len(rows)) as progress:
-        sums = list(_row_nll(rows, task.batch_size, subject, progress))
-    if len(sums) < 2:
-        raise DataError(
-            "fewer than 2 records with tokens to score", field=f"tasks.{ready.name}", found=ledger.describe()
-        )
-    value, low, high = (math.exp(x) for x in ratio([total for total, _ in sums], [weight for _, weight in sums]))
+        for origin, total, weight in _row_nll(rows, task.batch_size, subject, progress):
+            records[origin][0] += total
+            records[origin][1] += weight
+    if len(records) < 2:
+        found = ledger.describe()
+        raise DataError("fewer than 2 records with tokens to score", field=f"tasks.{ready.name}", found=found)
+    totals, weights = zip(*records.values(), strict=True)
+    value, low, high = (math.exp(x) for x in ratio(totals, weights))
     measure = Measure(
-        stage=subject.label, task=ready.name, metric="perplexity", value=value, low=low, high=high, num=len(sums)
+        stage=subject.label, task=ready.name, metric="perplexity", value=value, low=low, high=high, num=len(records)
     )
     return Measured(measures=[measure], ledger=ledger)
 
 
 def _row_nll(
     rows: Sequence[Rendered], batch_size: int, subject: Subject, progress: Progress
-) -> Iterator[tuple[float, float]]:
-    """Weighted negative log-likelihood and weight of each row that has tokens to score, longest rows first.
+) -> Iterator[tuple[Origin, float, float]]:
+    """Origin, weighted negative log-likelihood and weight of each row that has tokens to score.
 
-    The longest go first so that a batch too large for the memory fails at once, and little is padded.
+    The longest go first, so that a batch too large for the memory fails at once, and little is padded.
     """
     pad_id, device = int(subject.tokenizer.pad_token_id), next(subject.model.parameters()).device
     order = sorted(rows, key=lambda row: len(row.ids), reverse=True)
@@ -54,7 +58,7 @@ def _row_nll(
         logprobs = token_logprobs(subject.model, batch.input_ids, batch.attention_mask, batch.target_mask)
         counts = batch.target_mask.sum(dim=1).tolist()
         totals, weights = (-logprobs * batch.weights).split(counts), batch.weights.split(counts)
-        for total, weight in zip(totals, weights, strict=True):
+        for row, total, weight in zip(part, totals, weights, strict=True):
             if len(total):
-                yield float(total.double().sum()), float(torch.sum(weight.double()))
+                yield row.origin, float(total.double().sum()), float(weight.double().sum())
         progress.update(len(part))

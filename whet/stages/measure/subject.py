@@ -24,7 +24,7 @@ class Subject:
     renderer: Renderer
 
     def engine(self, batch_size: int) -> Engine:
-        ends = end_ids(self.tokenizer, self.model)
+        ends = tuple(dict.fromkeys((self.renderer.end_id, *end_ids(self.tokenizer, self.model))))
         return NativeEngine(self.model, self.tokenizer, batch_size=batch_size, end_ids=ends)
 
 
