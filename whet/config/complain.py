@@ -35,7 +35,10 @@ class Issue:
 
 def plan_error(error: ValidationError, root: Node) -> ConfigError:
     """The first mistake in words, the others counted. `root` is what was validated, as nodes."""
-    issues = _distinct([_issue(detail, root) for detail in error.errors(include_url=False)])
+    details = error.errors(include_url=False)
+    places = [detail["loc"] for detail in details]
+    inner = [detail for detail in details if not any(_holds(detail["loc"], place) for place in places)]
+    issues = _distinct([_issue(detail, root) for detail in inner])
     first, more = issues[0], len(issues) - 1
     fix = "; ".join(text for text in (first.fix, f"and {more} more" if more else None) if text)
     return ConfigError(
@@ -46,6 +49,11 @@ def plan_error(error: ValidationError, root: Node) -> ConfigError:
         found=first.found,
         fix=fix or None,
     )
+
+
+def _holds(outer: tuple[int | str, ...], place: tuple[int | str, ...]) -> bool:
+    """A list is called too short where its entries are what is wrong."""
+    return len(outer) < len(place) and place[: len(outer)] == outer and bool(outer)
 
 
 def _distinct(issues: list[Issue]) -> list[Issue]:

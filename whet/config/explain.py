@@ -77,7 +77,7 @@ def _one(key: str, found: Sequence[Entry]) -> str:
 
 
 def _texts(found: Sequence[Entry]) -> list[str]:
-    """What the key means: its own text, one a kind of stage where they differ, else the texts of its section's types."""
+    """What the key means: its own text, one a kind of stage where they differ, else the texts of its types."""
     by_text: dict[str, list[str]] = {}
     for entry in found:
         if entry.info.description:

@@ -1,0 +1,249 @@
+"""The command line. Each command imports what it needs when it runs, so `whet --help` is instant.
+
+A mistake of the user's is one line on stderr and exit code 2; a defect of whet keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from typer.exceptions import TyperException
+
+from whet import __version__
+from whet.errors import UserError
+
+if TYPE_CHECKING:
+    from whet.config.data import Data
+
+INTERRUPTED = 130
+"""Exit code of a command that Ctrl-C ended: 128 and the number of the signal."""
+
+app = typer.Typer(
+    help="Sharpen a language model on its own judgement, on human preferences, or on rules that can be checked.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+data_app = typer.Typer(help="Look at a data file: check, preview, convert.", rich_markup_mode=None)
+app.add_typer(data_app, name="data")
+
+Args = Annotated[
+    list[str] | None, typer.Argument(metavar="[PLAN.yaml] [KEY=VALUE]...", help="Plan file and keys that override it.")
+]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Empty a run directory that another plan used.")]
+DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.")]
+DataKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Data keys, e.g. format=alpaca.")]
+Tokenizer = Annotated[str | None, typer.Option("--model", help="Checkpoint whose tokenizer and chat template to use.")]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Entry point of `whet` and of `python -m whet`."""
+    sys.exit(_main(args))
+
+
+def _main(args: Sequence[str] | None) -> int:
+    try:
+        code = app(list(args) if args is not None else None, prog_name="whet", standalone_mode=False)
+    except UserError as error:
+        return _complain(str(error), 2)
+    except TyperException as error:
+        return _complain(f"{error.format_message().rstrip('.')}; see `whet --help`", 2)
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted; what is written stays, and the same command goes on from there", INTERRUPTED)
+    return code if isinstance(code, int) else 0
+
+
+def _complain(text: str, code: int) -> int:
+    print("error: " + " ".join(text.split()), file=sys.stderr)
+    return code
+
+
+@app.callback(invoke_without_command=True)
+def _version_or_help(
+    context: typer.Context, version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    if version:
+        print(f"whet {__version__}")
+        raise typer.Exit
+    _help_when_alone(context)
+
+
+@data_app.callback(invoke_without_command=True)
+def _help_when_alone(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@app.command()
+def run(args: Args = None, fresh: Fresh = False) -> None:
+    """Run a plan: every stage that is not done yet, in order."""
+    plan, overrides = _plan_and_overrides(args)
+    if plan is None:
+        raise UserError("which plan?", fix="write `whet run PLAN.yaml`, or run one stage, e.g. `whet sft key=value`")
+    _run(plan, overrides, None, fresh)
+
+
+@app.command()
+def sft(args: Args = None, fresh: Fresh = False) -> None:
+    """Fine-tune on conversations."""
+    _run(*_plan_and_overrides(args), "sft", fresh)
+
+
+@app.command()
+def prepare(args: Args = None, fresh: Fresh = False) -> None:
+    """Answer prompts, judge the answers, make pairs of them."""
+    _run(*_plan_and_overrides(args), "prepare", fresh)
+
+
+@app.command()
+def dpo(args: Args = None, fresh: Fresh = False) -> None:
+    """Train on preference pairs."""
+    _run(*_plan_and_overrides(args), "dpo", fresh)
+
+
+@app.command()
+def evaluate(args: Args = None, fresh: Fresh = False) -> None:
+    """Measure models on held-out tasks."""
+    _run(*_plan_and_overrides(args), "evaluate", fresh)
+
+
+@app.command()
+def merge(args: Args = None, fresh: Fresh = False) -> None:
+    """Fold an adapter into the weights and check the result."""
+    _run(*_plan_and_overrides(args), "merge", fresh)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
+    """Show where a run stands."""
+    from whet.stages.pipeline import status as print_status
+
+    print_status(_existing_run(run))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
+    """Write a run's report: one self-contained HTML page."""
+    from whet.report.page import write_report
+
+    print(write_report(_existing_run(run)))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory or hub id.")],
+    adapter: Annotated[str | None, typer.Option(help="Adapter directory.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Answer with and without the adapter.")] = False,
+    system: Annotated[str | None, typer.Option(help="System message.")] = None,
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.7,
+    top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Draw among the likeliest tokens only.")] = 0.9,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
+    seed: Annotated[int, typer.Option(help="Same seed and words, same answers.")] = 42,
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    save: Annotated[Path, typer.Option(help="File that /save adds a training row to.")] = Path("chat.jsonl"),
+) -> None:
+    """Talk to a model.
+
+    `exit` or `quit` leaves, `/reset` forgets, `/system TEXT` sets the system message, `/save` adds a training row.
+    """
+    if precision not in ("auto", "bf16", "fp16", "fp32"):
+        raise UserError("must be one of auto, bf16, fp16, fp32", field="--precision", found=repr(precision))
+    if compare and adapter is None:
+        raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
+    from whet.stages.chat import chat as talk
+
+    talk(
+        model, adapter=adapter, system=system, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
+        seed=seed, compare=compare, precision=precision, save=save,
+    )  # fmt: skip
+
+
+@app.command()
+def explain(key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="e.g. train.epochs")] = None) -> None:
+    """Say what a key of the plan means; without a key, list all."""
+    from whet.config.explain import explain as text_for
+
+    print(text_for(key))
+
+
+@app.command()
+def demo(
+    args: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,
+    run: Annotated[Path | None, typer.Option(help="Run directory; by default runs/demo, or runs/demo-SEED.")] = None,
+) -> None:
+    """Watch the whole loop on a small model that ships with whet."""
+    from whet.demo.plan import run_demo
+
+    run_demo(run or Path("runs/demo" if seed == 0 else f"runs/demo-{seed}"), seed, tuple(args or ()))
+
+
+@data_app.command("check")
+def check(file: DataFile, keys: DataKeys = None, model: Tokenizer = None) -> None:
+    """Say what is in a file and which rows are bad.
+
+    Format, counts, lengths, duplicates, bad rows with their lines. Exit code 1 where the file cannot be used.
+    """
+    from whet.data.doctor import check as examine
+
+    if not examine(file, _data(keys), model):
+        raise typer.Exit(1)
+
+
+@data_app.command("preview")
+def preview(
+    file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
+    num: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+) -> None:  # fmt: skip
+    """Show rows as rendered, the trained tokens marked."""
+    from whet.data.doctor import preview as show
+
+    show(file, _data(keys), model, num)
+
+
+@data_app.command("convert")
+def convert(
+    file: DataFile,
+    keys: DataKeys = None,
+    to: Annotated[str, typer.Option(help="Format to write.")] = "messages",
+    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+) -> None:
+    """Rewrite a file in another format."""
+    from whet.data.doctor import convert as rewrite
+
+    if out is None:
+        raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out rows.jsonl")
+    rewrite(file, _data(keys), to, out)
+
+
+def _plan_and_overrides(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """A plan file in front, if there is one, and the overrides."""
+    words = list(args or ())
+    if words and ("=" not in words[0] or Path(words[0]).is_file()):
+        return words[0], words[1:]
+    return None, words
+
+
+def _run(plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bool) -> None:
+    from whet.config.load import load_plan
+
+    resolved = load_plan(plan, overrides, kind=kind)
+    from whet.stages.pipeline import run_plan
+
+    run_plan(resolved, fresh=fresh)
+
+
+def _data(keys: Sequence[str] | None) -> Data:
+    from whet.config.load import load_data
+
+    return load_data(list(keys or ()))
+
+
+def _existing_run(run: Path) -> Path:
+    if not (run / "plan.yaml").is_file():
+        raise UserError("not a run directory", file=str(run), fix="name a folder that `whet run` made, e.g. runs/first")
+    return run
