@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from itertools import chain
 
 from whet.config.evaluate import PerplexityTask
 from whet.data.batch import collate_tokens
@@ -15,7 +14,6 @@ from whet.errors import DataError
 from whet.models.scoring import token_logprobs
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import Measure
-from whet.schema.records import Origin
 from whet.stages.measure.answers import Measured
 from whet.stages.measure.interval import ratio
 from whet.stages.measure.ready import ReadyTask
@@ -25,13 +23,16 @@ from whet.stages.measure.subject import Subject
 def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject) -> Measured:
     """`perplexity`, weighted by token; the interval is of the mean over records, carried through exp."""
     ledger = deepcopy(ready.ledger)
-    rendered = chain.from_iterable(map(subject.renderer.conversations, ready.conversations))
-    rows = fit(rendered, task.data.max_length, task.data.on_overlong, ledger)
-    records: defaultdict[Origin, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    rows = [
+        (index, row)
+        for index, record in enumerate(ready.conversations)
+        for row in fit(subject.renderer.conversations(record), task.data.max_length, task.data.on_overlong, ledger)
+    ]
+    records: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
     with Progress(f"{subject.label} · {ready.name}", len(rows)) as progress:
-        for origin, total, weight in _row_nll(rows, task.batch_size, subject, progress):
-            records[origin][0] += total
-            records[origin][1] += weight
+        for index, total, weight in _row_nll(rows, task.batch_size, subject, progress):
+            records[index][0] += total
+            records[index][1] += weight
     if len(records) < 2:
         found = ledger.describe()
         raise DataError("fewer than 2 records with tokens to score", field=f"tasks.{ready.name}", found=found)
@@ -44,21 +45,21 @@ def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject)
 
 
 def _row_nll(
-    rows: Sequence[Rendered], batch_size: int, subject: Subject, progress: Progress
-) -> Iterator[tuple[Origin, float, float]]:
-    """Origin, weighted negative log-likelihood and weight of each row that has tokens to score.
+    rows: Sequence[tuple[int, Rendered]], batch_size: int, subject: Subject, progress: Progress
+) -> Iterator[tuple[int, float, float]]:
+    """Index of the record, weighted negative log-likelihood and weight of each row that has tokens to score.
 
     The longest go first, so that a batch too large for the memory fails at once, and little is padded.
     """
     pad_id, device = int(subject.tokenizer.pad_token_id), next(subject.model.parameters()).device
-    order = sorted(rows, key=lambda row: len(row.ids), reverse=True)
+    order = sorted(rows, key=lambda pair: len(pair[1].ids), reverse=True)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = collate_tokens(part, pad_id=pad_id, device=device)
+        batch = collate_tokens([row for _, row in part], pad_id=pad_id, device=device)
         logprobs = token_logprobs(subject.model, batch.input_ids, batch.attention_mask, batch.target_mask)
         counts = batch.target_mask.sum(dim=1).tolist()
         totals, weights = (-logprobs * batch.weights).split(counts), batch.weights.split(counts)
-        for row, total, weight in zip(part, totals, weights, strict=True):
+        for (index, _), total, weight in zip(part, totals, weights, strict=True):
             if len(total):
-                yield row.origin, float(total.double().sum()), float(weight.double().sum())
+                yield index, float(total.double().sum()), float(weight.double().sum())
         progress.update(len(part))
