@@ -79,7 +79,7 @@ def parse_row(row: Row, format: Format) -> Sequence[Record]:
         case "pku":
             return (preferences.pku(row),)
         case "ultrafeedback":
-            return (preferences.ultrafeedback(row) if "completions" in row else preferences.preference(row),)
+            return (preferences.ultrafeedback(row),)
         case "kto":
             return (preferences.kto(row),)
         case "ranking":

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from hashlib import sha256
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,13 +19,15 @@ from whet.config.data import Data, Format, Source
 from whet.data.detect import SAMPLE, detect, known_columns
 from whet.data.formats import KIND, kind_for, read_row
 from whet.data.jsonrows import RawRow
-from whet.data.kinds import as_prompt
 from whet.data.ledger import Ledger
 from whet.data.locate import Place, locate, read_place
 from whet.data.preferences import NothingToLearn
 from whet.data.row import Row
+from whet.data.split import split_records
 from whet.errors import ConfigError, DataError, nearest
-from whet.schema.records import Conversation, Record, RecordKind
+from whet.schema.records import Record, RecordKind
+
+__all__ = ["open_rows", "read_records", "split_records"]
 
 
 def read_records(
@@ -37,7 +39,7 @@ def read_records(
 ) -> tuple[list[Record], Ledger]:
     """Records of the kinds wanted, from `files` (else `data.files`), and what became of every row.
 
-    Raises DataError where a file or format cannot be used, a row neither (unless `data.on_bad_row` is drop), or none is left.
+    Raises DataError where a file, or a row (unless `data.on_bad_row` is drop), cannot be used, or none is left.
     """
     sources = [
         Source(path=file) if isinstance(file, str) else file for file in (data.files if files is None else files)
@@ -79,29 +81,40 @@ def _check_columns(columns: Mapping[str, str]) -> None:
 def _read_place(place: Place, data: Data, want: Sequence[RecordKind], ledger: Ledger) -> list[Record]:
     records: list[Record] = []
     for rows in read_place(place, ledger):
-        records += _read_rows(rows, place, data, want, ledger)
+        opened = open_rows(rows, place)
+        if opened.format == "auto":
+            _bad(opened.rows, data, ledger)
+            continue
+        kind = kind_for(opened.format, want)
+        if kind is None:
+            raise wrong_kind(opened.name, opened.format, want)
+        ledger.formats[opened.name] = opened.format
+        for row in opened.rows:
+            records += _read_one(row, opened.format, kind, data, ledger)
     return records
 
 
-def _read_rows(
-    rows: Iterator[RawRow | DataError], place: Place, data: Data, want: Sequence[RecordKind], ledger: Ledger
-) -> Iterator[Record]:
-    """Records of one file, its format detected from its first rows."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Opened:
+    """One file with its format known; `auto` where not one of its rows could be read."""
+
+    name: str
+    format: Format
+    rows: Iterator[Row | DataError]
+
+
+def open_rows(rows: Iterator[RawRow | DataError], place: Place) -> Opened:
+    """The rows of a file under our column names, and the format its first rows show."""
     named = (row if isinstance(row, DataError) else as_row(row, place) for row in rows)
     head = list(islice(named, SAMPLE))
     sound = [row for row in head if isinstance(row, Row)]
-    if not sound:
-        _bad(head, data, ledger)
-        return
-    check_mapped(sound, place.columns)
-    format = detect(sound) if place.format == "auto" else place.format
-    kind = kind_for(format, want)
-    name = sound[0].origin.file
-    if kind is None:
-        raise wrong_kind(name, format, want)
-    ledger.formats[name] = format
-    for row in chain(head, named):
-        yield from _read_one(row, format, kind, data, ledger)
+    format = place.format
+    if sound:
+        check_mapped(sound, place.columns)
+        format = detect(sound) if format == "auto" else format
+        if format == "ultrafeedback" and not any("completions" in row for row in sound):
+            format = "preference"  # its binarized form
+    return Opened(name=sound[0].origin.file if sound else place.name, format=format, rows=chain(head, named))
 
 
 def _read_one(row: Row | DataError, format: Format, kind: RecordKind, data: Data, ledger: Ledger) -> Iterator[Record]:
@@ -205,48 +218,3 @@ def _mixed(groups: list[list[Record]], places: Sequence[Place], seed: int, ledge
                 ledger.drop("left out by the mixture's weights", record.origin)
         mixed.append([record for row, record in enumerate(group) if row in chosen])
     return mixed
-
-
-def split_records(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records; all records with the same prompt fall on one side.
-
-    A prompt's side depends on its text and the seed through a hash, so that rows added later move few others. At least
-    one prompt is held out where `fraction` > 0 and there are two. Raises DataError where all rows share one prompt.
-    """
-    if not fraction:
-        return list(records), []
-    keys = [prompt_key(record) for record in records]
-    sizes: dict[str, int] = {}
-    for key in keys:
-        sizes[key] = sizes.get(key, 0) + 1
-    if len(sizes) < 2:
-        raise DataError(
-            "all rows have the same prompt: nothing can be held out",
-            field="data.eval_fraction",
-            found=f"{len(records)} rows",
-            fix="give data.eval_files",
-        )
-    order = sorted(sizes, key=lambda key: sha256(f"{seed}:{key}".encode()).digest())
-    wanted, held, count = fraction * len(records), set[str](), 0
-    for key in order[:-1]:
-        if held and count + sizes[key] > wanted + 0.5:
-            continue
-        held.add(key)
-        count += sizes[key]
-        if count >= wanted - 0.5:
-            break
-    return (
-        [record for record, key in zip(records, keys, strict=True) if key not in held],
-        [record for record, key in zip(records, keys, strict=True) if key in held],
-    )
-
-
-def prompt_key(record: Record) -> str:
-    """What makes two records the same question: the turns before the first answer."""
-    match record:
-        case Conversation(messages=turns):
-            first = next((index for index, message in enumerate(turns) if message.role == "assistant"), len(turns))
-            turns = turns[:first]
-        case _:
-            turns = as_prompt(record).messages
-    return repr([(message.role, message.content) for message in turns])

@@ -1,0 +1,177 @@
+"""Any readable file -> JSONL in a plain, common format. Nothing is overwritten, and columns nobody claimed go along."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from whet.config.data import Data
+from whet.data.images import IMAGE
+from whet.data.ledger import Ledger
+from whet.data.sources import read_records
+from whet.errors import ConfigError, DataError, nearest
+from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Record, RecordKind
+
+TARGETS: dict[str, RecordKind] = {
+    "messages": "conversation",
+    "sharegpt": "conversation",
+    "alpaca": "conversation",
+    "preference": "preference",
+    "prompt": "prompt",
+}
+"""Format to write -> kind of record it holds."""
+SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "tool": "observation"}
+
+
+def convert(path: str, data: Data, to: str, out: str) -> Ledger:
+    """Read `path`, write `out`; returns the account of its rows. The file appears whole or not at all.
+
+    Raises DataError where `out` exists or a record cannot be written in that format, ConfigError for an unknown one.
+    """
+    if to not in TARGETS:
+        raise ConfigError(
+            "cannot be written", field="to", found=repr(to), fix=f"use {nearest(to, TARGETS) or ', '.join(TARGETS)}"
+        )
+    target = Path(out)
+    if target.exists():
+        raise DataError("exists already, and is not overwritten", file=out, fix="choose another name or remove it")
+    records, ledger = read_records(data, (TARGETS[to],), files=(path,))
+    writer = writer_of(to)
+    text = "".join(
+        json.dumps(_row(writer(record), record), ensure_ascii=False, default=str) + "\n" for record in records
+    )
+    _write(target, text)
+    return ledger
+
+
+def _write(target: Path, text: str) -> None:
+    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.rename(target)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(
+            "cannot write", file=str(target), found=error.strerror or str(error), fix="choose another place"
+        ) from error
+
+
+def _row(fields: Mapping[str, Any], record: Record) -> dict[str, Any]:
+    return {**fields, **{name: value for name, value in record.columns.items() if name not in fields}}
+
+
+def writer_of(to: str) -> Callable[[Any], dict[str, Any]]:
+    match to:
+        case "messages":
+            return _messages_row
+        case "sharegpt":
+            return _sharegpt_row
+        case "alpaca":
+            return _alpaca_row
+        case "preference":
+            return _preference_row
+        case "prompt":
+            return _prompt_row
+        case _:
+            raise ValueError(to)
+
+
+def _messages_row(record: Conversation) -> dict[str, Any]:
+    row: dict[str, Any] = {"messages": [_message(message) for message in record.messages]}
+    return {**row, **_tools(record.tools), **_images(record.messages)}
+
+
+def _message(message: Message) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": _text(message)}
+    if message.tool_calls:
+        turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in message.tool_calls]
+    if message.weight != 1:
+        turn["weight"] = message.weight
+    return turn
+
+
+def _text(message: Message) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    return "".join(part.value if part.type == "text" else IMAGE for part in message.content)
+
+
+def _images(messages: Sequence[Message]) -> dict[str, Any]:
+    parts = [part for message in messages if isinstance(message.content, tuple) for part in message.content]
+    paths = [part.value for part in parts if part.type == "image"]
+    return {"images": paths} if paths else {}
+
+
+def _tools(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    return {"tools": json.dumps(list(tools), ensure_ascii=False)} if tools else {}
+
+
+def _sharegpt_row(record: Conversation) -> dict[str, Any]:
+    turns = [turn for message in record.messages for turn in _sharegpt_turns(message)]
+    return {"conversations": turns, **_tools(record.tools), **_images(record.messages)}
+
+
+def _sharegpt_turns(message: Message) -> list[dict[str, Any]]:
+    """Words and calls of one turn are two turns in this format."""
+    turns = [{"from": SHAREGPT_ROLES[message.role], "value": _text(message)}] if _text(message) else []
+    if message.tool_calls:
+        calls = [dict(call) for call in message.tool_calls]
+        turns.append(
+            {"from": "function_call", "value": json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)}
+        )
+    return turns
+
+
+def _alpaca_row(record: Conversation) -> dict[str, Any]:
+    messages = list(record.messages)
+    system = messages.pop(0).text if messages and messages[0].role == "system" else None
+    roles = [message.role for message in messages]
+    if not messages or roles != ["user", "assistant"] * (len(messages) // 2) or record.tools or _images(messages):
+        raise _unwritable("alpaca", f"turns {'/'.join(roles)}", record.origin)
+    texts = [message.text for message in messages]
+    history = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
+    row: dict[str, Any] = {"instruction": texts[-2], "input": "", "output": texts[-1]}
+    return {**row, **({"history": history} if history else {}), **({"system": system} if system else {})}
+
+
+def _unwritable(format: str, found: str, origin: Origin) -> DataError:
+    return DataError(
+        f"cannot be written as {format}",
+        file=origin.file,
+        line=origin.line,
+        found=found,
+        fix="write messages or sharegpt instead",
+    )
+
+
+def _preference_row(record: Preference) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "prompt": _prompt(record.prompt),
+        "chosen": _answer(record.chosen),
+        "rejected": _answer(record.rejected),
+    }
+    numbers = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score, "margin": record.margin}
+    row |= {name: value for name, value in numbers.items() if value is not None}
+    return {**row, **_tools(record.tools), **_images(record.prompt)}
+
+
+def _prompt(messages: Sequence[Message]) -> str | list[dict[str, Any]]:
+    if len(messages) == 1 and messages[0].role == "user":
+        return _text(messages[0])
+    return [_message(message) for message in messages]
+
+
+def _answer(turns: Sequence[Message]) -> str | list[dict[str, Any]]:
+    plain = len(turns) == 1 and isinstance(turns[0].content, str) and not turns[0].tool_calls
+    return turns[0].text if plain else [_message(message) for message in turns]
+
+
+def _prompt_row(record: Prompt) -> dict[str, Any]:
+    row: dict[str, Any] = {"prompt": _prompt(record.messages)}
+    if record.reference is not None:
+        row["reference"] = record.reference
+    return {**row, **_tools(record.tools), **_images(record.messages)}

@@ -1,0 +1,92 @@
+"""Lengths in tokens, for checking and preview: the same rendering as in training, without any model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from whet.errors import ModelError
+from whet.schema.records import Conversation, Message, Preference, Prompt, Ranking, Rating, Record, Scored
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """A checkpoint's tokenizer, without its model and without running code that comes with it.
+
+    Raises ModelError where there is none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        found = str(error).strip().splitlines()
+        raise ModelError(
+            "has no tokenizer",
+            file=path,
+            found=found[0][:160] if found else None,
+            fix="give a checkpoint directory or a hub id",
+        ) from error
+    return tokenizer
+
+
+def texts_of(record: Record) -> tuple[Sequence[Message], Sequence[str]]:
+    """Turns of a record, and its answers that are plain texts."""
+    match record:
+        case Conversation() | Prompt():
+            return record.messages, ()
+        case Preference():
+            return (*record.prompt, *record.chosen, *record.rejected), ()
+        case Rating():
+            return (*record.prompt, *record.response), ()
+        case Ranking() | Scored():
+            return record.prompt, record.responses
+
+
+class LengthOf:
+    """Token counts by the checkpoint's template: (longest row of the record, its prompt)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
+        from whet.data.render import Renderer
+
+        self._renderer = Renderer(tokenizer, system=system)
+        self._special = tuple(token for token in tokenizer.all_special_tokens if len(token) > 1)
+
+    def __call__(self, record: Record) -> tuple[int, int]:
+        match record:
+            case Conversation():
+                rows = self._renderer.conversations(record)
+                longest = max(rows, key=lambda row: len(row.ids))
+                return len(longest.ids), next(index for index, weight in enumerate(longest.weights) if weight)
+            case Preference():
+                pair = self._renderer.preference(record)
+                prompt = len(pair.prompt_ids)
+                return prompt + max(len(pair.chosen_ids), len(pair.rejected_ids)), prompt
+            case Rating():
+                return self._answered(record.prompt, record.response, record)
+            case Ranking() | Scored():
+                lengths = [
+                    self._answered(record.prompt, (Message("assistant", text),), record) for text in record.responses
+                ]
+                return max(lengths)
+            case Prompt():
+                prompt = len(self._renderer.prompt(record.messages, record.tools, origin=record.origin))
+                return prompt, prompt
+
+    def _answered(self, prompt: Sequence[Message], response: Sequence[Message], record: Record) -> tuple[int, int]:
+        return self(
+            Conversation(messages=(*(_untrained(message) for message in prompt), *response), origin=record.origin)
+        )
+
+    def has_special(self, record: Record) -> bool:
+        """Whether somebody's words would be read as the checkpoint's control tokens."""
+        messages, answers = texts_of(record)
+        return any(
+            token in text for text in (*(message.text for message in messages), *answers) for token in self._special
+        )
+
+
+def _untrained(message: Message) -> Message:
+    return Message(message.role, message.content, tool_calls=message.tool_calls, weight=0.0)
