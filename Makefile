@@ -1,0 +1,45 @@
+# Needs Python >= 3.11, make and the package index; nothing else. `make demo` and `make test` install into .venv on the
+# first call, with the versions of constraints.txt, and again only when constraints.txt or pyproject.toml changes.
+PYTHON ?= python3
+SEED ?= 0
+ARGS ?=
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test lint types imports unit clean
+
+# Watch the whole loop on the small model that ships: `make demo SEED=1`.
+demo: .venv/.runtime
+	$(BIN)/whet demo --seed $(SEED) $(ARGS)
+
+# Everything that must pass before a change goes in. Tests marked slow or gpu are left out: `make unit ARGS="-m slow"`.
+test: lint types imports unit
+
+lint: .venv/.dev
+	$(BIN)/ruff check .
+
+types: .venv/.dev
+	$(BIN)/mypy
+
+imports: .venv/.dev
+	$(BIN)/lint-imports
+
+unit: .venv/.dev
+	$(BIN)/python -m pytest $(ARGS)
+
+clean:
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"whet needs Python 3.11 or newer, and $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+
+.venv/.runtime: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv (a few minutes the first time) ..."
+	$(PIP) --editable .
+	@touch $@
+
+.venv/.dev: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "installing into .venv, tools for development too (a few minutes the first time) ..."
+	$(PIP) --editable ".[dev]"
+	@touch $@ .venv/.runtime
