@@ -9,9 +9,10 @@ from functools import partial
 from whet.config.evaluate import ExactTask, OverlapTask, WinRateTask
 from whet.data.ledger import Ledger
 from whet.errors import DataError
+from whet.rewards.judge import transcript
 from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure
-from whet.schema.records import Message, Prompt
+from whet.schema.records import Prompt
 from whet.schema.rollouts import Request, Sampling
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
@@ -39,7 +40,7 @@ def answer_all(ready: ReadyTask, task: GeneratedTask, subject: Subject, store: R
     requests = [
         Request(key=f"{key}#{sample}", prompt_ids=ids, sampling=sampling, seed=task.seed)
         for key, prompt in zip(ready.keys, ready.prompts, strict=True)
-        for ids in [subject.renderer.prompt(prompt.messages, prompt.tools)]
+        for ids in [subject.renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin)]
         for sample in range(task.num_samples)
     ]
     engine, size = partial(subject.engine, task.batch_size), ROUND * task.batch_size
@@ -56,20 +57,13 @@ def sample_rows(
             model=label,
             task=ready.name,
             key=ready.keys[index],
-            prompt=conversation_text(ready.prompts[index].messages),
+            prompt=transcript(ready.prompts[index].messages),
             completion=answers[index][0].text,
             reference=ready.prompts[index].reference,
             score=scores[index],
         )
         for index in ready.logged(num_logged)
     ]
-
-
-def conversation_text(messages: Sequence[Message]) -> str:
-    """Messages as a person reads them: one question bare, several turns with their roles."""
-    if len(messages) == 1:
-        return messages[0].text
-    return "\n\n".join(f"{message.role}: {message.text}" for message in messages)
 
 
 def references(ready: ReadyTask) -> list[str]:

@@ -5,47 +5,25 @@ Judges favour a place (Zheng et al., 2306.05685): a verdict counts only when it 
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Literal
 
 from whet.config.evaluate import WinRateTask
-from whet.errors import ConfigError
+from whet.rewards.judge import transcript
+from whet.rewards.parse import Verdict, parse_verdict
+from whet.rewards.template import fill, read_template
 from whet.schema.artifacts import Measure
 from whet.schema.records import Message
 from whet.schema.rollouts import Request, Sampling
-from whet.stages.measure.answers import ROUND, Measured, answer_all, conversation_text, sample_rows
+from whet.stages.measure.answers import ROUND, Measured, answer_all, sample_rows
 from whet.stages.measure.interval import proportion
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
 from whet.stages.measure.subject import RefLoader, Subject
 
-PAIRWISE = """\
-Two assistants answered the same request. Decide which answer serves the person better: is it correct, does it do all \
-that was asked, is it clear and no longer than needed? The order of the answers means nothing.
-
-Request:
-{instruction}
-
-Answer 1:
-{first}
-
-Answer 2:
-{second}
-
-Compare the answers in one or two sentences. Then write a last line that is exactly one of:
-Better: 1
-Better: 2
-Better: tie"""
-
-Verdict = Literal["first", "second", "tie"]
-VERDICTS: dict[str, Verdict] = {"1": "first", "a": "first", "2": "second", "b": "second", "tie": "tie"}
-SAID = re.compile(r"better\W{1,6}(?:answer\s+)?(1|2|a|b|tie)\b", re.IGNORECASE)
-BARE = re.compile(r"\W*(?:answer\s+)?(1|2|a|b|tie)\W*", re.IGNORECASE)
+PLACEHOLDERS = ("instruction", "first", "second")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +83,13 @@ def compare(
     label: str,
 ) -> list[Comparison]:
     """Ask the judge about every pair in both orders, `judge.votes` times each."""
-    template, config = read_template(task.template), task.judge
+    template, config = read_template(task.template, PLACEHOLDERS, field=f"tasks.{ready.name}.template"), task.judge
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
     requests = []
     for key, prompt, (mine, other) in zip(ready.keys, ready.prompts, pairs, strict=True):
-        instruction = conversation_text(prompt.messages)
         for order, (first, second) in (("ours first", (mine, other)), ("ours second", (other, mine))):
-            question = fill(template, instruction=instruction, first=first.text, second=second.text)
-            ids = judge.renderer.prompt((Message("user", question),))
+            values = {"instruction": transcript(prompt.messages), "first": first.text, "second": second.text}
+            ids = judge.renderer.prompt((Message("user", fill(template, values)),), origin=prompt.origin)
             requests += [
                 Request(key=f"{key}|{order}#{vote}", prompt_ids=ids, sampling=sampling, seed=task.seed)
                 for vote in range(config.votes)
@@ -129,13 +106,6 @@ def compare(
     ]
 
 
-def parse_verdict(reply: str) -> Verdict | None:
-    """The last `Better: ...` of a reply, or a reply that is nothing but a verdict; None where neither is there."""
-    bare = BARE.fullmatch(reply)
-    said = [bare.group(1)] if bare else SAID.findall(reply)
-    return VERDICTS[said[-1].lower()] if said else None
-
-
 def majority(votes: Sequence[Verdict | None]) -> Verdict | None:
     """The most frequent readable verdict; a draw between verdicts is a tie; None where no vote could be read."""
     ranked = Counter(vote for vote in votes if vote is not None).most_common(2)
@@ -146,23 +116,3 @@ def majority(votes: Sequence[Verdict | None]) -> Verdict | None:
 
 def _swapped(verdict: Verdict | None) -> Verdict | None:
     return {"first": "second", "second": "first"}.get(verdict or "", verdict)  # type: ignore[return-value]
-
-
-def read_template(template: str) -> str:
-    """The built-in template, or the text of a file. Raises ConfigError where a placeholder is missing."""
-    if template == "pairwise":
-        return PAIRWISE
-    if not Path(template).is_file():
-        raise ConfigError(
-            "no such template", field="template", found=repr(template), fix="write `pairwise`, or a text file"
-        )
-    text = Path(template).read_text(encoding="utf-8")
-    for name in ("{instruction}", "{first}", "{second}"):
-        if name not in text:
-            raise ConfigError(f"the template lacks {name}", file=template)
-    return text
-
-
-def fill(template: str, **values: str) -> str:
-    """Put values in at one pass: braces inside a value stay text."""
-    return re.sub(r"\{(instruction|first|second)\}", lambda match: values[match.group(1)], template)
