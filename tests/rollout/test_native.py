@@ -40,7 +40,12 @@ def requests(tokenizer: PreTrainedTokenizerBase, sampling: Sampling, per_prompt:
 
 
 def run(
-    model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase, asked: list[Request], *, size: int, end: tuple[int, ...] = ()
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    asked: list[Request],
+    *,
+    size: int,
+    end: tuple[int, ...] = (),
 ) -> list[Completion]:
     return list(NativeEngine(model, tokenizer, batch_size=size, end_ids=end).generate(asked))
 
@@ -57,7 +62,9 @@ def test_greedy_equals_transformers(model: PreTrainedModel, tokenizer: PreTraine
         assert completion.key == request.key
 
 
-def test_an_adapter_changes_what_is_generated(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_checkpoint: Path) -> None:
+def test_an_adapter_changes_what_is_generated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tiny_checkpoint: Path
+) -> None:
     base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
     base.load_state_dict(model.state_dict())
     adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False))
@@ -79,7 +86,9 @@ def test_samples_do_not_depend_on_the_batch(model: PreTrainedModel, tokenizer: P
     assert {c.key: c.ids for c in backwards} == expected
 
 
-def test_logprobs_are_those_of_the_sampling_distribution(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_logprobs_are_those_of_the_sampling_distribution(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     asked = requests(tokenizer, Sampling(max_new_tokens=10, temperature=0.7, top_k=20), per_prompt=2)
     for request, completion in zip(asked, run(model, tokenizer, asked, size=4), strict=True):
         whole = torch.tensor([request.prompt_ids + completion.ids])
@@ -91,18 +100,28 @@ def test_logprobs_are_those_of_the_sampling_distribution(model: PreTrainedModel,
         assert torch.allclose(torch.tensor(completion.logprobs), expected, atol=1e-4)
 
 
-def test_rows_end_at_an_end_id_and_not_before_the_minimum(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_rows_end_at_an_end_id_and_not_before_the_minimum(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     end = tuple(range(3, 60))
     free = run(model, tokenizer, requests(tokenizer, Sampling(max_new_tokens=40, temperature=1.5), 4), size=20, end=end)
     assert {c.finish_reason for c in free} >= {"stop"}
     for completion in free:
         assert not any(token in end for token in completion.ids[:-1])
         assert (completion.finish_reason == "stop") == (completion.ids[-1] in end)
-    held = run(model, tokenizer, requests(tokenizer, Sampling(max_new_tokens=12, min_new_tokens=6, temperature=1.5), 4), size=20, end=end)
+    held = run(
+        model,
+        tokenizer,
+        requests(tokenizer, Sampling(max_new_tokens=12, min_new_tokens=6, temperature=1.5), 4),
+        size=20,
+        end=end,
+    )
     assert all(len(c.ids) >= 7 and not set(c.ids[:6]) & set(end) for c in held)
 
 
-def test_a_prompt_beyond_the_positions_is_an_error_of_its_own(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_a_prompt_beyond_the_positions_is_an_error_of_its_own(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
     sampling = Sampling(max_new_tokens=8)
     positions = model.config.max_position_embeddings
     asked = [
@@ -112,7 +131,10 @@ def test_a_prompt_beyond_the_positions_is_an_error_of_its_own(model: PreTrainedM
         Request(key="empty", prompt_ids=(), sampling=sampling, seed=0),
     ]
     long, fits, tight, empty = run(model, tokenizer, asked, size=4)
-    assert long.finish_reason == "error" and long.error == f"the prompt has {positions} tokens and the model {positions} positions"
+    assert (
+        long.finish_reason == "error"
+        and long.error == f"the prompt has {positions} tokens and the model {positions} positions"
+    )
     assert fits.finish_reason == "length" and len(fits.ids) == 8
     assert tight.finish_reason == "length" and len(tight.ids) == 3
     assert empty.finish_reason == "error"
@@ -126,7 +148,9 @@ def test_streamed_pieces_join_to_the_completion(model: PreTrainedModel, tokenize
         assert "".join(engine.stream(request)) == completion.text
 
 
-def test_a_character_of_several_tokens_is_streamed_whole(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_character_of_several_tokens_is_streamed_whole(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ids = tokenizer.encode("a𝄞é答 z")
     assert len(ids) > 9, "the tiny tokenizer spells these characters byte by byte"
 

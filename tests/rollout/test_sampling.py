@@ -26,7 +26,9 @@ def test_a_stream_is_a_function_of_seed_and_key() -> None:
     assert stream.min() >= 0 and stream.max() < 1
 
 
-@pytest.mark.parametrize(("uniform", "token"), [(0.0, 0), (0.39, 0), (0.41, 1), (0.46, 2), (0.76, 3), (0.81, 4), (0.999999, 4)])
+@pytest.mark.parametrize(
+    ("uniform", "token"), [(0.0, 0), (0.39, 0), (0.41, 1), (0.46, 2), (0.76, 3), (0.81, 4), (0.999999, 4)]
+)
 def test_the_distribution_is_inverted_in_vocabulary_order(uniform: float, token: int) -> None:
     ids, logprobs = draw(LOGITS[None], sampling(), torch.tensor([uniform], dtype=torch.float64))
     assert ids.item() == token
@@ -45,7 +47,13 @@ def test_top_k_keeps_the_likeliest() -> None:
 
 def test_top_p_counts_within_top_k() -> None:
     """After top-k 2 the probabilities are 4/7 and 3/7: 0.5 is reached by the first alone."""
-    assert truncate(LOGITS[None], sampling(top_k=2, top_p=0.5)).isfinite()[0].tolist() == [True, False, False, False, False]
+    assert truncate(LOGITS[None], sampling(top_k=2, top_p=0.5)).isfinite()[0].tolist() == [
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 def test_a_flat_nucleus_wider_than_the_probe_is_sorted_out() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +45,7 @@ class Decoder:
         self._active = list(range(len(rows)))
         """Rows of the cache, as indices of `rows`."""
         self._step = 0
-        self._cache: object = None
+        self._cache: Any = None
         self._uniforms = self._streams()
 
     @property
@@ -84,38 +85,40 @@ class Decoder:
         longest = max(map(len, prompts))
         ids = torch.tensor([[self._pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self._device)
         mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        output = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0), None)
-        self._cache = output.past_key_values
+        logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
         which = torch.tensor([place[row.request.prompt_ids] for row in self.rows], device=self._device)
         if len(prompts) < len(self.rows):
-            self._cache.batch_select_indices(which)  # type: ignore[attr-defined]
+            self._cache.batch_select_indices(which)
         self._mask = mask[which]
         self._positions = self._mask.sum(-1, keepdim=True)
-        return output.logits[which, -1]
+        return logits[which]
 
     def _advance(self) -> torch.Tensor:
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        output = self._forward(self._next[:, None], self._mask, self._positions, self._cache)
+        logits = self._forward(self._next[:, None], self._mask, self._positions)
         self._positions = self._positions + 1
-        return output.logits[:, -1]
+        return logits
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: object):  # type: ignore[no-untyped-def]
-        """One forward pass; only the last position goes through the LM head."""
-        return self._model(
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Logits [rows, vocabulary] after the last position, the only one that goes through the LM head."""
+        output = self._model(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
+            past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
+        self._cache = output.past_key_values
+        logits: torch.Tensor = output.logits[:, -1]
+        return logits
 
     def _leave(self) -> None:
         stay = [place for place, index in enumerate(self._active) if self.rows[index].finish is None]
         if not stay or len(stay) > LEAVE_AT * len(self._active):
             return
         which = torch.tensor(stay, device=self._device)
-        self._cache.batch_select_indices(which)  # type: ignore[attr-defined]
+        self._cache.batch_select_indices(which)
         self._mask, self._positions = self._mask[which], self._positions[which]
         self._uniforms, self._next = self._uniforms[which], self._next[which]
         self._active = [self._active[place] for place in stay]

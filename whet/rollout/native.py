@@ -53,7 +53,10 @@ class NativeEngine:
                 yield done[index] if index in done else self._refused(request)
 
     def stream(self, request: Request) -> Iterator[str]:
-        """Yield the answer's text piece by piece; the pieces join to the completion's text. Raises ValueError on a prompt that does not fit."""
+        """Yield the answer piece by piece; the pieces join to the completion's text.
+
+        Raises ValueError where the prompt does not fit the model.
+        """
         if problem := self._problem(request):
             raise ValueError(problem)
         decoder = self._decoder([request])
@@ -132,7 +135,7 @@ class NativeEngine:
         )
 
     def _text(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
 
 @contextmanager

@@ -1,0 +1,41 @@
+"""Texts that ask a judge: those that ship with whet, by name, or the user's own file.
+
+A placeholder is `{name}`. Only the placeholders of the template are filled, all in one pass: braces in an answer, or
+even the word `{response}` in an instruction, arrive at the judge as they were written.
+"""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+from pathlib import Path
+
+from whet.errors import ConfigError, nearest
+
+SHIPPED = ("additive", "score_first", "pairwise")
+
+
+def read_template(name: str, placeholders: tuple[str, ...], *, field: str = "judge.template") -> str:
+    """The text of a shipped template or of a file, without its last line break.
+
+    Raises ConfigError where there is no such template, or it lacks a placeholder.
+    """
+    if name in SHIPPED:
+        text = files("whet.rewards").joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        near = nearest(name, SHIPPED)
+        fix = f"did you mean {near}?" if near else f"give a text file, or one of: {', '.join(SHIPPED)}"
+        raise ConfigError("no such template", field=field, found=repr(name), fix=fix)
+    absent = [placeholder for placeholder in placeholders if f"{{{placeholder}}}" not in text]
+    if absent:
+        names = ", ".join(f"{{{placeholder}}}" for placeholder in absent)
+        raise ConfigError(f"the template lacks {names}", field=field, found=name, fix="put it where the text belongs")
+    return text.rstrip("\n")
+
+
+def fill(template: str, values: dict[str, str]) -> str:
+    """The template with each `{name}` of `values` replaced."""
+    names = "|".join(map(re.escape, values))
+    return re.sub(rf"\{{({names})\}}", lambda match: values[match[1]], template)

@@ -1,0 +1,167 @@
+"""prepare: the model answers prompts, judges its own answers, and the scores become training data.
+
+Self-Rewarding Language Models (Yuan et al., 2401.10020), one round of it. Leaves in the stage's folder
+
+    rollouts.jsonl              every answer and judgement as it came (what a killed stage goes on from)
+    raw_responses.jsonl         prompt by prompt: candidates, scores, judge's words, chosen and rejected or why not
+    dpo_training.jsonl  grpo_training.jsonl  gspo_training.jsonl      the same as training rows
+    self_reward_samples.jsonl   a few of the raw rows, drawn at random, for reading
+    histograms.json  pairs.json  data.json                            score distribution, pair counts, data ledger
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
+
+from whet.config.stage import PrepareStage
+from whet.data.ledger import Ledger
+from whet.data.render import PROMPT_OVERLONG, Renderer
+from whet.data.sources import read_records
+from whet.errors import DataError, RunError
+from whet.experience.agreement import agreement_metrics, check_groups
+from whet.experience.collect import Collector
+from whet.experience.pairs import Pair, PairCounts, Reason, select_pairs
+from whet.experience.rows import dpo_row, grpo_rows, gspo_row, raw_row
+from whet.experience.store import RolloutStore
+from whet.experience.summary import chosen_length_ratio, group_metrics, histograms, reservoir
+from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
+from whet.rewards.check import Check, build_checker
+from whet.rewards.judge import PointJudge, build_judge
+from whet.rollout.native import NativeEngine
+from whet.runs.files import write_json, write_jsonl
+from whet.runs.layout import StagePaths
+from whet.runs.sinks import Progress
+from whet.schema.artifacts import StageResult
+from whet.schema.records import Prompt
+from whet.schema.rollouts import Group
+from whet.stages.context import Context
+
+
+def run(stage: PrepareStage, context: Context) -> StageResult:
+    """Generate, judge, pair, write. Raises RunError where no pair is left."""
+    check = build_checker(stage.checker) if stage.checker is not None else None
+    tokenizer = load_tokenizer(
+        context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
+    )
+    renderer = Renderer(tokenizer, system=stage.data.system)
+    # The judge is asked in its own words: the system message of the task is part of what it judges, not of its role.
+    judge = build_judge(stage.judge, Renderer(tokenizer), seed=stage.rollout.seed)
+    prompts, ledger = read_prompts(stage, context, renderer)
+    write_json(context.paths.data, ledger.to_json())
+    print(f"{stage.name}: {ledger.describe()}")
+    groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, prompts)
+    outcomes, counts = select_pairs(groups, stage.pairs)
+    metrics |= group_metrics(groups, counts)
+    write_files(context.paths, stage, groups, outcomes, counts)
+    print(f"{stage.name}: {counts.describe()}")
+    if not counts.kept:
+        raise RunError(
+            "no pairs left after judging",
+            found=counts.describe(),
+            fix=f"read {context.paths.file('raw_responses.jsonl')}",
+        )
+    if (ratio := chosen_length_ratio(groups, outcomes)) is not None:
+        metrics["chosen_length_ratio"] = ratio
+    if check is not None:
+        metrics |= compare_with_truth(stage.name, groups, outcomes, check)
+    return StageResult(metrics=metrics)
+
+
+def read_prompts(stage: PrepareStage, context: Context, renderer: Renderer) -> tuple[list[Prompt], Ledger]:
+    """The stage's prompts. One longer than data.max_length is dropped (counted), or an error where the plan says so."""
+    records, ledger = read_records(stage.data, ("prompt",), folders=context.folders)
+    prompts: list[Prompt] = []
+    for record in records:
+        assert isinstance(record, Prompt), "only prompts were asked for"
+        length = len(renderer.prompt(record.messages, record.tools, origin=record.origin))
+        if length <= stage.data.max_length:
+            prompts.append(record)
+        elif stage.data.on_overlong == "error":
+            raise DataError(
+                f"the prompt has {length} tokens, and data.max_length is {stage.data.max_length}",
+                file=record.origin.file, line=record.origin.line,
+                fix="raise data.max_length, or set data.on_overlong to drop",
+            )  # fmt: skip
+        else:
+            ledger.drop(PROMPT_OVERLONG, record.origin)
+    if not prompts:
+        raise DataError("no prompts left", field="data.files", found=ledger.describe(), fix="raise data.max_length")
+    return prompts, ledger
+
+
+def collect_groups(
+    stage: PrepareStage,
+    context: Context,
+    tokenizer: PreTrainedTokenizerBase,
+    renderer: Renderer,
+    judge: PointJudge,
+    prompts: Sequence[Prompt],
+) -> tuple[list[Group], dict[str, float]]:
+    """Scored groups of all prompts, and the seconds each part took in this process."""
+    begun = time.perf_counter()
+    model = load_for_generation(context)
+    loading = time.perf_counter() - begun
+    ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, model))))
+    engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends)
+    total = len(prompts) * stage.rollout.group_size * (1 + stage.judge.votes)
+    with Progress(stage.name, total) as progress:
+        collector = Collector(
+            engine=engine, renderer=renderer, rollout=stage.rollout, judge=judge,
+            store=RolloutStore(context.paths.file("rollouts.jsonl")), tell=progress.update,
+        )  # fmt: skip
+        groups = list(collector.groups(prompts))
+    engine.close()
+    seconds = {f"seconds_{part}": round(value, 3) for part, value in collector.seconds.items()}
+    return groups, {"seconds_load": round(loading, 3)} | seconds
+
+
+def load_for_generation(context: Context) -> torch.nn.Module:
+    """The starting model, its adapter folded in: one matrix product a layer instead of three."""
+    dtype = compute_dtype("auto", pick_device(context.model.device))
+    model = load_model(context.start, context.model, dtype=dtype)
+    if not isinstance(model, PeftModel):
+        return model
+    merged: torch.nn.Module = model.merge_and_unload()
+    return merged
+
+
+def write_files(
+    paths: StagePaths,
+    stage: PrepareStage,
+    groups: Sequence[Group],
+    outcomes: Sequence[Pair | Reason],
+    counts: PairCounts,
+) -> None:
+    """Every file the stage leaves, each appearing whole. Without pairs those that say why."""
+    both = list(zip(groups, outcomes, strict=True))
+    raw = [raw_row(group, outcome) for group, outcome in both]
+    write_jsonl(paths.file("raw_responses.jsonl"), raw)
+    write_jsonl(paths.file("self_reward_samples.jsonl"), reservoir(raw, stage.num_logged, stage.rollout.seed))
+    write_json(paths.file("histograms.json"), histograms(groups, stage.judge, stage.rollout.group_size))
+    write_json(paths.file("pairs.json"), counts.to_json())
+    if not counts.kept:
+        return
+    weighted = [gspo_row(group, stage.pairs.weight_temperature) for group in groups]
+    write_jsonl(paths.file("grpo_training.jsonl"), [row for group in groups for row in grpo_rows(group)])
+    write_jsonl(paths.file("gspo_training.jsonl"), [row for row in weighted if row is not None])
+    pairs = [dpo_row(group, outcome) for group, outcome in both if isinstance(outcome, Pair)]
+    write_jsonl(paths.file("dpo_training.jsonl"), pairs)
+
+
+def compare_with_truth(
+    name: str, groups: Sequence[Group], outcomes: Sequence[Pair | Reason], check: Check
+) -> dict[str, float]:
+    """The judge's agreement with the checker, said aloud: pairs are worth no more than the judge."""
+    checked = check_groups(groups, check)
+    metrics = agreement_metrics(groups, outcomes, checked)
+    if checked.failures:
+        print(f"{name}: the checker failed on {checked.failures} answers; the first: {checked.first_failure}")
+    if "agreement" in metrics:
+        num, value = int(metrics["agreement_num"]), metrics["agreement"]
+        print(f"{name}: the judge scores a right answer above a wrong one with chance {value:.3f} ({num} answers)")
+    return metrics
