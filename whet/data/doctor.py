@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +19,7 @@ from whet.config.data import Data, Source
 from whet.data.convert import convert
 from whet.data.formats import kind_for, read_row
 from whet.data.ledger import Ledger
+from whet.data.lengths import Lengths
 from whet.data.locate import locate, read_place
 from whet.data.preferences import NothingToLearn
 from whet.data.preview import preview
@@ -38,29 +38,6 @@ __all__ = ["Lengths", "Report", "check", "convert", "preview", "print_report"]
 ANY_KIND: tuple[RecordKind, ...] = ("conversation", "preference", "rating", "ranking", "scored", "prompt")
 LOCAL_ONLY = ("http://", "https://", "data:")
 """Pictures that begin so lie elsewhere and are not looked for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Lengths:
-    """How long the records are, prompt and answers together."""
-
-    unit: str
-    """`characters` or `tokens`."""
-    sizes: tuple[int, ...]
-    """Sorted."""
-
-    def quantile(self, share: float) -> int:
-        """The size that this share of the records does not exceed."""
-        return self.sizes[min(len(self.sizes) - 1, int(share * len(self.sizes)))]
-
-    def histogram(self) -> list[tuple[int, int, int]]:
-        """(from, below, records) in bins that double in width."""
-        edges = [0, 16]
-        while edges[-1] <= self.sizes[-1]:
-            edges.append(edges[-1] * 2)
-        bins = [(low, high, sum(low <= size < high for size in self.sizes)) for low, high in pairwise(edges)]
-        first = next(index for index, (_, _, count) in enumerate(bins) if count)
-        return bins[first:]
 
 
 @dataclass(slots=True)

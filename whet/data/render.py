@@ -11,6 +11,7 @@ turn trained once, in the row where it is the last.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -70,17 +71,9 @@ class Renderer:
     def fingerprint(self) -> str:
         """Changes whenever the same record could give other ids."""
         tokenizer = self.template.tokenizer
-        state = (
-            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else repr(sorted(tokenizer.get_vocab().items()))
-        )
-        parts = (
-            str(VERSION),
-            str(tokenizer.chat_template),
-            repr(self.system),
-            repr(sorted(tokenizer.special_tokens_map.items())),
-            state,
-        )
-        return sha256("\0".join(parts).encode()).hexdigest()
+        state = sorted(tokenizer.get_vocab().items()) if not tokenizer.is_fast else _state(tokenizer)
+        parts = (VERSION, tokenizer.chat_template, self.system, sorted(tokenizer.special_tokens_map.items()), state)
+        return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
@@ -157,6 +150,12 @@ class Renderer:
         if self.system is None or (messages and messages[0].role == "system"):
             return messages
         return (Message("system", self.system), *messages)
+
+
+def _state(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A fast tokenizer's whole definition, without the padding and truncation that an earlier call left in it."""
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps({**state, "padding": None, "truncation": None}, sort_keys=True)
 
 
 OVERLONG = "longer than max_length"

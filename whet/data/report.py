@@ -8,7 +8,8 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from whet.data.doctor import Lengths, Report
+    from whet.data.doctor import Report
+    from whet.data.lengths import Lengths
 
 SHOWN_BAD_ROWS = 20
 SHOWN_LINES = 12
