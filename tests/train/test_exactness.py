@@ -138,8 +138,8 @@ def test_dpo_step(loss_type: str, lora: bool, make_model, make_pairs, collate, m
         batches = collate(pairs, extra=extra)
         reference = compute_reference(start, NUM, batches, batch_size=micro, parallel=parallel)
         found, grads, line = step(
-            make_loop, model=copy.deepcopy(model), rows=pairs, collate=batches, train=one_step(micro), folder=str(number),
-            learner=PairLearner(FORMULAS[loss_type], reference),
+            make_loop, model=copy.deepcopy(model), rows=pairs, collate=batches, train=one_step(micro),
+            folder=str(number), learner=PairLearner(FORMULAS[loss_type], reference),
         )  # fmt: skip
         assert found == pytest.approx(loss.item(), rel=2e-5)
         assert_near(grads, expected, share=5e-5)

@@ -95,7 +95,6 @@ def load_model(
         raise ModelError(
             "cannot load the weights", field="model.path", found=repr(ref.path), fix=_first_line(error)
         ) from error
-    model.config.use_cache = not trainable
     if ref.adapter is not None:
         model = _with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:

@@ -6,8 +6,8 @@ checkpoints/step-000200/  adapter/ or model/   optimizer.safetensors   random.sa
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +26,8 @@ class Position:
     """Real tokens trained on so far, over all ranks."""
     best_value: float | None = None
     best_step: int | None = None
-    loss_scale: float = 1.0
+    scaler: Mapping[str, float] = field(default_factory=dict)
+    """State of fp16's gradient scaler; empty in other precisions."""
 
 
 class Checkpoints:

@@ -22,7 +22,7 @@ from whet.errors import RunError
 from whet.objectives.loss import Total
 from whet.runs.sinks import MetricsFile, Progress
 from whet.schema.metrics import Mean, merge, values
-from whet.train.checkpoint import Checkpoints, Position
+from whet.train.checkpoint import Checkpoints, Position, load_random, random_tensors
 from whet.train.feed import Feed
 from whet.train.learners import Learner
 from whet.train.optim import build_optimizer, learning_rate
@@ -61,6 +61,11 @@ class Loop(Generic[B]):
 
     def fit(self) -> Position:
         """Train to the end and return where it ended, the best evaluation included."""
+        if self.train.best_metric is not None and self.evaluate is None:
+            raise RunError(
+                "nothing is measured", field="train.best_metric", found=self.train.best_metric,
+                fix="add data.eval_files, data.eval_fraction or a task to watch",
+            )  # fmt: skip
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = build_optimizer(self._parameters, self.train)
         position = self._resume()
@@ -82,7 +87,7 @@ class Loop(Generic[B]):
         self.metrics.truncate_after(position.step if position else -1)
         if position is not None:
             self.checkpoints.restore(position.step, self._optimizer)
-            self.parallel.loss_scale = position.loss_scale
+            self.parallel.restore_scaler(position.scaler)
         return position
 
     def _step(self, model: torch.nn.Module, step: int) -> dict[str, Any]:
@@ -101,11 +106,7 @@ class Loop(Generic[B]):
             logged.append(self.parallel.means({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics}))
         norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
         row = values(merge(logged))
-        if not math.isfinite(row["loss"]):
-            raise RunError(
-                f"loss is {row['loss']} at step {step + 1}", field="train.learning_rate", found=str(rate),
-                fix="lower it, raise the warm-up, or use train.precision=fp32; the last checkpoint is intact",
-            )  # fmt: skip
+        self._check_finite(step, row["loss"], norm, rate)
         return {
             "loss": row.pop("loss"),
             "learning_rate": rate,
@@ -117,6 +118,15 @@ class Loop(Generic[B]):
             **row,
         }
 
+    def _check_finite(self, step: int, loss: float, norm: float, rate: float) -> None:
+        """Stop before NaN weights can get into a checkpoint. fp16 leaves out overflowing steps itself."""
+        for name, value in (("loss", loss), ("gradient norm", 0.0 if self.parallel.skips_overflows else norm)):
+            if not math.isfinite(value):
+                raise RunError(
+                    f"{name} is {value} at step {step + 1}", field="train.learning_rate", found=str(rate),
+                    fix="lower it, raise the warm-up, or use train.precision=fp32; the last checkpoint is intact",
+                )  # fmt: skip
+
     def _after(self, position: Position) -> Position:
         """Evaluate and save where the plan says so; a new best is always saved."""
         last = position.step == self.feed.num_steps
@@ -125,10 +135,9 @@ class Loop(Generic[B]):
             position = self._evaluated(position, keep_best=True)
         new_best = position.best_step == position.step
         if new_best or self._due(self.train.save_every, position.step, epoch_ends, last):
+            position = replace(position, scaler=self.parallel.scaler)
             if self.parallel.is_main:
-                self.checkpoints.save(
-                    replace(position, loss_scale=self.parallel.loss_scale), self.save_model, self._optimizer
-                )
+                self.checkpoints.save(position, self.save_model, self._optimizer)
             self.parallel.wait()
         return position
 
@@ -141,15 +150,17 @@ class Loop(Generic[B]):
         if self.evaluate is None:
             return position
         self.model.eval()
-        random = torch.get_rng_state()
+        random = random_tensors()
         measured = dict(self.evaluate())
-        torch.set_rng_state(random)
+        load_random(random)
         self.model.train()
         self.metrics.write({"step": position.step, "epoch": self.feed.epoch(position.step), **measured})
         name = best_metric(self.train, measured)
         if name is None or not keep_best:
             return position
         value = measured[name]
+        if math.isnan(value):
+            return position
         if position.best_value is None or better(value, position.best_value, name, self.train):
             return replace(position, best_value=value, best_step=position.step)
         return position

@@ -86,14 +86,18 @@ class Parallel:
         return float(norm)
 
     @property
-    def loss_scale(self) -> float:
-        """fp16's gradient scale, part of a checkpoint; 1 where there is none."""
-        return self._scaler.get_scale()
+    def scaler(self) -> dict[str, float]:
+        """fp16's gradient scale and how many steps it has stood: part of a checkpoint, empty in other precisions."""
+        return dict(self._scaler.state_dict())
 
-    @loss_scale.setter
-    def loss_scale(self, value: float) -> None:
-        if self._scaler.is_enabled():
-            self._scaler.load_state_dict({**self._scaler.state_dict(), "scale": value})
+    def restore_scaler(self, state: Mapping[str, float]) -> None:
+        if state:
+            self._scaler.load_state_dict(dict(state))
+
+    @property
+    def skips_overflows(self) -> bool:
+        """Whether a step with an infinite gradient is left out (fp16) instead of taken."""
+        return self._scaler.is_enabled()
 
     def wait(self) -> None:
         """Hold until every rank is here."""
