@@ -311,12 +311,12 @@ def test_low_precision_trains_fp32_weights(dtype: torch.dtype, sft, make_model) 
 def test_fp16_leaves_out_a_step_that_overflows(sft) -> None:
     """The gradient overflows under a huge scale: the step is skipped, the scale halved, and training goes on."""
     loop = sft(dtype=torch.float16, train={"max_steps": 12})
-    loop.parallel.restore_scaler({**loop.parallel.scaler, "scale": 2.0**30})
+    loop.parallel.restore_scaler({**loop.parallel.scaler, "scale": 2.0**22})
     before = weights(loop.model)
     loop.fit()
     rows = lines(loop)
     assert rows[0]["grad_norm"] is None, "infinite before it was scaled down"
-    assert loop.parallel.scaler["scale"] < 2.0**30
+    assert loop.parallel.scaler["scale"] < 2.0**22
     assert math.isfinite(rows[-1]["grad_norm"])
     assert any(not torch.equal(before[name], after) for name, after in weights(loop.model).items())
 
