@@ -137,7 +137,11 @@ def load_function(path: str, *, field: str) -> Callable[..., Any]:
         ) from error
     function: Callable[..., Any] | None = vars(module).get(name)
     if function is None or not callable(function):
-        known = sorted(key for key, value in vars(module).items() if inspect.isfunction(value))
+        known = sorted(
+            key
+            for key, value in vars(module).items()
+            if inspect.isfunction(value) and value.__module__ == module.__name__
+        )
         raise ConfigError(f"{place} has no function {name!r}", field=field, fix=f"it has: {', '.join(known) or 'none'}")
     return function
 

@@ -1,7 +1,7 @@
 """Reading a judge's score or verdict out of its words.
 
-A score is a label (`Score` in any case, 评分, 得分, 分数), a colon (ASCII or full-width) or `=`, and a number, each with or
-without Markdown emphasis and angle or other brackets around it: `**Score:** 4`, `Score：<4.5>`, `score = 4/5`.
+A score is a label (`Score` in any case, 评分, 得分, 分数), a colon (ASCII or full-width) or `=`, and a number, each
+with or without Markdown emphasis and brackets of any kind around it: `**Score:** 4`, `Score：<4.5>`, `score = 4/5`.
 
 Rules, each for a way in which judges have been misread:
 - of several valid forms the last decides, because the reason comes first and may weigh other scores; for templates that
@@ -18,16 +18,16 @@ from typing import Literal
 
 Verdict = Literal["first", "second", "tie"]
 
-_DECORATION = r"[\s*_`]*"
-_OPEN, _CLOSE = r"[<\[({（【]?", r"[>\])}）】]?"
+_DECORATION = r"[\s*_`\"']*"
+_OPEN, _CLOSE = r"[<\[({（【]{0,2}", r"[>\])}）】]{0,2}"
 _SCORE = re.compile(
-    rf"(?:(?<![a-z0-9_])score|评分|得分|分数){_DECORATION}[:：=]{_DECORATION}{_OPEN}{_DECORATION}"
+    rf"(?:(?<![a-z0-9])(?<![a-z0-9]_)score|评分|得分|分数){_DECORATION}[:：=]{_DECORATION}{_OPEN}{_DECORATION}"
     rf"(?P<value>[+-]?[0-9]+(?:\.[0-9]+)?)(?![a-z0-9_]|[.,][0-9])(?!\s*(?:[-–—~～]|to\b)\s*[0-9])"
     rf"{_DECORATION}(?:{_CLOSE}{_DECORATION}(?:/|out\s+of){_DECORATION}(?P<top>[0-9]+(?:\.[0-9]+)?))?",
     re.IGNORECASE,
 )
 _VERDICT = re.compile(
-    rf"(?<![a-z0-9_])verdict{_DECORATION}[:：=]{_DECORATION}{_OPEN}{_DECORATION}(?P<value>first|second|tie)(?![a-z0-9_])",
+    rf"(?<![a-z0-9])verdict{_DECORATION}[:：=]{_DECORATION}{_OPEN}{_DECORATION}(?P<value>first|second|tie)(?![a-z0-9_])",
     re.IGNORECASE,
 )
 

@@ -123,7 +123,7 @@ def collect_groups(
 def load_for_generation(context: Context) -> torch.nn.Module:
     """The starting model, its adapter folded in: one matrix product a layer instead of three."""
     dtype = compute_dtype("auto", pick_device(context.model.device))
-    model = load_model(context.start, context.model, dtype=dtype)
+    model: torch.nn.Module = load_model(context.start, context.model, dtype=dtype)
     if not isinstance(model, PeftModel):
         return model
     merged: torch.nn.Module = model.merge_and_unload()

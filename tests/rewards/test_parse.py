@@ -1,0 +1,146 @@
+"""Every form in which a judge writes its score, decided; and text that decides nothing."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from whet.rewards.parse import parse_score, parse_verdict
+
+TABLE = [
+    # the forms that the seed pipeline got wrong
+    ("Score: 10", None),
+    ("Score: 5.7", None),
+    ("score: 4", 4.0),
+    ("**Score:** 4", 4.0),
+    ("Score: <4>", 4.0),
+    ("Score: 7", None),
+    # plain forms
+    ("Score: 0", 0.0),
+    ("Score: 5", 5.0),
+    ("Score:3", 3.0),
+    ("SCORE: 2", 2.0),
+    ("Score: 3.5", 3.5),
+    ("Score: 4.", 4.0),
+    ("Score: 4\n", 4.0),
+    ("Total score: 4 points", 4.0),
+    ("Score = 3", 3.0),
+    ("Score : 3", 3.0),
+    ("Score:\n3", 3.0),
+    # dress
+    ("**Score**: 4", 4.0),
+    ("**Score: 4**", 4.0),
+    ("Score: **4**", 4.0),
+    ("Score: **4/5**", 4.0),
+    ("*Score*: `4`", 4.0),
+    ("__Score:__ 4", 4.0),
+    ("Score: [4]", 4.0),
+    ("Score: (4)", 4.0),
+    ("Score: [[4]]", 4.0),
+    ("Score：4", 4.0),
+    ('{"score": 4, "reason": "short"}', 4.0),
+    ("{'score': '3'}", 3.0),
+    ("**Score：** 4.5", 4.5),
+    ("评分：4", 4.0),
+    ("评分: 4分", 4.0),
+    ("得分：3.5", 3.5),
+    ("最终得分：**2**", 2.0),
+    ("分数：5", 5.0),
+    # the scale named
+    ("Score: 4/5", 4.0),
+    ("Score: <4>/5", 4.0),
+    ("Score: 4 / 5", 4.0),
+    ("Score: 4 out of 5", 4.0),
+    ("Score: 4.0/5.0", 4.0),
+    ("Score: 4/10", None),
+    ("Score: 8/10", None),
+    ("Score: 4 out of 10", None),
+    # out of range
+    ("Score: -1", None),
+    ("Score: 5.01", None),
+    ("Score: 400", None),
+    # several: the last valid form decides
+    ("I would first say Score: 2.\nOn reflection\nScore: 4", 4.0),
+    ("Score: 4\nScore: 10", None),
+    ("Score: <0-5>\nScore: 3", 3.0),
+    ("Score: 3\nin the form Score: <0-5>", 3.0),
+    # no valid form
+    ("", None),
+    ("4", None),
+    ("I give it four points.", None),
+    ("Score: four", None),
+    ("Score: <0-5>", None),
+    ("Score: 0–5", None),
+    ("Score: 0 to 5", None),
+    ("Score: 4th", None),
+    ("Score: 4,5", None),
+    ("Score: 4.5.1", None),
+    ("Score 4", None),
+    ("subscore: 4", None),
+    ("underscore_score: 4", None),
+    ("scores: 4", None),
+    ("Score:", None),
+]
+
+
+@pytest.mark.parametrize(("text", "value"), TABLE)
+def test_every_form_is_decided(text: str, value: float | None) -> None:
+    assert parse_score(text, 0.0, 5.0) == value
+
+
+def test_the_first_form_decides_where_the_score_comes_first() -> None:
+    text = "Score: 4\nA Score: 2 would be too strict."
+    assert parse_score(text, 0, 5, take="first") == 4.0
+    assert parse_score(text, 0, 5) == 2.0
+    assert parse_score("Score: 9\nScore: 4", 0, 5, take="first") is None
+
+
+def test_other_scales() -> None:
+    assert parse_score("Score: 87", 1, 100) == 87.0
+    assert parse_score("Score: 8/10", 1, 10) == 8.0
+    assert parse_score("Score: 0", 1, 10) is None
+    assert parse_score("Score: -2", -3, 3) == -2.0
+
+
+@given(st.text())
+def test_any_text_gives_none_or_a_score_in_range(text: str) -> None:
+    value = parse_score(text, 0.0, 5.0)
+    assert value is None or 0.0 <= value <= 5.0
+    assert parse_verdict(text) in (None, "first", "second", "tie")
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["Score", "评分", ":", "：", "4", "10", "-", "/", "5", ".", "**", "<", ">", " ", "\n", "to", "x"]
+        )
+    )
+)
+def test_pieces_of_scores_in_any_order_never_crash(pieces: list[str]) -> None:
+    value = parse_score("".join(pieces), 0.0, 5.0)
+    assert value is None or 0.0 <= value <= 5.0
+
+
+def test_long_runs_of_decoration_are_read_in_no_time() -> None:
+    """A regular expression with nested repeats would need hours for this."""
+    assert parse_score("Score:" + " *" * 5_000, 0, 5) is None
+    assert parse_score("score" * 20_000, 0, 5) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("Verdict: first", "first"),
+        ("verdict: SECOND", "second"),
+        ("**Verdict:** tie", "tie"),
+        ("Verdict：<second>", "second"),
+        ("At first Verdict: first, but then\nVerdict: tie", "tie"),
+        ("The first one is better.", None),
+        ("Verdict: firstly", None),
+        ("Verdict: first or second", "first"),
+        ("", None),
+    ],
+)
+def test_verdicts(text: str, verdict: str | None) -> None:
+    assert parse_verdict(text) == verdict
