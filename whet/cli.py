@@ -5,6 +5,7 @@ A mistake of the user's is one line on stderr and exit code 2; a defect of whet 
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -183,15 +184,23 @@ def demo(
 
 
 @data_app.command("check")
-def check(file: DataFile, keys: DataKeys = None, model: Tokenizer = None) -> None:
+def check(
+    file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:  # fmt: skip
     """Say what is in a file and which rows are bad.
 
-    Format, counts, lengths, duplicates, bad rows with their lines. Exit code 1 where the file cannot be used.
+    Format, counts, lengths, duplicates, bad rows with their lines. Exit code 2 where the file cannot be used.
     """
-    from whet.data.doctor import check as examine
+    from whet.data import doctor
 
-    if not examine(file, _data(keys), model):
-        raise typer.Exit(1)
+    found = doctor.check(file, _data(keys), model)
+    if as_json:
+        print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
+    else:
+        doctor.print_report(found)
+    if not found.usable:
+        raise typer.Exit(2)
 
 
 @data_app.command("preview")
@@ -217,7 +226,8 @@ def convert(
 
     if out is None:
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out rows.jsonl")
-    rewrite(file, _data(keys), to, out)
+    ledger = rewrite(file, _data(keys), to, str(out))
+    print(f"{out}: {ledger.describe()}")
 
 
 def _plan_and_overrides(args: Sequence[str] | None) -> tuple[str | None, list[str]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from whet.config.catalogue import entries, paths, stage_models, suggest
+from whet.config.catalogue import entries, paths, stage_models, suggest, top_keys
 from whet.config.node import Node, describe, join
 from whet.errors import ConfigError, nearest
 
@@ -81,6 +81,8 @@ def _issue(detail: Mapping[str, Any], root: Node) -> Issue:
     if kind.startswith("union_tag"):
         return _wrong_tag(detail, node)
     fix = FIXES.get(node.path) if isinstance(node.value, str | None) else None
+    if kind == "literal_error" and isinstance(node.value, str):
+        fix = _suggest_word(node.value, detail["ctx"]["expected"])
     return Issue(node, node.path, _words(kind, detail), found=_found(kind, node), fix=fix)
 
 
@@ -119,6 +121,8 @@ def _general(path: str) -> str:
     parts = path.split(".")
     if parts[0] == "stages" and len(parts) > 2:
         parts = parts[2:]
+    elif len(parts) > 1 and parts[0] not in top_keys() and parts[1] in top_keys():
+        parts = parts[1:]  # the name of a stage
     return ".".join(part for part in parts if not part.isdecimal())
 
 
@@ -169,7 +173,7 @@ def _words(kind: str, detail: Mapping[str, Any]) -> str:
         case "less_than":
             return f"must be less than {context['lt']:g}"
         case "literal_error" if " " in context["expected"]:
-            return f"must be one of {_unquoted(context['expected'])}"
+            return f"must be one of {_unquoted(context['expected']).replace(' or ', ', ')}"
         case "literal_error":
             return f"must be {_unquoted(context['expected'])}"
         case "int_type" | "int_parsing" | "int_from_float" | "int_parsing_size":

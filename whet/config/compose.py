@@ -37,12 +37,13 @@ def compose(root: Node, *, kind: str | None = None) -> Node:
     # Keys that are neither the plan's nor a stage's stay, so that the strict model names them.
     kept = {"run", "model"} if kind is not None else root.value.keys() - section_keys() - {"seed", "stages"}
     top = {key: entry for key, entry in root.value.items() if key in kept}
-    top.setdefault("run", root.replace(_default_run(root, kind)))
+    if "run" not in top:
+        top["run"] = root.replace(_default_run(root, kind))
     origin = root.value.get("stages", root)
     return root.replace({**top, "stages": origin.replace(named)})
 
 
-def _default_run(root: Node, kind: str | None) -> str | None:
+def _default_run(root: Node, kind: str | None) -> str:
     if root.file is not None and root.file != "override":
         return f"runs/{Path(root.file).stem}"
     if kind is None:

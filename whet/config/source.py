@@ -48,6 +48,15 @@ for _tag, _pattern, _first in _CORE_TYPES:
     PlanDumper.add_implicit_resolver(_tag, _whole, list(_first))
 
 
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    """Line ends that are not `\\n` survive only where they are written as escapes."""
+    style = '"' if any(end in text for end in "\r\x85\u2028\u2029") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+PlanDumper.add_representer(str, _represent_text)
+
+
 def read_source(source: str | Path | Mapping[str, Any] | None) -> Node:
     """The plan as nodes; None is an empty plan. Raises ConfigError for a file that cannot be read as a mapping."""
     if source is None:

@@ -1,0 +1,138 @@
+"""Every mistake in a plan is one line: place, key, rule, what was found, what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from whet.config.load import load_plan
+from whet.errors import ConfigError
+
+PLAN = """\
+model:
+  path: m
+  lora: {rank: 8}
+train:
+  epochs: 2
+stages:
+  - kind: sft
+    data: {files: a.json}
+  - kind: prepare
+    data: {files: p.jsonl}
+  - kind: dpo
+    data: {files: "@prepare/dpo_training.jsonl"}
+  - kind: evaluate
+    models: [base, sft, dpo]
+    tasks: [{type: exact, data: {files: h.json}}]
+"""
+
+
+def complaint(*overrides: str, change: tuple[str, str] = ("", ""), kind: str | None = None, plan: bool = True) -> str:
+    """What is said about PLAN with overrides, or with a piece of its text changed."""
+    assert change[0] in PLAN
+    Path("plan.yaml").write_text(PLAN.replace(*change, 1) if change[0] else PLAN)
+    with pytest.raises(ConfigError) as caught:
+        load_plan("plan.yaml" if plan else None, overrides, kind=kind)
+    text = str(caught.value)
+    assert "\n" not in text
+    return text
+
+
+def test_the_plan_itself_is_sound(in_tmp: Path) -> None:
+    Path("plan.yaml").write_text(PLAN)
+    assert [stage.name for stage in load_plan("plan.yaml").stages] == ["sft", "prepare", "dpo", "evaluate"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("epochs: 2", "epochs: 2.5", "plan.yaml:5: train.epochs: must be a whole number (found 2.5)"),
+        ("epochs: 2", "epochs: two", "plan.yaml:5: train.epochs: must be a whole number (found 'two')"),
+        ("epochs: 2", "epoch: 2", "plan.yaml:5: train.epoch: unknown key; did you mean train.epochs?"),
+        ("epochs: 2", "lr: 2", "plan.yaml:5: train.lr: unknown key; did you mean train.learning_rate?"),
+        ("train:", "trian:", "plan.yaml:4: trian: unknown key; did you mean train?"),
+        ("rank: 8", "rank: -1", "plan.yaml:3: model.lora.rank: must be at least 1 (found -1)"),
+        ("lora: {rank: 8}", "lora: 8", "plan.yaml:3: model.lora: must be a section of keys (found 8)"),
+        ("  path: m\n", "", "plan.yaml:1: model.path: is required; give a checkpoint directory or hub id"),
+        ("kind: sft", "kind: stf", "plan.yaml:7: stages.0.kind: must be one of sft, dpo, prepare, evaluate, merge (found 'stf')"),
+        ("kind: sft", "name: sft", "plan.yaml:7: stages.0.kind: is required"),
+        ("files: a.json", "format: alpaca", "plan.yaml:8: stages.0.data.files: is required; name the file to read"),
+        ("files: a.json", "files: [{path: a, wight: 1}]", "plan.yaml:8: stages.0.data.files.0.wight: unknown key"),
+        ("@prepare", "@pepare", "plan.yaml:12: stages.2.data.files: '@pepare/dpo_training.jsonl' asks for a file"),
+        ("type: exact", "type: exat", "plan.yaml:15: stages.3.tasks.0.type: must be one of exact, overlap"),
+        ("models: [base, sft, dpo]", "models: [sfft]", "stage 'evaluate' asks for 'sfft'; earlier models: base"),
+        ("train:\n  epochs: 2", "judge: {votes: 1}\ncheckr: 1", "plan.yaml:5: checkr: unknown key; did you mean checker?"),
+        ("train:\n  epochs: 2", "dtype: fp32", "plan.yaml:4: dtype: no stage of this plan uses it"),
+        ("train:\n  epochs: 2", "objective: {bta: 1, beta: 1}", "plan.yaml:4: objective.bta: unknown key; did you mean objective.beta?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_the_file(in_tmp: Path, old: str, new: str, message: str) -> None:
+    assert message in complaint(change=(old, new))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.lora.rank=-1", "override: model.lora.rank: must be at least 1 (found -1)"),
+        ("lora.rank=-1", "override: lora.rank: unknown key; did you mean model.lora.rank?"),
+        ("epochs=3", "override: epochs: unknown key; did you mean train.epochs?"),
+        ("sfft.train.epochs=3", "override: sfft.train.epochs: unknown key; did you mean sft.train.epochs?"),
+        ("stages.sfft.train.epochs=3", "no entry called 'sfft' (found sft, prepare, dpo, evaluate); did you mean 'sft'?"),
+        ("stages.9.train.epochs=3", "override: stages.9.train.epochs: no entry 9 (found 4 entries)"),
+        ("sft.rollout.seed=3", "override: sft.rollout.seed: a stage of kind sft has no such key; it belongs to prepare"),
+        ("rollout.group_size=0", "override: rollout.group_size: must be at least 1 (found 0)"),
+        ("data.eval_fraction=1.5", "override: data.eval_fraction: must be less than 1 (found 1.5)"),
+        ("model=x", "override: model: must be a section of keys (found 'x'); give a checkpoint directory"),
+        ("model.path.x=1", "override: model.path.x: model.path has no keys (found 'm'); set the whole of it"),
+        ("model.lora.targets=5", "override: model.lora.targets: must be all-linear or a list (found 5)"),
+        ("train.schedule=cosin", "must be one of cosine, linear, constant (found 'cosin'); did you mean cosine?"),
+        ("dpo.objective.label_smoothing=0.5", "label_smoothing: must be less than 0.5 (found 0.5)"),
+        ("train.learning_rate=.inf", "override: train.learning_rate: must be a number (found inf)"),
+        ("train.micro_batch_size=9", "train: micro_batch_size 9 is larger than batch_size 8"),
+        ("rollout.min_new_tokens=999", "override: rollout: min_new_tokens 999 exceeds max_new_tokens 512"),
+        ("seed=x", "override: seed: must be a whole number (found 'x')"),
+        ("run=", "override: run: must be text (found nothing)"),
+        ("prepare.name=base", "two models or stages are called 'base'"),
+        ("sft.name=a b", "must be made of letters, digits, - and _ (found 'a b')"),
+        ("data.files=[a", "override: data.files: not valid YAML"),
+        ("train", "override: not an override (found 'train'); write key=value, e.g. train.epochs=2"),
+        ("=3", "not an override"),
+        ("stages=sft", "override: stages: must be a list (found 'sft')"),
+        ("stages=[]", "stages: the plan has no stages"),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_an_override(in_tmp: Path, override: str, message: str) -> None:
+    assert message in complaint(override)
+
+
+@pytest.mark.parametrize(
+    ("kind", "overrides", "message"),
+    [
+        ("sft", [], "model: is required; give a checkpoint directory or hub id, e.g. model.path="),
+        ("sft", ["model.path=m"], "data.files: is required; name the file to read"),
+        ("evaluate", ["model.path=m"], "tasks: the stage measures nothing"),
+        ("evaluate", ["model.path=m", "tasks.0.type=exact"], "override: tasks.0.data.files: is required"),
+        ("dpo", ["model.path=m", "data.files=@prepare/a.jsonl"], "none is called 'prepare'; earlier stages: none"),
+        ("sft", ["model.path=m", "data.files=a", "rollout.seed=1"], "a stage of kind sft has no such key"),
+        ("sft", ["model.path=m", "data.files=a", "lora.rank=-1"], "override: lora.rank: unknown key; did you mean model.lora.rank?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_on_a_verb(in_tmp: Path, kind: str, overrides: list[str], message: str) -> None:
+    assert message in complaint(*overrides, kind=kind, plan=False)
+
+
+def test_a_plan_of_stages_is_not_for_a_verb(in_tmp: Path) -> None:
+    assert "runs a single stage, and this plan lists stages; use `whet run PLAN.yaml`" in complaint(kind="sft")
+    Path("p.yaml").write_text("kind: dpo\nmodel: {path: m}\n")
+    with pytest.raises(ConfigError, match="p.yaml:1: kind: this plan is not for `whet sft`"):
+        load_plan("p.yaml", kind="sft")
+
+
+def test_a_mapping_needs_stages_and_a_run() -> None:
+    with pytest.raises(ConfigError, match="stages: the plan has no stages"):
+        load_plan({"run": "a"})
+    with pytest.raises(ConfigError, match="run: is required; name a folder"):
+        load_plan({"model": {"path": "m"}, "stages": ["sft"]})
+    with pytest.raises(ConfigError, match="train: a key must be text"):
+        load_plan({"train": {1: 2}})

@@ -1,0 +1,62 @@
+"""`whet explain` answers for every key there is, and guesses what was meant."""
+
+from __future__ import annotations
+
+import pytest
+
+from whet.config.catalogue import entries, paths, sections, suggest
+from whet.config.explain import explain, known_keys
+from whet.errors import ConfigError
+
+
+def test_a_key_with_its_defaults_by_kind() -> None:
+    text = explain("train.learning_rate")
+    assert "number, greater than 0" in text
+    assert "0.0001 (sft)" in text and "5e-06 (dpo)" in text
+    assert "stages: sft, dpo" in text
+
+
+def test_a_key_of_one_type_says_which() -> None:
+    assert "type: sigmoid" in explain("objective.beta")
+    assert "2310.12036" in explain("objective"), "a section with types says what each one is"
+
+
+def test_a_section_lists_its_keys() -> None:
+    text = explain("model.lora")
+    for key in ("rank", "alpha", "dropout", "targets"):
+        assert f"\n  {key} " in text
+    assert "section or null" in text
+
+
+@pytest.mark.parametrize("key", known_keys())
+def test_every_key_is_explained(key: str) -> None:
+    assert explain(key).splitlines()[0].startswith(key)
+
+
+def test_the_list_of_everything_names_every_plain_key() -> None:
+    text = explain()
+    repeated = ("watch.", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.")
+    for path in paths():
+        assert path in text or path.startswith(repeated)
+
+
+def test_every_field_says_what_it_is() -> None:
+    silent = {entry.path for entry in entries() if not entry.info.description and not sections(entry.info.annotation)}
+    assert {path for path in silent if not path.endswith(".type")} == set()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("lora.rank", "model.lora.rank"), ("rank", "model.lora.rank"), ("train.epoch", "train.epochs"),
+        ("learning_rat", "train.learning_rate"), ("lr", "train.learning_rate"), ("data.file", "data.files"),
+        ("model_name_or_path", "model.path"), ("tasks.chekcer", "tasks.checker"), ("zzzz", None),
+    ],
+)  # fmt: skip
+def test_an_unknown_key_is_guessed(written: str, meant: str | None) -> None:
+    assert suggest(written) == meant
+
+
+def test_an_unknown_key_is_refused_with_the_guess() -> None:
+    with pytest.raises(ConfigError, match=r"train.epoch: no plan has this key; did you mean train.epochs\?"):
+        explain("train.epoch")
