@@ -122,21 +122,31 @@ def detect(rows: Sequence[Row]) -> Format:
                 line=row.origin.line,
                 fix=f"choose by data.format={names[0]}",
             )
-    counts = Counter(names[0] for _, names in found if names)
-    if not counts:
+    if not any(names for _, names in found):
         raise _unknown(rows[0])
-    common = counts.most_common(1)[0][0]
-    keys = {name for row, names in found if names == [common] for name in row.values}
-    for row, names in found:
-        if names and names != [common] and not row.values.keys() <= keys:
+    keys = {format: {key for row, names in found if names == [format] for key in row.values} for format in LEVEL_OF}
+    # A row without its answer looks like a prompt: it counts for the format whose other rows have all its fields.
+    counted = [(row, _complete(row, names[0], keys)) for row, names in found if names]
+    common = Counter(format for _, format in counted).most_common(1)[0][0]
+    for row, format in counted:
+        if format != common:
             raise DataError(
-                f"a {names[0]} row among {common} rows",
+                f"a {format} row among {common} rows",
                 file=row.origin.file,
                 line=row.origin.line,
                 found=f"fields {', '.join(row.values)}",
                 fix="give each format a file of its own",
             )
     return common
+
+
+LEVEL_OF: dict[Format, int] = {name: level for level, tests in enumerate(LEVELS) for name in tests}
+
+
+def _complete(row: Row, format: Format, keys: Mapping[Format, set[str]]) -> Format:
+    """The format of a higher level that this row would be in, were its fields filled in; else its own."""
+    higher = [name for name in keys if LEVEL_OF[name] < LEVEL_OF[format] and row.values.keys() <= keys[name]]
+    return max(higher, key=lambda name: LEVEL_OF[name]) if higher else format
 
 
 def _unknown(row: Row) -> DataError:
