@@ -10,6 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import torch
+from peft import PeftModel
+
 from whet.config.stage import EvaluateStage
 from whet.data.ledger import Ledger
 from whet.data.render import Renderer
@@ -85,7 +88,11 @@ def loader(context: Context, *, system: str | None) -> RefLoader:
 def load_subject(label: str, context: Context, *, system: str | None) -> Subject:
     config, ref = context.model, _ref(label, context)
     tokenizer = load_tokenizer(ref.path, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
-    model = load_model(ref, config, dtype=compute_dtype("auto", pick_device(config.device)))
+    dtype = compute_dtype("auto", pick_device(config.device))
+    model: torch.nn.Module = load_model(ref, config, dtype=dtype)
+    if isinstance(model, PeftModel) and dtype == torch.float32:
+        # One matrix product a layer instead of three. In bf16 folding would round small updates away.
+        model = model.merge_and_unload()
     renderer = Renderer(tokenizer, system=system)
     return Subject(label=label, model=model, tokenizer=tokenizer, renderer=renderer)
 

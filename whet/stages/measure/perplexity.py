@@ -7,6 +7,8 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 
+import torch
+
 from whet.config.evaluate import PerplexityTask
 from whet.data.batch import collate_tokens
 from whet.data.render import Rendered, fit
@@ -58,7 +60,7 @@ def _row_nll(
         batch = collate_tokens([row for _, row in part], pad_id=pad_id, device=device)
         logprobs = token_logprobs(subject.model, batch.input_ids, batch.attention_mask, batch.target_mask)
         counts = batch.target_mask.sum(dim=1).tolist()
-        totals, weights = (-logprobs * batch.weights).split(counts), batch.weights.split(counts)
+        totals, weights = torch.split(-logprobs * batch.weights, counts), torch.split(batch.weights, counts)
         for (index, _), total, weight in zip(part, totals, weights, strict=True):
             if len(total):
                 yield index, float(total.double().sum()), float(weight.double().sum())

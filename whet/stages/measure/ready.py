@@ -50,10 +50,11 @@ def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = No
     _check(task, name)
     if isinstance(task, PerplexityTask):
         records, ledger = read_records(task.data, ("conversation",), folders=folders)
-        kept = ReadyTask(name=name, task=task, conversations=tuple(records), ledger=ledger)
+        conversations = tuple(record for record in records if isinstance(record, Conversation))
+        kept = ReadyTask(name=name, task=task, conversations=conversations, ledger=ledger)
     else:
         records, ledger = read_records(task.data, ("prompt",), folders=folders)
-        prompts = tuple(records)
+        prompts = tuple(record for record in records if isinstance(record, Prompt))
         kept = ReadyTask(name=name, task=task, prompts=prompts, keys=_keys(prompts), ledger=ledger)
     if len(records) < 2:
         found = f"{len(records)} in {', '.join(map(str, task.data.files)) or 'no file'}"

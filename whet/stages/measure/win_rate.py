@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from whet.config.evaluate import WinRateTask
+from whet.data.render import Renderer
 from whet.rewards.judge import transcript
 from whet.rewards.parse import Verdict, parse_verdict
 from whet.rewards.template import fill, read_template
@@ -82,7 +83,11 @@ def compare(
     *,
     label: str,
 ) -> list[Comparison]:
-    """Ask the judge about every pair in both orders, `judge.votes` times each."""
+    """Ask the judge about every pair in both orders, `judge.votes` times each.
+
+    The judge is asked in its own words: the system message of the task is part of what it judges, not of its role.
+    """
+    judge = replace(judge, renderer=Renderer(judge.tokenizer))
     template, config = read_template(task.template, PLACEHOLDERS, field=f"tasks.{ready.name}.template"), task.judge
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
     requests = []

@@ -1,0 +1,134 @@
+"""Red flags: patterns in the numbers of a stage that a person should look at, each said in a sentence.
+
+Every function returns the sentence, or None where nothing is wrong or too little is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from whet.report.series import SMOOTHING, column, finite, moving_average
+from whet.runs.reader import Row
+
+ENOUGH_STEPS = 10
+
+
+def not_finite(steps: Sequence[Row]) -> str | None:
+    bad = [row["step"] for row in steps if row["loss"] is None]
+    return f"The loss was not a finite number at {len(bad)} steps, first at step {bad[0]}." if bad else None
+
+
+def overfitting(steps: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
+    """Held-out loss rises from its lowest point while training loss goes on falling."""
+    held_out, train = finite(evaluations, "eval/loss"), _smoothed(steps, "loss")
+    if len(held_out) < 3 or not train:
+        return None
+    best_step, best = min(held_out, key=lambda point: point[1])
+    last_step, last = held_out[-1]
+    at_best = min(train, key=lambda point: abs(point[0] - best_step))[1]
+    if last > best * 1.03 and train[-1][1] < at_best:
+        return (
+            f"Held-out loss rose from {best:.3g} (step {best_step:g}) to {last:.3g} (step {last_step:g}) while "
+            "training loss fell: the model learns its rows by heart. Fewer epochs or a lower learning rate help."
+        )
+    return None
+
+
+def wild_gradient(steps: Sequence[Row]) -> str | None:
+    high = [(x, y) for x, y in finite(steps, "grad_norm") if y > 100]
+    if not high:
+        return None
+    step, worst = max(high, key=lambda point: point[1])
+    return f"The gradient norm passed 100 at {len(high)} steps (largest {worst:.3g}, step {step:g})."
+
+
+def margin_falling(steps: Sequence[Row]) -> str | None:
+    margins = _smoothed(steps, "rewards/margins")
+    if len(margins) < ENOUGH_STEPS:
+        return None
+    peak_step, peak = max(margins[ENOUGH_STEPS // 2 :], key=lambda point: point[1])
+    last = margins[-1][1]
+    if peak > 0 and last < 0.7 * peak:
+        return (
+            f"The reward margin fell from {peak:.3g} (step {peak_step:g}) to {last:.3g}: "
+            "chosen and rejected drift together."
+        )
+    return None
+
+
+def coarse_accuracy(steps: Sequence[Row]) -> str | None:
+    values = [y for _, y in finite(steps, "rewards/accuracies")]
+    if len(values) >= ENOUGH_STEPS and set(values) <= {0.0, 1.0} and len(set(values)) == 2:
+        return "Accuracy is 0 or 1 at every step: a batch holds too few pairs to read the curve step by step."
+    return None
+
+
+def chosen_collapse(steps: Sequence[Row]) -> str | None:
+    points = _smoothed(steps, "logps/chosen")
+    if len(points) < ENOUGH_STEPS:
+        return None
+    first, last = points[0][1], points[-1][1]
+    if last < first - max(10.0, 0.5 * abs(first)):
+        return (
+            f"The log-probability of chosen answers fell from {first:.4g} to {last:.4g}: training pushes the good "
+            "answers away too. A lower learning rate or a larger beta holds them."
+        )
+    return None
+
+
+def watched_falling(evaluations: Sequence[Row], name: str) -> str | None:
+    """A watched accuracy ends clearly below its best while nothing in the loss would show it."""
+    points = finite(evaluations, name)
+    if len(points) < 3:
+        return None
+    best_step, best = max(points, key=lambda point: point[1])
+    last = points[-1][1]
+    if last < best - 0.1:
+        return f"{name.removeprefix('watch/')} fell from {best:.3g} (step {best_step:g}) to {last:.3g} at the end."
+    return None
+
+
+def parse_failures(metrics: Mapping[str, float]) -> str | None:
+    share = metrics.get("parse_failure_rate")
+    if share is not None and share > 0.2:
+        return f"{share:.0%} of the judge's replies could not be read: the model does not judge in the asked form yet."
+    return None
+
+
+def many_ties(metrics: Mapping[str, float]) -> str | None:
+    share = metrics.get("tie_rate")
+    if share is not None and share > 0.5:
+        return f"{share:.0%} of the prompts ended in a tie: the judge hardly tells the candidates apart."
+    return None
+
+
+def weak_judge(metrics: Mapping[str, float]) -> str | None:
+    agreement = metrics.get("agreement")
+    if agreement is not None and agreement <= 0.55:
+        return (
+            f"The judge scores a right answer above a wrong one with chance {agreement:.2f}, no better than a coin: "
+            "pairs made from its scores teach noise."
+        )
+    return None
+
+
+def longer_chosen(metrics: Mapping[str, float]) -> str | None:
+    ratio = metrics.get("chosen_length_ratio")
+    if ratio is not None and ratio > 1.5:
+        return f"Chosen answers are {ratio:.1f} times as long as rejected ones: the judge may reward length."
+    return None
+
+
+def many_cut(metrics: Mapping[str, float]) -> str | None:
+    share = metrics.get("cut_rate")
+    if share is not None and share > 0.2:
+        return (
+            f"{share:.0%} of the candidates were cut at max_new_tokens: raise it, or the judge sees unfinished answers."
+        )
+    return None
+
+
+def _smoothed(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    points = finite(rows, name)
+    x, y = column(rows, name)
+    return list(zip(x, moving_average(y, SMOOTHING), strict=True)) if len(points) == len(x) else points

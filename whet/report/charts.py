@@ -1,0 +1,195 @@
+"""The charts of a stage, with the words that stand beside each: what it is, what is healthy, what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from whet.report import alarms
+from whet.report.figures import Chart, Lines, Panel, Series
+from whet.report.series import column, eval_series, has, step_series
+from whet.runs.reader import Row, StageView
+
+LOG_2 = 0.6931
+
+
+def training_charts(stage: StageView) -> list[Chart]:
+    """Loss, optimiser, preference rewards, watched tasks, throughput: those the stage has numbers for."""
+    if not stage.steps:
+        return []
+    marks = _best(stage)
+    charts = [
+        _loss(stage, marks),
+        _watched(stage, marks),
+        _rewards(stage),
+        _accuracies(stage),
+        _logps(stage),
+        _optimiser(stage),
+        _throughput(stage),
+    ]
+    return [chart for chart in charts if chart is not None]
+
+
+def _loss(stage: StageView, marks: tuple[tuple[float, str], ...]) -> Chart:
+    series = [step_series(stage.steps, "loss", "training", "train")]
+    if has(stage.evaluations, "eval/loss"):
+        series.append(eval_series(stage.evaluations, "eval/loss", "held out", "eval"))
+    starts_at_log_2 = stage.kind == "dpo" and (stage.config.get("objective") or {}).get("type") == "sigmoid"
+    about = (
+        "The objective on training batches and on rows kept out of training. Healthy: both fall, then level off "
+        "together. Red flag: the held-out line turns up while the training line falls."
+    )
+    if starts_at_log_2:
+        about += " DPO starts at log 2 = 0.693, where the policy equals its reference; near 0 every pair is separated."
+    levels = ((LOG_2, "0.693: policy = reference"),) if starts_at_log_2 else ()
+    return Chart(
+        name="loss",
+        title="Loss",
+        about=about,
+        figure=Lines(panels=(Panel(ylabel="loss", series=tuple(series), levels=levels),), marks=marks),
+        alarms=_fired([alarms.not_finite(stage.steps), alarms.overfitting(stage.steps, stage.evaluations)]),
+    )
+
+
+def _watched(stage: StageView, marks: tuple[tuple[float, str], ...]) -> Chart | None:
+    """One panel for each watched task's main numbers; breakdowns by group stay out."""
+    names = [name for name in _names(stage.evaluations, "watch/") if name.count("/") == 2]
+    if not names:
+        return None
+    panels = tuple(
+        Panel(
+            ylabel=name.removeprefix("watch/").replace("/", "\n"),
+            series=(eval_series(stage.evaluations, name, name, "eval"),),
+        )
+        for name in names
+    )
+    return Chart(
+        name="watch",
+        title="Held-out tasks during training",
+        about=(
+            "Real answers measured while training went on. This is what the loss stands for: healthy is a rise that "
+            "stays. Red flag: the task gets worse while the loss still improves."
+        ),
+        figure=Lines(panels=panels, marks=marks),
+        alarms=_fired(alarms.watched_falling(stage.evaluations, name) for name in names if "perplexity" not in name),
+    )
+
+
+def _rewards(stage: StageView) -> Chart | None:
+    if not has(stage.steps, "rewards/chosen"):
+        return None
+    panels = (
+        Panel(
+            ylabel="implicit reward",
+            series=(
+                step_series(stage.steps, "rewards/chosen", "chosen", "chosen"),
+                step_series(stage.steps, "rewards/rejected", "rejected", "rejected"),
+            ),
+            levels=((0.0, "reference"),),
+        ),
+        Panel(ylabel="margin", series=(step_series(stage.steps, "rewards/margins", "chosen - rejected", "margin"),)),
+    )
+    return Chart(
+        name="rewards",
+        title="Rewards",
+        about=(
+            "Implicit reward: beta times how much more likely than under the reference an answer became. Healthy: the "
+            "margin grows. Both lines falling together is common, and harmless while it does. Red flag: it shrinks."
+        ),
+        figure=Lines(panels=panels),
+        alarms=_fired([alarms.margin_falling(stage.steps)]),
+    )
+
+
+def _accuracies(stage: StageView) -> Chart | None:
+    if not has(stage.steps, "rewards/accuracies"):
+        return None
+    series = [step_series(stage.steps, "rewards/accuracies", "training", "accuracy")]
+    if has(stage.evaluations, "eval/rewards/accuracies"):
+        series.append(eval_series(stage.evaluations, "eval/rewards/accuracies", "held out", "eval"))
+    panel = Panel(ylabel="share of pairs", series=tuple(series), levels=((0.5, "chance"),), bounds=(-0.02, 1.05))
+    return Chart(
+        name="accuracies",
+        title="Reward accuracy",
+        about=(
+            "Share of pairs in which the chosen answer has the higher reward. Healthy: both lines rise above one half. "
+            "Red flags: training reaches 1 while held-out stays at chance (learnt by heart); values of only 0 and 1."
+        ),
+        figure=Lines(panels=(panel,)),
+        alarms=_fired([alarms.coarse_accuracy(stage.steps)]),
+    )
+
+
+def _logps(stage: StageView) -> Chart | None:
+    if not has(stage.steps, "logps/chosen"):
+        return None
+    series = (
+        step_series(stage.steps, "logps/chosen", "chosen", "chosen"),
+        step_series(stage.steps, "logps/rejected", "rejected", "rejected"),
+    )
+    return Chart(
+        name="logps",
+        title="Log-probabilities",
+        about=(
+            "Mean log-probability of whole answers under the policy. Healthy: rejected falls faster than chosen. "
+            "Red flag: chosen collapses too, and the model unlearns the answers it was shown as good."
+        ),
+        figure=Lines(panels=(Panel(ylabel="log-prob of an answer", series=series),)),
+        alarms=_fired([alarms.chosen_collapse(stage.steps)]),
+    )
+
+
+def _optimiser(stage: StageView) -> Chart:
+    x, y = column(stage.steps, "learning_rate")
+    panels = [Panel(ylabel="learning rate", series=(Series("learning rate", x, y, "neutral"),))]
+    if has(stage.steps, "grad_norm"):
+        panels.append(
+            Panel(ylabel="gradient norm", series=(step_series(stage.steps, "grad_norm", "before clipping", "second"),))
+        )
+    return Chart(
+        name="optimiser",
+        title="Learning rate and gradient",
+        about=(
+            "The schedule, and the length of the gradient before clipping. Healthy: the norm settles after the "
+            "warm-up. Red flags: jumps above 100, or a norm that grows to the end."
+        ),
+        figure=Lines(panels=tuple(panels)),
+        alarms=_fired([alarms.wild_gradient(stage.steps)]),
+    )
+
+
+def _throughput(stage: StageView) -> Chart | None:
+    rows = [row for row in stage.steps if row.get("step_seconds") and row.get("tokens")]
+    if not rows:
+        return None
+    x = [float(row["step"]) for row in rows]
+    rate = [row["tokens"] / row["step_seconds"] for row in rows]
+    weight = step_series(rows, "tokens", "", "train").smooth
+    panels = [
+        Panel(ylabel="tokens / s", series=(Series("speed", x, rate, "train", smooth=weight),)),
+        Panel(ylabel="seconds", series=(step_series(rows, "step_seconds", "step time", "second"),)),
+    ]
+    if any(row.get("peak_memory_bytes") for row in rows):
+        memory = [(row.get("peak_memory_bytes") or 0) / 2**30 for row in rows]
+        panels.append(Panel(ylabel="peak GiB", series=(Series("peak memory", x, memory, "neutral"),)))
+    return Chart(
+        name="throughput",
+        title="Throughput",
+        about=(
+            "Real, unpadded tokens a second, time of a step, peak memory. Healthy: flat. "
+            "Red flag: memory that climbs without end."
+        ),
+        figure=Lines(panels=tuple(panels)),
+    )
+
+
+def _best(stage: StageView) -> tuple[tuple[float, str], ...]:
+    kept = stage.metrics.get("kept_step")
+    return ((kept, f"kept: step {kept:g}"),) if kept is not None else ()
+
+
+def _names(rows: Sequence[Row], prefix: str) -> list[str]:
+    return list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
+
+
+def _fired(found: Iterable[str | None]) -> tuple[str, ...]:
+    return tuple(sentence for sentence in found if sentence)

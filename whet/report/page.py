@@ -1,0 +1,121 @@
+"""The report: one HTML file that needs nothing else, and its charts as PNG beside it.
+
+    write_report(Path("runs/first"))        # runs/first/report/index.html
+
+It can be written at any time: a run that stopped half way shows what it has. Whatever a model, a file or a person wrote
+is text to this page: the template escapes everything, and the page's own policy forbids scripts and requests.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from whet.report import evaluation, judging
+from whet.report.answers import side_by_side
+from whet.report.charts import training_charts
+from whet.report.figures import Chart
+from whet.report.header import header
+from whet.report.plots import DARK, LIGHT, draw
+from whet.report.rows import ledger_rows
+from whet.runs.files import write_text, writing
+from whet.runs.reader import RunView, StageView, read_run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """A chart as the page shows it."""
+
+    chart: Chart
+    light: str
+    """PNG for a light page, as a data URI."""
+    dark: str
+    width: int
+    """CSS pixels at natural size."""
+    height: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSection:
+    """What the page says about one stage."""
+
+    stage: StageView
+    charts: list[Drawn]
+    judging: judging.Judging | None
+
+
+def write_report(run: Path) -> Path:
+    """Write the report of a run directory; returns the page. Raises RunError where `run` is none."""
+    view = read_run(run)
+    page = view.paths.report
+    html = render(view, page.parent)
+    write_text(page, html)
+    return page
+
+
+def render(run: RunView, folder: Path) -> str:
+    """The page's HTML; the light charts are written into `folder` on the way."""
+    order = model_order(run)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("whet.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    chart = evaluation.intervals_chart(run.evaluation, order)
+    sections = [_section(number, stage, folder) for number, stage in enumerate(run.stages, start=1)]
+    context: dict[str, Any] = {
+        "css": files("whet.report").joinpath("templates", "page.css").read_text(encoding="utf-8"),
+        "run": run,
+        "header": header(run),
+        "table": evaluation.table(run.evaluation, order) if run.evaluation else None,
+        "verdicts": [*evaluation.verdicts(run.evaluation, order), *judging.verdicts(run.stages)],
+        "intervals": _drawn(chart, folder, "00") if chart else None,
+        "alarms": [
+            (section.stage.name, alarm)
+            for section in sections
+            for alarm in [*(a for one in section.charts for a in one.chart.alarms), *_judge_alarms(section)]
+        ],
+        "answers": side_by_side([row for stage in run.stages for row in stage.samples], order),
+        "sections": [section for section in sections if section.charts or section.judging],
+        "ledgers": [row for stage in run.stages for row in ledger_rows(stage)],
+    }
+    return environment.get_template("page.html").render(context)
+
+
+def model_order(run: RunView) -> list[str]:
+    """Models in the order in which they come to be."""
+    return ["base", *(stage.name for stage in run.stages)]
+
+
+def _section(number: int, stage: StageView, folder: Path) -> StageSection:
+    found = judging.read_judging(stage)
+    charts = [*training_charts(stage), *(found.charts if found else ())]
+    prefix = f"{number:02d}-{stage.name}"
+    return StageSection(stage=stage, charts=[_drawn(chart, folder, prefix) for chart in charts], judging=found)
+
+
+def _judge_alarms(section: StageSection) -> tuple[str, ...]:
+    return section.judging.alarms if section.judging else ()
+
+
+def _drawn(chart: Chart, folder: Path, prefix: str) -> Drawn:
+    """Draw a chart twice; the light one also becomes a file."""
+    light, dark = draw(chart.figure, LIGHT), draw(chart.figure, DARK)
+    path = folder / f"{prefix}-{chart.name}.png"
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(light)
+    width, height = struct.unpack(">II", light[16:24])
+    return Drawn(chart=chart, light=_uri(light), dark=_uri(dark), width=width // 2, height=height // 2)
+
+
+def _uri(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
