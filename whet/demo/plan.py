@@ -1,0 +1,128 @@
+"""The embedded main job: base -> SFT -> answers judged by the model itself -> DPO -> evaluation, on the playground.
+
+    whet demo --seed 1
+
+writes its data and its plan into the run directory and then does what `whet run` does with any plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from whet.config.load import load_plan
+from whet.config.plan import Plan
+from whet.demo import playground
+from whet.runs.files import write_jsonl, write_text
+from whet.runs.layout import RunPaths
+
+BASE = files("whet.demo").joinpath("base")
+"""The small base checkpoint that ships; how it was made: `python -m whet.demo.pretrain`."""
+NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 4000, 6000
+NUM_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 600, 150, 600
+TEMPERATURE = 1.0
+
+
+def write_inputs(folder: Path, seed: int) -> None:
+    """Demonstrations, judge examples and prompts, as the files a user would bring. Splits never share a task."""
+    write_jsonl(folder / "demonstrations.jsonl", playground.demonstrations(NUM_DEMONSTRATIONS, seed))
+    write_jsonl(folder / "judge_examples.jsonl", playground.judge_examples(NUM_JUDGE_EXAMPLES, seed))
+    write_jsonl(folder / "prompts.jsonl", playground.prompts("train", NUM_PROMPTS, seed))
+    write_jsonl(folder / "validation.jsonl", playground.prompts("validation", NUM_VALIDATION, seed))
+    write_jsonl(folder / "held_out.jsonl", playground.prompts("heldout", NUM_HELD_OUT, seed))
+    write_text(folder / "judge.txt", playground.JUDGE_PROMPT + "\n")
+
+
+def demo_plan(run: Path, seed: int) -> dict[str, Any]:
+    """The demo as a plan, in the words of a plan file."""
+    folder = RunPaths(run).inputs
+    checker = {"type": "custom", "path": "whet.demo.playground:check"}
+
+    def accuracy(name: str, file: str, **sampling: Any) -> dict[str, Any]:
+        data = {"files": [str(folder / file)], "format": "prompt"}
+        return {
+            "type": "exact",
+            "name": name,
+            "data": data,
+            "checker": checker,
+            "max_new_tokens": 48,
+            "batch_size": 256,
+            **sampling,
+        }
+
+    sampled = {"temperature": TEMPERATURE, "num_samples": 4, "by": "task"}
+    return {
+        "run": str(run),
+        "seed": seed,
+        "model": {"path": str(BASE), "lora": {"rank": 32, "alpha": 64}},
+        "stages": [
+            {
+                "kind": "sft",
+                "data": {
+                    "files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")],
+                    "eval_fraction": 0.03,
+                },
+                "train": {"batch_size": 64, "epochs": 1, "learning_rate": 2e-3},
+            },
+            {
+                "kind": "prepare",
+                "data": {"files": [str(folder / "prompts.jsonl")], "format": "prompt"},
+                "rollout": {"group_size": 6, "max_new_tokens": 48, "temperature": TEMPERATURE, "top_p": 1.0, "batch_size": 256},
+                "judge": {"template": str(folder / "judge.txt"), "votes": 1, "max_new_tokens": 96, "temperature": 0.0},
+                "checker": checker,
+            },
+            {
+                "kind": "dpo",
+                "data": {"files": ["@prepare/dpo_training.jsonl"], "eval_fraction": 0.05},
+                "objective": {"type": "sigmoid", "beta": 0.1},
+                "train": {
+                    "batch_size": 32, "epochs": 3, "learning_rate": 5e-5, "eval_every": 10,
+                    "best_metric": "watch/validation/accuracy",
+                },
+                "watch": [accuracy("validation", "validation.jsonl", temperature=TEMPERATURE, num_samples=2)],
+            },
+            {
+                "kind": "evaluate",
+                "models": ["base", "sft", "dpo"],
+                "tasks": [accuracy("sampled", "held_out.jsonl", **sampled), accuracy("greedy", "held_out.jsonl", temperature=0.0)],
+            },
+        ],
+    }  # fmt: skip
+
+
+def run_demo(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
+    """Write the inputs, run the plan, print the table and write the report."""
+    from whet.report.page import write_report
+    from whet.stages.pipeline import run_plan
+
+    plan = load_plan(demo_plan(run, seed), overrides)
+    folder = RunPaths(Path(plan.run)).inputs
+    if not folder.exists():
+        write_inputs(folder, seed)
+    summary = run_plan(plan)
+    print_table(plan, summary)
+    print(f"report: {write_report(Path(plan.run))}")
+
+
+def print_table(plan: Plan, summary: dict[str, Any]) -> None:
+    """Accuracy of each model with its interval, and how far the model's judgement can be trusted."""
+    rows = {(m["stage"], m["task"]): m for m in summary["evaluation"] if m["metric"] == "accuracy"}
+    models = list(dict.fromkeys(stage for stage, _ in rows))
+    num = next(iter(rows.values()))["num"]
+    table = Table("model", f"sampled (temperature {TEMPERATURE})", "greedy", title_justify="left",
+                  title=f"exact accuracy on {num} held-out prompts, 95 % intervals")  # fmt: skip
+    for model in models:
+        cells = [rows[model, task] for task in ("sampled", "greedy")]
+        table.add_row(model, *(f"{m['value']:.3f}  [{m['low']:.3f}, {m['high']:.3f}]" for m in cells))
+    console = Console()
+    console.print(table)
+    prepare = next(stage["metrics"] for stage in summary["stages"] if stage["kind"] == "prepare")
+    console.print(
+        f"the model's judgement: agreement with the checker {prepare['agreement']:.3f} (AUC, right against wrong answers); "
+        f"{prepare['num_pairs']:.0f} pairs from {prepare['num_candidates']:.0f} answers"
+    )

@@ -1,0 +1,150 @@
+"""Pretrain the demo's base checkpoint: a small language model of the playground's world, from random weights.
+
+    python -m whet.demo.pretrain --out whet/demo/base
+
+This is ordinary next-token prediction on raw text made as it goes (`rawtext.py`): documents are packed end to end into
+rows, every token is a target. What comes out is a *base* model. It has read many questions, answers and reviews, so it
+knows the world; it has never seen a chat turn, and half of the answers it read were wrong. The weights the package ships
+were made by this script; its log, cost and hash lie beside them.
+"""
+
+import argparse
+import hashlib
+import json
+import math
+import platform
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from random import Random
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from whet.demo.rawtext import documents, vocabulary_texts
+from whet.models.tiny import build_tiny
+
+
+def main() -> None:
+    args = arguments()
+    out = build_tiny(
+        args.out,
+        vocabulary_texts(),
+        vocab_size=1024,  # more than the world's wording needs: all of its words become single tokens
+        hidden_size=args.hidden,
+        intermediate_size=3 * args.hidden,
+        num_layers=args.layers,
+        num_heads=4,
+        num_kv_heads=2,
+        max_positions=1024,
+        seed=args.seed,
+    )
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).train()
+    seconds = pretrain(model, batches(tokenizer, args), args, out / "pretrain_log.jsonl")
+    save(model, out)
+    facts = {
+        "parameters": model.num_parameters(),
+        "tokens": args.steps * args.rows * args.length,
+        "seconds": round(seconds),
+        "seed": args.seed,
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "machine": f"{torch.get_num_threads()}-core {platform.machine()} CPU",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (out / "pretrain.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(facts))
+
+
+def pretrain(model: PreTrainedModel, feed: Iterator[torch.Tensor], args: argparse.Namespace, log: Path) -> float:
+    """The loop. Returns the seconds it took."""
+    optimizers = make_optimizers(model, args.learning_rate)
+    forward = torch.compile(model) if args.compile else model
+    start, losses = time.monotonic(), []
+    with log.open("w", encoding="utf-8") as sink:
+        for step, ids in zip(range(1, args.steps + 1), feed, strict=False):
+            share = schedule(step, args.steps)
+            for optimizer in optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = share * group["initial_lr"]
+            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+                loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+            losses.append(loss.item())
+            if step % 50 == 0 or step == args.steps:
+                facts = {"step": step, "tokens": step * ids.numel(), "loss": round(sum(losses) / len(losses), 4)}
+                line = json.dumps({**facts, "seconds": round(time.monotonic() - start, 1)})
+                sink.write(line + "\n")
+                sink.flush()
+                print(line, flush=True)
+                losses.clear()
+            if args.save_every and step % args.save_every == 0:
+                save(model, log.parent)
+    return time.monotonic() - start
+
+
+def make_optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """Muon (orthogonalised momentum) for the weight matrices, where it needs about half of AdamW's tokens; AdamW for
+    the embeddings and norms. `match_rms_adamw` scales Muon's step to AdamW's, so one learning rate serves both."""
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    made = [
+        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+    for optimizer in made:
+        for group in optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+    return made
+
+
+def schedule(step: int, steps: int) -> float:
+    """Warm up over 100 steps, then half a cosine down to 2 % of the peak."""
+    progress = step / steps
+    return min(1.0, step / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def batches(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Iterator[torch.Tensor]:
+    """Rows cut from one endless stream of documents, none of which is ever seen twice by intent."""
+    source, buffer = documents(Random(f"pretrain {args.seed}")), []
+    need = args.rows * args.length
+    while True:
+        while len(buffer) < need:
+            texts = [next(source) for _ in range(64)]
+            buffer += [token for ids in tokenizer(texts).input_ids for token in ids]
+        yield torch.tensor(buffer[:need]).view(args.rows, args.length)
+        del buffer[:need]
+
+
+def save(model: PreTrainedModel, out: Path) -> None:
+    """bf16 halves the file; a LoRA trained on top never notices."""
+    copy = AutoModelForCausalLM.from_config(model.config).to(torch.bfloat16)
+    copy.load_state_dict(model.state_dict())
+    copy.save_pretrained(out)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Pretrain the demo's base checkpoint.")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--save-every", type=int, default=0)
+    parser.add_argument("--bf16", action="store_true", help="autocast the forward pass")
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile: about a third faster, needs a C++ compiler"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

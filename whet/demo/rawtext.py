@@ -1,0 +1,68 @@
+"""Raw text of the playground's world: what the base checkpoint is pretrained on.
+
+Threads as one finds them on a page: a question, some answers (right, wrong, rambling), at times a reader's review of each
+answer. There are no instructions, no chat roles, and no score in the form the judge is later asked for. Only tasks of
+the training split occur.
+"""
+
+import re
+from collections.abc import Iterator
+from random import Random
+
+from whet.demo.playground import FAMILIES, JUDGE_PROMPT, RAMBLES, Row, attempt, criteria, grade, tasks
+
+END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+NOTES = (
+    "A user asks and an assistant answers.",
+    "A system of rules tells the assistant what a user may ask.",
+    "A good review checks each demand of the task, yes or no, and then gives a score.",
+    "The score is 0 at worst and 5 at best, when every demand is met.",
+    "Wrong answers are common. Review them with care.",
+)
+
+
+def documents(rng: Random) -> Iterator[str]:
+    """Raw documents without end, each closed by the end-of-text mark."""
+    for task, constraints in tasks("train", rng):
+        row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
+        yield (rng.choice(NOTES) if rng.random() < 0.02 else thread(rng, row)) + END
+
+
+def thread(rng: Random, row: Row) -> str:
+    """One question and up to three answers. Some pages mark off their parts, so the chat marks are no strangers."""
+    reviewed = rng.random() < 0.75
+    parts = [f"Question: {row['prompt']}"]
+    for _ in range(rng.randint(1, 3)):
+        answer = attempt(rng, row, slip=rng.choice((0.0, 1.0, 2.0)), ramble=0.12)
+        parts.append(f"Answer: {answer}")
+        if reviewed:
+            parts.append(remarks(answer, row))
+    if rng.random() < 0.5:
+        return "\n".join(f"{TURN_START}{part}{TURN_END}" for part in parts)
+    return "\n".join(parts)
+
+
+def remarks(answer: str, row: Row) -> str:
+    """A reader's review: each demand, and how many points out of five."""
+    found = criteria(answer, **row)
+    lines = [f"{c.text}: {'yes' if c.met else 'no'}" for c in found]
+    return "\n".join(["Review:", *lines, f"{grade(found)} of 5"])
+
+
+def vocabulary_texts() -> list[str]:
+    """What the tokenizer is trained on: the wording of the world, with every name and letter of a task blanked out.
+
+    So words of the language become single tokens, while an invented name stays a row of letters: a model cannot tell
+    what a name starts with if the tokenizer has swallowed its letters.
+    """
+    rng, texts = (
+        Random("vocabulary"),
+        [*NOTES, "user\n", "assistant\n", JUDGE_PROMPT.format(instruction="", response="")],
+    )
+    for task, constraints in tasks("train", rng):
+        row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
+        page = f"{thread(rng, row)}\nScore: 5\n{rng.choice(RAMBLES)}"
+        texts += [re.sub(r"[A-Z]{2,}|\b[A-Z]\b", "0", part) for part in re.split(r"<\|\w+\|>", page)]
+        if len(texts) > 20_000:
+            return texts
+    raise AssertionError("unreachable: tasks never ends")
