@@ -128,6 +128,17 @@ def many_cut(metrics: Mapping[str, float]) -> str | None:
     return None
 
 
+def poor_answers(metrics: Mapping[str, float]) -> str | None:
+    """An evaluation whose answers were often cut or failed measures its limits, not the model."""
+    replies, cut = metrics.get("replies", 0), metrics.get("replies_cut", 0)
+    failed = metrics.get("replies_failed", 0)
+    if failed:
+        return f"{failed:,.0f} of {replies:,.0f} answers failed, and count as wrong: see error in replies.jsonl."
+    if replies and cut / replies > 0.1:
+        return f"{cut / replies:.0%} of the answers were cut at max_new_tokens: raise it if right answers are longer."
+    return None
+
+
 def _smoothed(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
     points = finite(rows, name)
     x, y = column(rows, name)

@@ -165,12 +165,13 @@ def _throughput(stage: StageView) -> Chart | None:
     rate = [row["tokens"] / row["step_seconds"] for row in rows]
     weight = step_series(rows, "tokens", "", "train").smooth
     panels = [
-        Panel(ylabel="tokens / s", series=(Series("speed", x, rate, "train", smooth=weight),)),
-        Panel(ylabel="seconds", series=(step_series(rows, "step_seconds", "step time", "second"),)),
+        Panel(ylabel="tokens / s", series=(Series("speed", x, rate, "train", smooth=weight),), bounds=(0, None)),
+        Panel(ylabel="s / step", series=(step_series(rows, "step_seconds", "step time", "second"),), bounds=(0, None)),
     ]
     if any(row.get("peak_memory_bytes") for row in rows):
         memory = [(row.get("peak_memory_bytes") or 0) / 2**30 for row in rows]
-        panels.append(Panel(ylabel="peak GiB", series=(Series("peak memory", x, memory, "neutral"),)))
+        series = (Series("peak memory", x, memory, "neutral"),)
+        panels.append(Panel(ylabel="peak GiB", series=series, bounds=(0, None)))
     return Chart(
         name="throughput",
         title="Throughput",

@@ -78,7 +78,7 @@ def models_in_order(measures: Sequence[Measure], order: Sequence[str]) -> tuple[
 
 
 def verdicts(measures: Sequence[Measure], order: Sequence[str]) -> list[Verdict]:
-    """What changed from model to model in every task's main metrics, and from the first to the last."""
+    """What changed from model to model in every task's main metrics."""
     found = []
     for task in dict.fromkeys(one.task for one in measures):
         for metric in MAIN:
@@ -87,10 +87,7 @@ def verdicts(measures: Sequence[Measure], order: Sequence[str]) -> list[Verdict]
             if metric == "win_rate":
                 found += [_win(one, measures) for one in line]
                 continue
-            steps = list(pairwise(line))
-            if len(line) > 2:
-                steps.append((line[0], line[-1]))
-            found += [_change(*step) for step in steps]
+            found += [_change(before, after) for before, after in pairwise(line)]
     return found
 
 
@@ -187,8 +184,8 @@ def _change(before: Measure, after: Measure) -> Verdict:
     kind = trend(before, after)
     sure = "the intervals overlap, so this may be chance" if kind == "same" else "the intervals do not overlap"
     text = (
-        f"{after.task}: {words(after.metric)} {direction} from {_full(before)} ({before.stage}) to {_full(after)} "
-        f"({after.stage}); {sure}."
+        f"{_subject(after)} {direction} from {_full(before)} for {before.stage} to {_full(after)} for {after.stage}; "
+        f"{sure}."
     )
     return Verdict(trend=kind, text=text)
 
@@ -208,6 +205,10 @@ def _win(one: Measure, measures: Iterable[Measure]) -> Verdict:
     if consistency is not None:
         text += f"; the judge kept its verdict in {consistency:.0%} of pairs when the order was swapped"
     return Verdict(trend=kind, text=text + ".")
+
+
+def _subject(one: Measure) -> str:
+    return one.task if one.task == one.metric else f"{one.task} {words(one.metric)}"
 
 
 def _full(one: Measure) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 import jinja2
 
 from whet.report import evaluation, judging
+from whet.report.alarms import poor_answers
 from whet.report.answers import side_by_side
 from whet.report.charts import training_charts
 from whet.report.figures import Chart
@@ -49,6 +50,14 @@ class StageSection:
     charts: list[Drawn]
     judging: judging.Judging | None
 
+    @property
+    def alarms(self) -> list[str]:
+        """Every red flag of the stage, for the head of the page."""
+        found = [alarm for one in self.charts for alarm in one.chart.alarms]
+        found += self.judging.alarms if self.judging else ()
+        poor = poor_answers(self.stage.metrics)
+        return [*found, *([poor] if poor else [])]
+
 
 def write_report(run: Path) -> Path:
     """Write the report of a run directory; returns the page. Raises RunError where `run` is none."""
@@ -78,11 +87,7 @@ def render(run: RunView, folder: Path) -> str:
         "table": evaluation.table(run.evaluation, order) if run.evaluation else None,
         "verdicts": [*evaluation.verdicts(run.evaluation, order), *judging.verdicts(run.stages)],
         "intervals": _drawn(chart, folder, "00") if chart else None,
-        "alarms": [
-            (section.stage.name, alarm)
-            for section in sections
-            for alarm in [*(a for one in section.charts for a in one.chart.alarms), *_judge_alarms(section)]
-        ],
+        "alarms": [(section.stage.name, alarm) for section in sections for alarm in section.alarms],
         "answers": side_by_side([row for stage in run.stages for row in stage.samples], order),
         "sections": [section for section in sections if section.charts or section.judging],
         "ledgers": [row for stage in run.stages for row in ledger_rows(stage)],
@@ -100,10 +105,6 @@ def _section(number: int, stage: StageView, folder: Path) -> StageSection:
     charts = [*training_charts(stage), *(found.charts if found else ())]
     prefix = f"{number:02d}-{stage.name}"
     return StageSection(stage=stage, charts=[_drawn(chart, folder, prefix) for chart in charts], judging=found)
-
-
-def _judge_alarms(section: StageSection) -> tuple[str, ...]:
-    return section.judging.alarms if section.judging else ()
 
 
 def _drawn(chart: Chart, folder: Path, prefix: str) -> Drawn:

@@ -17,7 +17,7 @@ from PIL import Image
 from whet.report.figures import Figure, Histogram, Intervals, Lines, Panel, Role, Series
 from whet.report.series import moving_average
 
-WIDTH = 5.8
+WIDTH = 5.2
 """Inches; a chart is shown at 100 CSS pixels an inch and drawn twice as fine."""
 DOTS_PER_INCH = 200
 CJK_FONTS = (
@@ -85,7 +85,7 @@ def _style(theme: Theme) -> dict[str, object]:
     installed = set(font_manager.get_font_names())
     return {
         "font.family": ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)],
-        "font.size": 9,
+        "font.size": 10,
         "text.color": theme.ink,
         "axes.labelcolor": theme.faint,
         "axes.edgecolor": theme.grid,
@@ -95,8 +95,6 @@ def _style(theme: Theme) -> dict[str, object]:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.spines.left": False,
-        "axes.formatter.limits": (-3, 4),
-        "axes.formatter.use_mathtext": True,
         "figure.facecolor": theme.paper,
         "figure.constrained_layout.use": True,
         "grid.color": theme.grid,
@@ -106,7 +104,8 @@ def _style(theme: Theme) -> dict[str, object]:
         "xtick.major.size": 0,
         "ytick.major.size": 0,
         "legend.frameon": False,
-        "legend.fontsize": 8.5,
+        "legend.borderaxespad": 0,
+        "legend.fontsize": 9.5,
         "lines.linewidth": 1.8,
         "lines.solid_capstyle": "round",
     }
@@ -120,16 +119,11 @@ def _lines(figure: Lines, theme: Theme) -> Canvas:
         _panel(ax, panel, theme)
         for place, words in figure.marks:
             ax.axvline(place, color=theme.faint, linewidth=1, linestyle=(0, (2, 2)), label=words)
-        if len(panel.series) > 1 or figure.marks or panel.series[0].smooth is not None:
-            ax.legend(
-                loc="lower left",
-                bbox_to_anchor=(-0.01, 1.0),
-                ncols=4,
-                borderaxespad=0,
-                handlelength=1.4,
-                columnspacing=1.2,
-            )
-    axes[-1].set_xlabel(figure.xlabel)
+        if len(panel.series) > 1 or figure.marks:
+            ax.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, handlelength=1.3, columnspacing=1.1)
+    weights = {series.smooth for panel in figure.panels for series in panel.series if series.smooth is not None}
+    smoothing = f"   (faint: every step; bold: moving average, {max(weights):g})" if weights else ""
+    axes[-1].set_xlabel(figure.xlabel + smoothing, fontsize=9)
     axes[-1].xaxis.set_major_locator(MaxNLocator(7, integer=True))
     return canvas
 
@@ -141,20 +135,26 @@ def _panel(ax: Axes, panel: Panel, theme: Theme) -> None:
         ax.axhline(value, color=theme.faint, linewidth=1, linestyle=(0, (4, 3)))
         ax.annotate(
             words, (1, value), xycoords=("axes fraction", "data"), xytext=(0, 3), textcoords="offset points",
-            ha="right", va="bottom", fontsize=8, color=theme.faint,
+            ha="right", va="bottom", fontsize=9, color=theme.faint,
+            bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
     ax.set_ylabel(panel.ylabel)
     ax.set_ylim(*panel.bounds)
     ax.yaxis.set_major_locator(MaxNLocator(5))
+    ax.yaxis.set_major_formatter(_plain)
     ax.margins(x=0.02)
+
+
+def _plain(value: float, place: int | None) -> str:
+    """Tick labels without a factor hidden in the corner."""
+    return f"{value:g}".replace("-", "\N{MINUS SIGN}")
 
 
 def _series(ax: Axes, series: Series, theme: Theme) -> None:
     colour = theme.roles[series.role]
     if series.smooth is not None:
-        ax.plot(series.x, series.y, color=colour, alpha=0.28, linewidth=1, label=f"{series.label}, each step")
-        label = f"{series.label}, smoothed {series.smooth:g}"
-        ax.plot(series.x, moving_average(series.y, series.smooth), color=colour, label=label)
+        ax.plot(series.x, series.y, color=colour, alpha=0.28, linewidth=1)
+        ax.plot(series.x, moving_average(series.y, series.smooth), color=colour, label=series.label)
     elif series.markers:
         ax.plot(
             series.x, series.y, color=colour, label=series.label, marker="o", markersize=5.5, markeredgewidth=1.4,
@@ -182,11 +182,11 @@ def _histogram(figure: Histogram, theme: Theme) -> Canvas:
 
 def _intervals(figure: Intervals, theme: Theme) -> Canvas:
     rows = [(group, bar) for group, bars in figure.groups for bar in bars]
-    canvas = Canvas(figsize=(WIDTH, 0.75 + 0.3 * len(rows) + 0.34 * len(figure.groups)))
+    canvas = Canvas(figsize=(WIDTH, 0.7 + 0.29 * len(rows) + 0.34 * len(figure.groups)))
     ax = canvas.subplots()
     place, ticks, names = 0.0, [], []
     for group, bars in figure.groups:
-        ax.annotate(group, (0, place), xycoords=("axes fraction", "data"), fontweight="bold", va="center", fontsize=8.5)
+        ax.annotate(group, (0, place), xycoords=("axes fraction", "data"), fontweight="bold", va="center", fontsize=9.5)
         for index, bar in enumerate(bars):
             place += 0.9
             colour = theme.roles["train" if index == len(bars) - 1 else "neutral"]
