@@ -7,10 +7,12 @@ is said before torch starts to allocate.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -20,6 +22,9 @@ from whet.schema.artifacts import ModelRef
 
 # A bar for every shard of every load and checkpoint would bury the progress of the training itself.
 transformers_logging.disable_progress_bar()
+
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+"""What the libraries raise on files that are cut short, of another shape, or of another kind."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -61,6 +66,8 @@ def load_tokenizer(
             found=repr(path),
             fix=f"check the checkpoint ({_first_line(error)})",
         ) from error
+    if not tokenizer("a").input_ids:
+        raise ModelError("no usable tokenizer", field="model.path", found=repr(path), fix="tokenizer.json is missing")
     if chat_template is not None:
         template = Path(chat_template)
         if not template.is_file():
@@ -84,17 +91,19 @@ def load_model(
     device = pick_device(config.device)
     full = trainable and ref.adapter is None and config.lora is None
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             ref.path,
             dtype=torch.float32 if full else dtype,
             attn_implementation=config.attention,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except UNREADABLE as error:
         raise ModelError(
             "cannot load the weights", field="model.path", found=repr(ref.path), fix=_first_line(error)
         ) from error
+    _check_complete(report["missing_keys"], "model.path", ref.path)
     if ref.adapter is not None:
         model = _with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:
@@ -122,6 +131,11 @@ def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
 
 def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template."""
+    if isinstance(model, PeftModel):
+        # peft keeps the names as a set and writes them in hash order: equal adapters would differ in their bytes.
+        for config in model.peft_config.values():
+            if isinstance(config.target_modules, set):
+                config.target_modules = sorted(config.target_modules)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -132,12 +146,29 @@ def _with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> P
         raise ModelError(
             "not an adapter directory", field="model.adapter", found=adapter, fix="adapter_config.json is missing"
         )
+    if directory.exists() and not (directory / "adapter_model.safetensors").is_file():
+        raise ModelError(
+            "adapter without safetensors weights", field="model.adapter", found=adapter,
+            fix="adapter_model.safetensors is missing",
+        )  # fmt: skip
     try:
-        return PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-    except (OSError, ValueError) as error:
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        stored = load_peft_weights(adapter, device="cpu")
+    except UNREADABLE as error:
         raise ModelError(
             "cannot load the adapter", field="model.adapter", found=repr(adapter), fix=_first_line(error)
         ) from error
+    _check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)
+    return adapted
+
+
+def _check_complete(missing: Collection[str], field: str, place: str) -> None:
+    """The libraries fill what a file lacks with random numbers and a warning; nobody wants to train or measure that."""
+    if missing:
+        raise ModelError(
+            f"{len(missing)} weights are missing, {min(missing)} for one", field=field, found=repr(place),
+            fix="check that the file is whole and fits the model",
+        )  # fmt: skip
 
 
 def _with_fresh_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
@@ -167,7 +198,8 @@ def _check_directory(path: str) -> None:
             )
             raise ModelError(
                 "no such directory", field="model.path", found=repr(path),
-                fix=f"did you mean {directory.parent / near}?" if near else "give a directory, or a hub id like Qwen/Qwen3-0.6B",
+                fix=f"did you mean {directory.parent / near}?" if near
+                else "give a directory, or a hub id like Qwen/Qwen3-0.6B",
             )  # fmt: skip
         return
     if not (directory / "config.json").is_file():

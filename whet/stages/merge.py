@@ -36,8 +36,11 @@ def run(stage: MergeStage, context: Context) -> StageResult:
             "nothing to merge: the model has no adapter", field=f"{stage.name}.start", found=stage.start,
             fix="start from a stage that trained one, or set model.adapter",
         )  # fmt: skip
-    tokenizer = load_tokenizer(context.start.path, chat_template=context.model.chat_template)
-    model = load_model(context.start, context.model, dtype=torch.float32)
+    config = context.model
+    tokenizer = load_tokenizer(
+        context.start.path, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code
+    )
+    model = load_model(context.start, config, dtype=torch.float32)
     if not isinstance(model, PeftModel):
         raise TypeError(f"expected an adapter on the model, got {type(model).__name__}")
     probes = [tokenizer(text).input_ids for text in PROBES]
