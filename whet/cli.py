@@ -54,6 +54,8 @@ def _main(args: Sequence[str] | None) -> int:
     except TyperException as error:
         return _complain(f"{error.format_message().rstrip('.')}; see `whet --help`", 2)
     except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    if code == INTERRUPTED:  # typer turns Ctrl-C inside a command into this exit code
         return _complain("interrupted; what is written stays, and the same command goes on from there", INTERRUPTED)
     return code if isinstance(code, int) else 0
 

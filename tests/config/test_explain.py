@@ -28,9 +28,9 @@ def test_a_section_lists_its_keys() -> None:
     assert "section or null" in text
 
 
-@pytest.mark.parametrize("key", known_keys())
-def test_every_key_is_explained(key: str) -> None:
-    assert explain(key).splitlines()[0].startswith(key)
+def test_every_key_is_explained() -> None:
+    for key in known_keys():
+        assert explain(key).splitlines()[0].startswith(key)
 
 
 def test_the_list_of_everything_names_every_plain_key() -> None:

@@ -1,0 +1,223 @@
+"""The command line: quick to answer, and one clear line with exit code 2 for what a user got wrong."""
+
+from __future__ import annotations
+
+import json
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from whet.cli import INTERRUPTED, main
+
+ROW = {"instruction": "What is the capital of France?", "input": "", "output": "Paris"}
+PAIR = {"prompt": "How much is 12 plus 30?", "chosen": "42", "rejected": "1230"}
+
+
+class Result:
+    """Exit code and what was printed."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def error(self) -> str:
+        """The one line of complaint. What libraries say on stderr while loading is not it."""
+        (line,) = [line for line in self.err.splitlines() if line.startswith("error: ")]
+        assert "Traceback" not in self.err
+        return line
+
+
+Whet = Callable[..., Result]
+
+
+@pytest.fixture
+def whet(in_tmp: Path, capfd: pytest.CaptureFixture[str]) -> Whet:
+    """Runs a command in an empty directory."""
+
+    def run(*args: str) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as caught:
+            main(args)
+        assert isinstance(caught.value.code, int)
+        return Result(caught.value.code, *capfd.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def sft(whet: Whet, tiny_checkpoint: Path) -> Whet:
+    """`whet sft` on the tiny checkpoint: one step, fp32."""
+    Path("rows.json").write_text(json.dumps([ROW, {**ROW, "output": "The capital is Paris."}]))
+    common = ("run=r", f"model.path={tiny_checkpoint}", "data.files=rows.json", "train.max_steps=1", "train.precision=fp32")
+    return lambda *args: whet("sft", *common, *args)
+
+
+def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
+    code = (
+        "import sys\nfrom whet.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "print([name for name in ('torch', 'transformers', 'pydantic', 'numpy', 'rich') if name in sys.modules])"
+    )
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "Usage: whet" in output and output.splitlines()[-1] == "[]"
+    assert min(_seconds("--help") for _ in range(3)) < 0.5
+
+
+def _seconds(*args: str) -> float:
+    """Processor time of a command, which a busy machine does not change."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([sys.executable, "-m", "whet", *args], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def test_commands_without_arguments_say_what_there_is(whet: Whet) -> None:
+    assert "sft" in whet().out and whet().code == 0
+    assert "preview" in whet("data").out
+    assert whet("--version").out.startswith("whet ")
+    assert "train.learning_rate" in whet("explain").out
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["sfft"], "No such command 'sfft'"),
+        (["run"], "which plan?; write `whet run PLAN.yaml`"),
+        (["run", "nope.yaml"], "nope.yaml: no such plan file"),
+        (["run", "train.epochs=2"], "which plan?"),
+        (["sft"], "model: is required; give a checkpoint directory or hub id"),
+        (["sft", "model.path=m"], "data.files: is required; name the file to read"),
+        (["sft", "model.path=m", "data.files=a", "lora.rank=-1"], "override: lora.rank: unknown key; did you mean model.lora.rank?"),
+        (["sft", "model.path=m", "data.files=a", "model.lora.rank=-1"], "override: model.lora.rank: must be at least 1 (found -1)"),
+        (["sft", "model.path=m", "data.files=a", "train.epoch=1"], "override: train.epoch: unknown key; did you mean train.epochs?"),
+        (["sft", "--fast"], "No such option: --fast"),
+        (["evaluate", "model.path=m"], "tasks: the stage measures nothing"),
+        (["status", "nope"], "nope: not a run directory"),
+        (["report", "nope"], "nope: not a run directory"),
+        (["explain", "train.lr"], "train.lr: no plan has this key; did you mean train.learning_rate?"),
+        (["chat"], "Missing argument 'MODEL'"),
+        (["chat", "m", "--precision", "fp8"], "--precision: must be one of auto, bf16, fp16, fp32 (found 'fp8')"),
+        (["chat", "m", "--compare"], "--compare: nothing to compare with"),
+        (["data", "check", "a.json", "format=alpca"], "override: data.format: must be one of auto, alpaca"),
+        (["data", "convert", "a.json"], "--out: where to?"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(whet: Whet, args: list[str], message: str) -> None:
+    result = whet(*args)
+    assert result.code == 2
+    assert result.error.startswith(f"error: {message}")
+    assert result.err.count("\n") == 1 and list(Path.cwd().iterdir()) == []
+
+
+def test_a_wrong_key_in_a_plan_file_is_named_with_its_line(whet: Whet) -> None:
+    Path("plan.yaml").write_text("model: {path: m}\nstages:\n  - kind: sft\n    data: {file: a.json}\n")
+    result = whet("run", "plan.yaml")
+    assert result.code == 2
+    assert result.error == "error: plan.yaml:4: stages.0.data.file: unknown key; did you mean data.files?"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("missing.json", None, "missing.json: no such file"),
+        ("empty.json", "", "empty.json"),
+        ("none.json", "[]", "none.json"),
+        ("broken.jsonl", json.dumps(ROW) + '\n{"instruction": "a", \n', "broken.jsonl:2"),
+        ("broken.json", '[{"instruction": "a",\n "output" "b"}]', "broken.json:2"),
+        ("unknown.json", '[{"foo": 1}]', "unknown.json"),
+        ("lacks.jsonl", json.dumps(ROW) + '\n{"instruction": "only a question"}\n', "lacks.jsonl:2"),
+        ("pairs.jsonl", json.dumps(PAIR) + "\n", "pairs.jsonl"),
+    ],
+)
+def test_an_unusable_file_is_named_before_training(sft: Whet, name: str, content: str | None, message: str) -> None:
+    if content is not None:
+        Path(name).write_text(content)
+    result = sft(f"data.files={name}")
+    assert result.code == 2
+    assert result.error.startswith(f"error: {message}")
+    assert not list(Path("r").glob("stages/*/adapter"))
+
+
+def test_a_checkpoint_without_weights_or_none_at_all(sft: Whet, tiny_checkpoint: Path) -> None:
+    shutil.copytree(tiny_checkpoint, "bare", ignore=shutil.ignore_patterns("*.safetensors"))
+    result = sft("model.path=bare")
+    assert result.code == 2 and "bare" in result.error and "safetensors" in result.error
+    result = sft("model.path=nope/dir", "run=other")
+    assert result.code == 2 and "nope/dir" in result.error
+
+
+def test_a_run_directory_that_cannot_be_written(sft: Whet) -> None:
+    Path("taken").write_text("not a directory")
+    result = sft("run=taken")
+    assert result.code == 2 and result.error.startswith("error: taken: cannot write")
+    assert Path("taken").read_text() == "not a directory"
+
+
+def test_a_verb_trains_skips_what_is_done_and_guards_its_run(sft: Whet, whet: Whet) -> None:
+    assert sft().code == 0
+    (adapter,) = Path("r").glob("stages/*/adapter/adapter_model.safetensors")
+    weights, summary = adapter.read_bytes(), json.loads(Path("r/summary.json").read_text())
+    assert [(stage["kind"], stage["status"]) for stage in summary["stages"]] == [("sft", "done")]
+    assert sft().code == 0, "the same command again does nothing"
+
+    result = sft("train.learning_rate=1e-2")
+    assert result.code == 2 and "another plan" in result.error and "train.learning_rate" in result.error
+    assert adapter.read_bytes() == weights, "a refused command overwrites nothing"
+
+    assert whet("status", "r").code == 0
+    assert sft("train.learning_rate=1e-2", "--fresh").code == 0
+    assert adapter.read_bytes() != weights
+
+
+def test_interrupting_says_how_to_go_on(whet: Whet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("whet.config.load.load_plan", interrupted)
+    result = whet("sft")
+    assert result.code == INTERRUPTED
+    assert result.error == "error: interrupted; what is written stays, and the same command goes on from there"
+
+
+def test_a_defect_keeps_its_traceback(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("whet.config.load.load_plan", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["sft"])
+
+
+def test_data_commands_on_a_small_file(whet: Whet) -> None:
+    Path("rows.json").write_text(json.dumps([ROW, {**ROW, "instruction": "Which city?"}]))
+    assert "alpaca" in whet("data", "check", "rows.json").out
+    checked = json.loads(whet("data", "check", "rows.json", "--json").out)
+    assert checked["usable"] is True and checked["rows"] == 2
+    assert "Paris" in whet("data", "preview", "rows.json", "--num", "1").out
+    assert whet("data", "convert", "rows.json", "--out", "out.jsonl").code == 0
+    assert len(Path("out.jsonl").read_text().splitlines()) == 2
+    assert whet("data", "convert", "rows.json", "--out", "out.jsonl").code == 2, "nothing is overwritten"
+    Path("bad.json").write_text('[{"foo": 1}]')
+    assert whet("data", "check", "bad.json").code == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "format", "rows"),
+    [
+        ("alpaca_en_demo.json", "alpaca", 999), ("alpaca_zh_demo.json", "alpaca", 1000), ("dpo_en_demo.json", None, 300),
+        ("kto_en_demo.json", "kto", 300), ("glaive_toolcall_en_demo.json", "sharegpt", 300),
+        ("gsm8k_train.jsonl", "gsm8k", None), ("self_instruct_seed_tasks.jsonl", "self_instruct", 175),
+    ],
+)  # fmt: skip
+def test_the_real_files_are_usable(whet: Whet, real_data: Path, name: str, format: str | None, rows: int | None) -> None:
+    result = whet("data", "check", str(real_data / name), "--json")
+    found = json.loads(result.out)
+    assert result.code == 0 and found["usable"]
+    assert format is None or set(found["formats"].values()) == {format}
+    assert rows is None or found["rows"] == rows
+    assert found["ledger"]["read"] == found["rows"]
+    assert whet("data", "preview", str(real_data / name), "--num", "2").code == 0
