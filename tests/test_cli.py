@@ -15,6 +15,7 @@ import pytest
 from whet.cli import INTERRUPTED, main
 
 ROW = {"instruction": "What is the capital of France?", "input": "", "output": "Paris"}
+SFT = ("sft", "model.path=m", "data.files=a")
 PAIR = {"prompt": "How much is 12 plus 30?", "chosen": "42", "rejected": "1230"}
 
 
@@ -53,13 +54,14 @@ def whet(in_tmp: Path, capfd: pytest.CaptureFixture[str]) -> Whet:
 def sft(whet: Whet, tiny_checkpoint: Path) -> Whet:
     """`whet sft` on the tiny checkpoint: one step, fp32."""
     Path("rows.json").write_text(json.dumps([ROW, {**ROW, "output": "The capital is Paris."}]))
-    common = ("run=r", f"model.path={tiny_checkpoint}", "data.files=rows.json", "train.max_steps=1", "train.precision=fp32")
-    return lambda *args: whet("sft", *common, *args)
+    model, data = f"model.path={tiny_checkpoint}", "data.files=rows.json"
+    return lambda *args: whet("sft", "run=r", model, data, "train.max_steps=1", "train.precision=fp32", *args)
 
 
 def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
     code = (
-        "import sys\nfrom whet.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
+        "import sys\nfrom whet.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         "print([name for name in ('torch', 'transformers', 'pydantic', 'numpy', 'rich') if name in sys.modules])"
     )
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
@@ -91,9 +93,9 @@ def test_commands_without_arguments_say_what_there_is(whet: Whet) -> None:
         (["run", "train.epochs=2"], "which plan?"),
         (["sft"], "model: is required; give a checkpoint directory or hub id"),
         (["sft", "model.path=m"], "data.files: is required; name the file to read"),
-        (["sft", "model.path=m", "data.files=a", "lora.rank=-1"], "override: lora.rank: unknown key; did you mean model.lora.rank?"),
-        (["sft", "model.path=m", "data.files=a", "model.lora.rank=-1"], "override: model.lora.rank: must be at least 1 (found -1)"),
-        (["sft", "model.path=m", "data.files=a", "train.epoch=1"], "override: train.epoch: unknown key; did you mean train.epochs?"),
+        ([*SFT, "lora.rank=-1"], "override: lora.rank: unknown key; did you mean model.lora.rank?"),
+        ([*SFT, "model.lora.rank=-1"], "override: model.lora.rank: must be at least 1 (found -1)"),
+        ([*SFT, "train.epoch=1"], "override: train.epoch: unknown key; did you mean train.epochs?"),
         (["sft", "--fast"], "No such option: --fast"),
         (["evaluate", "model.path=m"], "tasks: the stage measures nothing"),
         (["status", "nope"], "nope: not a run directory"),
@@ -208,12 +210,14 @@ def test_data_commands_on_a_small_file(whet: Whet) -> None:
 @pytest.mark.parametrize(
     ("name", "format", "rows"),
     [
-        ("alpaca_en_demo.json", "alpaca", 999), ("alpaca_zh_demo.json", "alpaca", 1000), ("dpo_en_demo.json", None, 300),
+        ("alpaca_en_demo.json", "alpaca", 999),
+        ("alpaca_zh_demo.json", "alpaca", 1000),
+        ("dpo_en_demo.json", None, 300),
         ("kto_en_demo.json", "kto", 300), ("glaive_toolcall_en_demo.json", "sharegpt", 300),
         ("gsm8k_train.jsonl", "gsm8k", None), ("self_instruct_seed_tasks.jsonl", "self_instruct", 175),
     ],
 )  # fmt: skip
-def test_the_real_files_are_usable(whet: Whet, real_data: Path, name: str, format: str | None, rows: int | None) -> None:
+def test_real_files_are_usable(whet: Whet, real_data: Path, name: str, format: str | None, rows: int | None) -> None:
     result = whet("data", "check", str(real_data / name), "--json")
     found = json.loads(result.out)
     assert result.code == 0 and found["usable"]
