@@ -1,0 +1,197 @@
+"""A conversation with a model in the terminal: streamed, with memory, and every exchange can become a training row.
+
+    whet chat runs/first/stages/02-dpo/adapter
+    whet chat Qwen/Qwen3-0.6B --adapter runs/first/stages/01-sft/adapter --compare
+
+It reads lines from standard input, so it can be piped: `echo "2 plus 3?" | whet chat MODEL`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+
+from whet.config.model import Model
+from whet.data.render import Renderer
+from whet.errors import UserError
+from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
+from whet.rollout.native import NativeEngine
+from whet.runs.files import appending, json_line, read_json
+from whet.schema.artifacts import ModelRef
+from whet.schema.records import Message
+from whet.schema.rollouts import Request, Sampling
+
+HELP = """\
+  exit, quit      leave
+  /reset          forget the conversation
+  /system TEXT    set the system message; without TEXT, remove it
+  /save           add the conversation to the file of training rows
+  /help           these lines"""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+"""Characters that could steer a terminal; line breaks and tabs stay."""
+
+
+def chat(
+    model: str,
+    *,
+    adapter: str | None,
+    system: str | None,
+    temperature: float,
+    top_p: float,
+    max_new_tokens: int,
+    seed: int,
+    compare: bool,
+    precision: str,
+    save: Path,
+) -> None:
+    """Talk until `exit`, `quit` or the end of the input. Raises ModelError where the model cannot be loaded."""
+    ref = resolve(model, adapter)
+    if compare and ref.adapter is None:
+        raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
+    config = Model(path=ref.path, adapter=ref.adapter)
+    tokenizer = load_tokenizer(ref.path)
+    loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
+    renderer = Renderer(tokenizer)
+    ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, loaded))))
+    speaker = Speaker(
+        model=loaded,
+        engine=NativeEngine(loaded, tokenizer, batch_size=1, end_ids=ends),
+        renderer=renderer,
+        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
+        seed=seed,
+    )
+    Conversation(speaker=speaker, save=save, compare=compare, system=system).run(lines())
+
+
+def resolve(model: str, adapter: str | None) -> ModelRef:
+    """An adapter directory given as the model stands for the checkpoint it was trained on, with it."""
+    described = Path(model) / "adapter_config.json"
+    if adapter is None and described.is_file():
+        return ModelRef(path=str(read_json(described)["base_model_name_or_path"]), adapter=model)
+    return ModelRef(path=model, adapter=adapter)
+
+
+def lines() -> Iterator[str]:
+    """What the person writes, line by line; with a prompt where a person sits at the other end."""
+    if not sys.stdin.isatty():
+        yield from (line.rstrip("\n") for line in sys.stdin)
+        return
+    import readline  # noqa: F401  importing it gives `input` its editing and history
+
+    print("exit or quit leaves, /help lists the commands")
+    while True:
+        try:
+            yield input("\nyou  ")
+        except (EOFError, KeyboardInterrupt):
+            return
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speaker:
+    """A model that answers a conversation piece by piece."""
+
+    model: torch.nn.Module
+    engine: NativeEngine
+    renderer: Renderer
+    sampling: Sampling
+    seed: int
+
+    def say(self, messages: tuple[Message, ...], *, adapted: bool = True) -> Iterator[str]:
+        """The answer as it is drawn. Raises ValueError where the conversation does not fit the model."""
+        request = Request(
+            key=f"turn {len(messages)}",
+            prompt_ids=self.renderer.prompt(messages),
+            sampling=self.sampling,
+            seed=self.seed,
+        )
+        with self._without_adapter() if not adapted else nullcontext():
+            yield from self.engine.stream(request)
+
+    def _without_adapter(self) -> AbstractContextManager[Any]:
+        assert isinstance(self.model, PeftModel), "compare needs an adapter"
+        return self.model.disable_adapter()
+
+
+@dataclass(slots=True, kw_only=True)
+class Conversation:
+    """What was said so far, and the commands."""
+
+    speaker: Speaker
+    save: Path
+    compare: bool = False
+    system: str | None = None
+    turns: list[Message] = field(default_factory=list)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        head = (Message("system", self.system),) if self.system else ()
+        return (*head, *self.turns)
+
+    def run(self, lines: Iterator[str]) -> None:
+        for line in lines:
+            text = line.strip()
+            if text.lower() in ("exit", "quit"):
+                return
+            if text.startswith("/"):
+                print(self.command(text))
+            elif text:
+                self.answer(text)
+
+    def command(self, text: str) -> str:
+        """Do what a line starting with a slash says; returns what to tell the person."""
+        name, _, rest = text.partition(" ")
+        match name:
+            case "/reset":
+                self.turns.clear()
+                return "The conversation is forgotten."
+            case "/system":
+                self.system = rest.strip() or None
+                return "The system message is set." if self.system else "There is no system message now."
+            case "/save":
+                return self._save()
+            case "/help":
+                return HELP
+            case _:
+                return f"There is no command {name}; /help lists them."
+
+    def answer(self, text: str) -> None:
+        """Print the answer as it comes, and remember it. An interrupted answer and its question are forgotten."""
+        self.turns.append(Message("user", text))
+        try:
+            if self.compare:
+                self._print(adapted=False, title="without the adapter")
+            said = self._print(adapted=True, title="with the adapter" if self.compare else "")
+        except KeyboardInterrupt:
+            self.turns.pop()
+            print("\n(interrupted, and forgotten)")
+        except ValueError as error:
+            self.turns.pop()
+            print(f"({error}; /reset starts anew)")
+        else:
+            self.turns.append(Message("assistant", said))
+
+    def _print(self, *, adapted: bool, title: str) -> str:
+        if title:
+            print(f"[{title}]")
+        pieces = []
+        for piece in self.speaker.say(self.messages, adapted=adapted):
+            pieces.append(piece)
+            print(CONTROL.sub("", piece), end="", flush=True)
+        print(flush=True)
+        return "".join(pieces)
+
+    def _save(self) -> str:
+        if not self.turns:
+            return "There is nothing to save yet."
+        row = {"messages": [{"role": message.role, "content": message.text} for message in self.messages]}
+        with appending(self.save) as handle:
+            handle.write(json_line(row))
+        return f"Saved to {self.save}: {len(self.turns) // 2} exchange{'s' if len(self.turns) > 2 else ''}."
