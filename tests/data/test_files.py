@@ -87,6 +87,7 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("x.jsonl", '{"a": 1}\n{"a": \n', "x.jsonl:2: broken JSON"),
         ("x.jsonl", "What is 2+3?\n", "if the lines are plain text, set data.format=text"),
+        ("x.jsonl", "9" * 5000, "x.jsonl:1: unreadable JSON"),
         ("x.jsonl", "[1]\n", "x.jsonl:1: is no row (found [1])"),
     ],
 )
@@ -110,6 +111,8 @@ def test_bad_lines_are_handed_on(tmp_path: Path, name: str, data: str, complaint
         ("x.jsonl", b'{"a": "ok"}\n{"a": "\xff"}\n', "x.jsonl:2: is not UTF-8 (found byte 0xff)"),
         ("x.json", b'[{"a": "\xff"}]', "x.json: is not UTF-8"),
         ("x.csv", b"prompt\n\xff\n", "x.csv: is not UTF-8"),
+        ("x.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "x.json: holds several lists of rows (found train, test)"),
+        ("x.json", "[{\"a\": " + "[" * 100_000, "x.json:1: unreadable JSON"),
         ("x.md", "hello", "x.md: is no data file (found suffix '.md')"),
     ],
 )
@@ -129,11 +132,16 @@ def test_a_gz_that_was_cut(tmp_path: Path) -> None:
         rows(tmp_path / "y.jsonl.gz")
 
 
-JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner))
+TEXT = st.text(max_size=8)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=4,
+)
 
 
-@settings(max_examples=60, deadline=None)
-@given(values=st.lists(st.dictionaries(st.text(), JSON), min_size=1), indent=st.sampled_from([None, 0, 2]), ascii=st.booleans())
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(values=st.lists(st.dictionaries(TEXT, JSON, max_size=3), min_size=1, max_size=4), indent=st.sampled_from([None, 0, 2]), ascii=st.booleans())
 def test_any_json_array_is_read_as_json_reads_it(values: list[Any], indent: int | None, ascii: bool) -> None:
     text = json.dumps(values, indent=indent, ensure_ascii=ascii)
     found = [row for row in document(text, "x") if not isinstance(row, DataError)]

@@ -311,3 +311,30 @@ def test_detection_finds_the_first_row_of_another_format() -> None:
     with pytest.raises(DataError, match="a:3: a preference row among alpaca rows"):
         detect(rows(alpaca, alpaca, pair, alpaca))
     assert detect(rows(alpaca, {"instruction": "x"}, {"instruction": "x", "output": None})) == "alpaca"
+
+
+def test_an_answer_that_is_json_stays_text() -> None:
+    for answer in ('{"role": "admin"}', '[1, 2]', '{"role": broken'):
+        record = read({"prompt": "2+3?", "completion": answer}, "conversation")
+        assert isinstance(record, Conversation) and record.messages[1].text == answer
+
+
+def test_a_topic_is_no_label() -> None:
+    assert matches(Row({"question": "x", "answer": "y", "label": "sport"}, AT)) == ["prompt_completion"]
+
+
+def test_the_short_answer_is_the_reference() -> None:
+    record = read({"problem": "2+3?", "solution": "2 and 3 are 5", "answer": "5"}, "prompt")
+    assert isinstance(record, Prompt) and record.reference == "5"
+
+
+def test_half_a_character_is_refused() -> None:
+    for values in ({"prompt": "2+3?", "completion": "5\ud83d"}, {"messages": [{"role": "user", "content": "\ud83d"}, {"role": "assistant", "content": "5"}]}):
+        with pytest.raises(DataError, match=r"holds half a character \(\\ud83d\)"):
+            read(values, "conversation")
+
+
+def test_ultrafeedback_without_a_prompt_column() -> None:
+    turns = [{"role": "user", "content": "2+3?"}]
+    record = read({"messages": [*turns, {"role": "assistant", "content": "5"}], "chosen": [*turns, {"role": "assistant", "content": "5"}], "rejected": [*turns, {"role": "assistant", "content": "6"}]}, "preference")
+    assert isinstance(record, Preference) and (record.prompt, record.chosen) == ((USER,), (ANSWER,))

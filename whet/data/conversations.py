@@ -5,6 +5,7 @@ A conversation read here may still lack an answer; whether one is needed depends
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -74,10 +75,10 @@ def prompt_turns(row: Row) -> tuple[Message, ...]:
         return read_messages(row, row.which(TURNS_NAMES))
     if name == "instruction":
         return (*history(row), Message("user", instruction(row)))
-    value = _structured(row, row.take(name), name)
+    value = _structured(row.take(name))
     match value:
         case list():
-            return parse_messages(row, row.listed(name), name)
+            return parse_messages(row, value or row.listed(name), name)
         case dict():
             return (parse_message(row, value, name),)
         case _:
@@ -87,21 +88,30 @@ def prompt_turns(row: Row) -> tuple[Message, ...]:
 
 def answer_turns(row: Row, name: str) -> tuple[Message, ...]:
     """The turns of an answer: a text, one message, or a list of them."""
-    value = _structured(row, row.take(name), name)
+    value = _structured(row.take(name))
     match value:
         case list():
-            return parse_messages(row, row.listed(name), name)
+            return parse_messages(row, value or row.listed(name), name)
         case dict():
             return (parse_message(row, value, name),)
         case _:
             return (Message("assistant", row.text(name)),)
 
 
-def _structured(row: Row, value: Any, field: str) -> Any:
-    """JSON of turns inside a string (CSV cells) is opened; any other string, `[1, 2]` say, is what somebody wrote."""
-    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{") and ('"role"' in value or '"from"' in value):
-        return row.opened(value, field)
-    return value
+def _structured(value: Any) -> Any:
+    """Turns written as JSON inside a string (CSV cells) are opened; any other text is what somebody said."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        opened = json.loads(value)
+    except ValueError:
+        return value
+    turns = opened if isinstance(opened, list) else [opened]
+    return opened if turns and all(_is_turn(turn) for turn in turns) else value
+
+
+def _is_turn(value: object) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
 def self_instruct(row: Row) -> Iterator[Conversation]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def _write(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
         temporary.rename(target)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
         raise DataError(
             "cannot write", file=str(target), found=error.strerror or str(error), fix="choose another place"
         ) from error

@@ -13,7 +13,8 @@ from typing import Any
 
 from whet.config.data import Format
 from whet.data.conversations import ANSWER_NAMES, HUMAN, PROMPT_NAMES, TURNS_NAMES, final_answer
-from whet.data.preferences import CHOSEN_NAMES, LABEL_NAMES, RANK_NAMES, REJECTED_NAMES, VALUE_NAMES, VALUES_NAMES
+from whet.data.graded import LABEL_NAMES, RANK_NAMES, VALUE_NAMES, VALUES_NAMES, is_label
+from whet.data.preferences import CHOSEN_NAMES, REJECTED_NAMES
 from whet.data.row import Row
 from whet.errors import DataError, nearest
 
@@ -61,6 +62,11 @@ def _is_worked(row: Row) -> bool:
     return isinstance(answer, str) and final_answer(answer) is not None
 
 
+def _is_labelled(row: Row) -> bool:
+    """Whether there is a yes or no; a label of another sort (a topic, a class) is no judgement."""
+    return any(is_label(row.values.get(name)) for name in LABEL_NAMES)
+
+
 def _teaches(row: Row) -> bool:
     return _asks(row) and _any(row, ANSWER_NAMES)
 
@@ -81,7 +87,7 @@ LEVELS: tuple[dict[Format, Test], ...] = (
                 ("responses" in row and _any(row, VALUES_NAMES)) or (_any(row, ANSWER_NAMES) and _any(row, VALUE_NAMES))
             )
         ),
-        "kto": lambda row: _any(row, LABEL_NAMES) and (_any(row, TURNS_NAMES) or _teaches(row)),
+        "kto": lambda row: _is_labelled(row) and (_any(row, TURNS_NAMES) or _teaches(row)),
     },
     {
         "messages": lambda row: _turns_with(row, "role"),
@@ -96,6 +102,11 @@ LEVELS: tuple[dict[Format, Test], ...] = (
     },
     {"prompt": _asks},
 )
+
+
+def fits(row: Row) -> list[Format]:
+    """Every format a row could be read in, on any level."""
+    return [name for level in LEVELS for name, test in level.items() if test(row)]
 
 
 def matches(row: Row) -> list[Format]:

@@ -187,6 +187,8 @@ def _characters(record: Record) -> int:
 def _tokens(records: Sequence[Record], length_of: LengthOf, report: Report) -> None:
     """Count tokens as training would, and name what the checkpoint's template refuses and what is too long."""
     sizes = []
+    if length_of.folds_system and any(turns and turns[0].role == "system" for turns, _ in map(texts_of, records)):
+        report.ledger.note("the checkpoint's template takes no system turn: its text begins the first question instead")
     for record in records:
         try:
             total, prompt = length_of(record)

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from whet.config.data import Format
-from whet.data import conversations, preferences
+from whet.data import conversations, graded, preferences
 from whet.data.images import place_images
-from whet.data.kinds import MADE_FROM, as_kind, reference_of
+from whet.data.kinds import MADE_FROM, WORKED_NAMES, as_kind, column, reference_of
 from whet.data.messages import with_system
 from whet.data.row import Row
 from whet.data.tools import read_tools
@@ -79,15 +79,15 @@ def parse_row(row: Row, format: Format) -> Sequence[Record]:
         case "pku":
             return (preferences.pku(row),)
         case "ultrafeedback":
-            return (preferences.ultrafeedback(row),)
+            return (graded.ultrafeedback(row),)
         case "kto":
-            return (preferences.kto(row),)
+            return (graded.kto(row),)
         case "ranking":
-            return (preferences.ranking(row),)
+            return (graded.ranking(row),)
         case "scored":
-            return (preferences.scored(row),)
+            return (graded.scored(row),)
         case "weighted":
-            return (preferences.weighted(row),)
+            return (graded.weighted(row),)
         case "prompt" | "text":
             return (prompt(row),)
         case "auto":
@@ -97,14 +97,14 @@ def parse_row(row: Row, format: Format) -> Sequence[Record]:
 def prompt(row: Row) -> Prompt:
     """A question, as a plain line or an object; the gold answer, where there is one, becomes the reference."""
     turns = place_images(row, with_system(row, conversations.prompt_turns(row), *conversations.SYSTEM_NAMES))
-    reference = None
-    if turns[-1].role == "assistant":
-        turns, reference = turns[:-1], turns[-1].text
-    preferences.check_prompt(row, turns)
-    given = reference_of(row.values)
-    if given is None:
-        given = next(
-            (row.as_text(row.take(name), name) for name in conversations.ANSWER_NAMES if name in row), reference
+    reference = reference_of(row.values)
+    if reference is None:
+        reference = next(
+            (row.as_text(row.take(name), name) for name in conversations.ANSWER_NAMES if name in row), None
         )
+    if turns[-1].role == "assistant":
+        turns, reference = turns[:-1], reference if reference is not None else turns[-1].text
+    preferences.check_prompt(row, turns)
+    reference = reference if reference is not None else column(row.values, WORKED_NAMES)
     tools = read_tools(row)
-    return Prompt(messages=turns, reference=given, tools=tools, columns=row.rest(), origin=row.origin)
+    return Prompt(messages=turns, reference=reference, tools=tools, columns=row.rest(), origin=row.origin)

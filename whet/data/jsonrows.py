@@ -21,7 +21,7 @@ def json_lines(lines: Iterable[tuple[int, str]], name: str) -> Iterator[RawRow |
     for number, text in lines:
         try:
             value = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             yield _broken(name, number, error, text)
         else:
             yield _row(Origin(file=name, line=number), value)
@@ -48,13 +48,18 @@ def document(text: str, name: str) -> Iterator[RawRow | DataError]:
 def _object_rows(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
     try:
         value, end = _DECODER.raw_decode(text, start)
-    except json.JSONDecodeError as error:
-        raise _broken(name, error.lineno, error, text) from None
+    except (ValueError, RecursionError) as error:
+        raise _broken(name, _line_of(error, text, start), error, text) from None
     if _skip(text, end) < len(text):
         return json_lines(((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()), name)
-    lists = [key for key in LIST_KEYS if isinstance(value.get(key), list)]
-    if len(lists) != 1:
+    lists = [key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
+    if not any(key in LIST_KEYS for key in lists):
         return iter([(Origin(file=name, line=_line(text, start)), value)])
+    if len(lists) > 1:
+        found = ", ".join(lists)
+        raise DataError(
+            "holds several lists of rows", file=name, found=found, fix="give the one to use a file of its own"
+        )
     return _elements(text, _value_position(text, start, lists[0]), name)
 
 
@@ -84,6 +89,10 @@ def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
+def _line_of(error: ValueError | RecursionError, text: str, position: int) -> int:
+    return error.lineno if isinstance(error, json.JSONDecodeError) else _line(text, position)
+
+
 def _elements(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
     """The elements of a JSON array, each with the line it starts on. Raises DataError at the line where it breaks."""
     position, line, counted = _skip(text, start + 1), 1, 0
@@ -93,8 +102,8 @@ def _elements(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
         line, counted = line + text.count("\n", counted, position), position
         try:
             value, end = _DECODER.raw_decode(text, position)
-        except json.JSONDecodeError as error:
-            raise _broken(name, error.lineno, error, "{") from None
+        except (ValueError, RecursionError) as error:
+            raise _broken(name, _line_of(error, text, position), error, "{") from None
         yield _row(Origin(file=name, line=line), value)
         end = _skip(text, end)
         if text.startswith("]", end):
@@ -111,15 +120,14 @@ def _elements(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
         position = _skip(text, end + 1)
 
 
-def _broken(name: str, line: int, error: json.JSONDecodeError, text: str) -> DataError:
-    near = error.doc[max(0, error.pos - 15) : error.pos + 15].strip() or "the end"
+def _broken(name: str, line: int, error: ValueError | RecursionError, text: str) -> DataError:
     prose = text.lstrip()[:1] not in ("{", "[", '"')
-    fix = (
-        "if the lines are plain text, set data.format=text" if prose else "mend this line, or set data.on_bad_row=drop"
-    )
-    return DataError(
-        f"broken JSON ({error.msg} in column {error.colno})", file=name, line=line, found=repr(near), fix=fix
-    )
+    fix = "mend it" if not prose else "if the lines are plain text, set data.format=text"
+    if not isinstance(error, json.JSONDecodeError):  # numbers of thousands of digits, thousands of nested brackets
+        return DataError("unreadable JSON", file=name, line=line, found=str(error)[:80], fix=fix)
+    near = error.doc[max(0, error.pos - 15) : error.pos + 15].strip() or "the end"
+    problem = f"broken JSON ({error.msg} in column {error.colno})"
+    return DataError(problem, file=name, line=line, found=repr(near), fix=fix)
 
 
 def _row(origin: Origin, value: Any) -> RawRow | DataError:

@@ -25,8 +25,10 @@ from whet.schema.records import (
     kind_of,
 )
 
-REFERENCE_NAMES = ("reference", "final", "solution", "ground_truth", "target")
-"""Columns that hold the gold answer of a prompt, the first one present winning."""
+REFERENCE_NAMES = ("reference", "final", "ground_truth")
+"""Columns that hold the gold answer of a prompt, the first one present winning, also over an answer in the turns."""
+WORKED_NAMES = ("solution", "target")
+"""Columns that hold it where nothing else does: beside an `answer` they are the worked way to it."""
 
 MADE_FROM: dict[RecordKind, tuple[RecordKind, ...]] = {
     "conversation": ("conversation",),
@@ -78,6 +80,7 @@ def as_prompt(record: Record) -> Prompt:
             messages = record.messages
             if messages[-1].role == "assistant":
                 messages, reference = messages[:-1], reference if reference is not None else messages[-1].text
+            reference = reference if reference is not None else column(record.columns, WORKED_NAMES)
             tools = record.tools
         case Preference() | Rating():
             messages, reference, tools = record.prompt, reference_of(record.columns), record.tools
@@ -90,12 +93,18 @@ def as_prompt(record: Record) -> Prompt:
 
 def reference_of(columns: Mapping[str, Any]) -> str | None:
     """The gold answer among a row's columns (also verl's `reward_model.ground_truth`), or None."""
-    for name in REFERENCE_NAMES:
+    inner = columns.get("reward_model")
+    found = column(columns, REFERENCE_NAMES)
+    return column(inner, ("ground_truth",)) if found is None and isinstance(inner, Mapping) else found
+
+
+def column(columns: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of these columns that holds a text or a number."""
+    for name in names:
         value = columns.get(name)
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
-    inner = columns.get("reward_model")
-    return reference_of({"ground_truth": inner.get("ground_truth")}) if isinstance(inner, Mapping) else None
+    return None
 
 
 def pairs_of_ranking(record: Ranking) -> tuple[Preference, ...]:

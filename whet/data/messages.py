@@ -110,7 +110,7 @@ def _content(row: Row, content: Any, field: str) -> str | tuple[Part, ...]:
         case None:
             return ""
         case str():
-            return content
+            return row.as_text(content, field)
         case list():
             parts = [_part(row, piece, f"{field}[{index}]") for index, piece in enumerate(content)]
             if all(part.type == "text" for part in parts):
@@ -122,10 +122,8 @@ def _content(row: Row, content: Any, field: str) -> str | tuple[Part, ...]:
 
 def _part(row: Row, piece: Any, field: str) -> Part:
     match piece:
-        case str():
-            return Part("text", piece)
-        case {"type": "text", "text": str(text)}:
-            return Part("text", text)
+        case str(text) | {"type": "text", "text": str(text)}:
+            return Part("text", row.as_text(text, field))
         case (
             {"type": "image", "image": str(path)}
             | {"type": "image", "path": str(path)}

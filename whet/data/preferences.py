@@ -1,25 +1,22 @@
-"""Formats whose rows compare or grade answers. Each function: row -> preference, rating, ranking, or scored."""
+"""Formats whose rows compare two answers. Each function: row -> preference."""
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
-from whet.data.conversations import ANSWER_NAMES, TURNS_NAMES, answer_turns, history, prompt_turns, transcript
+from whet.data.conversations import (
+    PROMPT_NAMES,
+    TURNS_NAMES,
+    answer_turns,
+    prompt_turns,
+    transcript,
+)
 from whet.data.images import place_images
 from whet.data.messages import read_messages, with_system
-from whet.data.row import Row, kind_of_value
+from whet.data.row import Row
 from whet.data.tools import read_tools
-from whet.schema.records import Message, Preference, Ranking, Rating, Scored
+from whet.schema.records import Message, Preference
 
 CHOSEN_NAMES = ("chosen", "response_chosen", "answer")
 REJECTED_NAMES = ("rejected", "response_rejected", "rejected_response", "rejected_messages", "negative")
-LABEL_NAMES = ("label", "kto_tag")
-RANK_NAMES = ("rankings", "ranks", "ranking")
-VALUE_NAMES = ("reward", "score")
-VALUES_NAMES = ("rewards", "scores")
-SUM_TOLERANCE = 1e-3
-"""How far from 1 a row's weights may sum; written with few digits they miss it by a little."""
 
 
 class NothingToLearn(Exception):
@@ -29,31 +26,23 @@ class NothingToLearn(Exception):
 def preference(row: Row) -> Preference:
     """`prompt`, `chosen`, `rejected` under any of their names; answers as text, one message, or a list of messages."""
     rejected = answer_turns(row, row.which(REJECTED_NAMES))
-    chosen = answer_turns(row, row.which(CHOSEN_NAMES)) if _has(row, CHOSEN_NAMES) else ()
-    prompt = _prompt_or_none(row)
-    if not chosen and prompt:  # ms-swift: `messages` end with the chosen answer, `rejected_response` stands beside
-        prompt, chosen = prompt[:-1], prompt[-1:]
-    if prompt is None:
-        prompt, chosen, rejected = split_common(row, chosen, rejected)
+    if not has_any(
+        row, CHOSEN_NAMES
+    ):  # ms-swift: `messages` end with the chosen answer, `rejected_response` stands beside
+        turns = read_messages(row, row.which(TURNS_NAMES))
+        return _pair(row, turns[:-1], turns[-1:], rejected)
+    chosen = answer_turns(row, row.which(CHOSEN_NAMES))
+    if has_any(row, PROMPT_NAMES) or (has_any(row, TURNS_NAMES) and chosen[:1] and chosen[0].role == "assistant"):
+        prompt = prompt_turns(row)
+        chosen = _without_prompt(row, prompt, chosen, "chosen")
+        rejected = _without_prompt(row, prompt, rejected, "rejected")
     else:
-        chosen, rejected = (
-            _without_prompt(row, prompt, turns, field) for turns, field in ((chosen, "chosen"), (rejected, "rejected"))
-        )
+        prompt, chosen, rejected = split_common(row, chosen, rejected)
     return _pair(row, prompt, chosen, rejected)
 
 
-def _has(row: Row, names: tuple[str, ...]) -> bool:
+def has_any(row: Row, names: tuple[str, ...]) -> bool:
     return any(name in row for name in names)
-
-
-def _prompt_or_none(row: Row) -> tuple[Message, ...] | None:
-    """The prompt the row gives, or None where it stands inside chosen and rejected."""
-    names = ("prompt", "question", "query", "problem", "instruction")
-    present = [name for name in names if name in row]
-    # UltraFeedback's binarized rows repeat prompt and chosen in `messages`; a prompt of its own is the plainer source.
-    if not present and not _has(row, TURNS_NAMES):
-        return None
-    return prompt_turns(row)
 
 
 def _without_prompt(
@@ -145,115 +134,3 @@ def pku(row: Row) -> Preference:
         raise row.error("is neither 0 nor 1", field=which, found=row.values[which])
     responses = [(Message("assistant", row.text(f"response_{index}")),) for index in (0, 1)]
     return _pair(row, (Message("user", row.text("prompt")),), responses[int(better)], responses[1 - int(better)])
-
-
-def ultrafeedback(row: Row) -> Scored:
-    """UltraFeedback as first published: an instruction and completions, each with its score."""
-    responses, values = [], []
-    for index, completion in enumerate(row.listed("completions")):
-        field = f"completions[{index}]"
-        if not isinstance(completion, dict):
-            raise row.error(f"is {kind_of_value(completion)}, not an object", field=field, found=completion)
-        inner = Row({f"{field}.{key}": value for key, value in completion.items()}, row.origin)
-        names = tuple(f"{field}.{key}" for key in ("overall_score", "score", "fine-grained_score"))
-        score = inner.maybe_number(*names)
-        if score is None:
-            inner.take(names[0])
-        else:
-            responses.append(inner.text(f"{field}.response"))
-            values.append(score)
-    return Scored(
-        prompt=with_system(row, (Message("user", row.text("instruction")),)),
-        responses=tuple(responses),
-        values=tuple(values),
-        kind="reward",
-        columns=row.rest(),
-        origin=row.origin,
-    )
-
-
-def kto(row: Row) -> Rating:
-    """A conversation (or prompt and completion) and a `label`: its last answer is good or bad."""
-    label = _label(row, row.which(LABEL_NAMES))
-    turns = (
-        (*prompt_turns(row), *answer_turns(row, row.which(ANSWER_NAMES)))
-        if not _has(row, TURNS_NAMES)
-        else read_messages(row, row.which(TURNS_NAMES))
-    )
-    turns = place_images(row, with_system(row, turns, "system", "system_prompt"))
-    if turns[-1].role != "assistant":
-        raise row.error(
-            "does not end with the answer the label is about", field=row.which(TURNS_NAMES), found=turns[-1].text
-        )
-    check_prompt(row, turns[:-1])
-    return Rating(
-        prompt=turns[:-1],
-        response=turns[-1:],
-        label=label,
-        tools=read_tools(row),
-        columns=row.rest(),
-        origin=row.origin,
-    )
-
-
-def _label(row: Row, name: str) -> bool:
-    match row.take(name):
-        case bool(label):
-            return label
-        case 0 | 1 as label:
-            return bool(label)
-        case str(word) if word.strip().lower() in ("true", "false", "1", "0"):
-            return word.strip().lower() in ("true", "1")
-        case value:
-            raise row.error("is not true or false", field=name, found=value)
-
-
-def ranking(row: Row) -> Ranking:
-    """`responses` with their `rankings`: 1 is the best, ties allowed."""
-    responses, ranks = _responses(row, row.which(RANK_NAMES))
-    prompt = with_system(row, (*history(row), *prompt_turns(row)))
-    check_prompt(row, prompt)
-    return Ranking(prompt=prompt, responses=responses, ranks=ranks, columns=row.rest(), origin=row.origin)
-
-
-def scored(row: Row) -> Scored:
-    """`prompt`, `response`, `reward`; or `responses` with `rewards`."""
-    if "responses" in row:
-        responses, values = _responses(row, row.which(VALUES_NAMES))
-    else:
-        name, field = row.which(("response", "completion", "answer", "output")), row.which(VALUE_NAMES)
-        responses, values = (row.text(name),), (row.number(row.take(field), field),)
-    return _scored(row, responses, values, "reward")
-
-
-def weighted(row: Row) -> Scored:
-    """`prompt`, `responses`, `weights` that sum to one."""
-    responses, values = _responses(row, "weights")
-    if min(values) < 0 or abs(math.fsum(values) - 1) > SUM_TOLERANCE:
-        raise row.error(
-            "weights are not shares of one",
-            field="weights",
-            found=list(values),
-            fix="make them non-negative with sum 1",
-        )
-    return _scored(row, responses, values, "weight")
-
-
-def _scored(row: Row, responses: tuple[str, ...], values: tuple[float, ...], kind: Any) -> Scored:
-    prompt = with_system(row, prompt_turns(row))
-    check_prompt(row, prompt)
-    return Scored(prompt=prompt, responses=responses, values=values, kind=kind, columns=row.rest(), origin=row.origin)
-
-
-def _responses(row: Row, name: str) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Responses and their numbers, equally many."""
-    responses, numbers = row.listed("responses"), row.listed(name)
-    if len(responses) != len(numbers):
-        raise row.error(f"{len(numbers)} numbers for {len(responses)} responses", field=name)
-    texts = []
-    for index, response in enumerate(responses):
-        text = row.as_text(response, f"responses[{index}]")
-        if not text.strip():
-            raise row.error("is empty", field=f"responses[{index}]")
-        texts.append(text)
-    return tuple(texts), tuple(row.number(number, f"{name}[{index}]") for index, number in enumerate(numbers))

@@ -82,13 +82,23 @@ class Row:
     def as_text(self, value: object, field: str) -> str:
         match value:
             case str():
-                return value
+                return self._encodable(value, field)
             case bool():
                 raise self.error("is true or false, not text", field=field, found=value)
             case int() | float():
                 return str(value)
             case _:
                 raise self.error(f"is {kind_of_value(value)}, not text", field=field, found=value)
+
+    def _encodable(self, text: str, field: str) -> str:
+        """The text, unless it holds half a character, as cut UTF-16 leaves it: no tokenizer could read that."""
+        if not text.isascii():
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                half = f"\\u{ord(text[error.start]):04x}"
+                raise self.error(f"holds half a character ({half})", field=field, fix="repair or remove it") from None
+        return text
 
     def number(self, value: object, field: str) -> float:
         """A finite number. Raises DataError otherwise."""

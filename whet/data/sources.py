@@ -16,7 +16,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from whet.config.data import Data, Format, Source
-from whet.data.detect import SAMPLE, detect, known_columns
+from whet.data.detect import SAMPLE, detect, fits, known_columns
 from whet.data.formats import KIND, kind_for, read_row
 from whet.data.jsonrows import RawRow
 from whet.data.ledger import Ledger
@@ -87,7 +87,7 @@ def _read_place(place: Place, data: Data, want: Sequence[RecordKind], ledger: Le
             continue
         kind = kind_for(opened.format, want)
         if kind is None:
-            raise wrong_kind(opened.name, opened.format, want)
+            raise wrong_kind(opened, want)
         ledger.formats[opened.name] = opened.format
         for row in opened.rows:
             records += _read_one(row, opened.format, kind, data, ledger)
@@ -182,13 +182,18 @@ PURPOSE: dict[RecordKind, str] = {
 }
 
 
-def wrong_kind(file: str, format: Format, want: Sequence[RecordKind]) -> DataError:
+def wrong_kind(opened: Opened, want: Sequence[RecordKind]) -> DataError:
+    """Says what is there and what is needed, and the format by which the same rows could serve."""
     needed = " or ".join(PURPOSE[kind] for kind in want)
+    first = next((row for row in opened.rows if isinstance(row, Row)), None)
+    other = next((format for format in (fits(first) if first else ()) if kind_for(format, want)), None)
     return DataError(
-        f"holds {PURPOSE[KIND[format]]}, but {needed} are needed here",
-        file=file,
-        found=f"format {format}",
-        fix="give a file of that kind, or say what the columns are by data.format and data.columns",
+        f"holds {PURPOSE[KIND[opened.format]]}, but {needed} are needed here",
+        file=opened.name,
+        found=f"format {opened.format}",
+        fix=f"to read the rows as that all the same, set data.format={other}"
+        if other
+        else "give a file of that kind, or say what the columns are by data.format and data.columns",
     )
 
 

@@ -66,7 +66,7 @@ class Template:
                 file=origin.file if origin else None,
                 line=origin.line if origin else None,
                 field="messages",
-                found=f"{'/'.join(message.role for message in messages)}: {error}",
+                found=f"{'/'.join(message.role for message in messages)}: {' '.join(str(error).split())}",
                 fix="bring the turns into the order the template wants, or set model.chat_template",
             ) from error
         if not isinstance(text, str):

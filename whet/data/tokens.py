@@ -54,6 +54,11 @@ class LengthOf:
         self._renderer = Renderer(tokenizer, system=system)
         self._special = tuple(token for token in tokenizer.all_special_tokens if len(token) > 1)
 
+    @property
+    def folds_system(self) -> bool:
+        """Whether system texts have to begin the first question, since the template has no place for them."""
+        return not self._renderer.template.knows_system
+
     def __call__(self, record: Record) -> tuple[int, int]:
         match record:
             case Conversation():
