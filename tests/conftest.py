@@ -45,7 +45,8 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random Qwen3 checkpoint of two small layers, with a byte-level tokenizer and a ChatML template."""
     from whet.models.tiny import build_tiny
 
-    return build_tiny(tmp_path_factory.mktemp("tiny") / "checkpoint", TINY_TEXTS, vocab_size=384, hidden_size=32, seed=0)
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    return build_tiny(folder, TINY_TEXTS, vocab_size=384, hidden_size=32, seed=0)
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def test_every_value_knows_file_line_and_path(tmp_path: Path) -> None:
 
 
 def test_json_with_tabs_and_escapes_keeps_lines(tmp_path: Path) -> None:
-    value = {"run": "r", "data": {"system": "tab\there, 😀 there", "columns": {"a/b": "c"}}, "stages": ["sft", 1e-5, None]}
+    value = {"run": "r", "data": {"system": "a\tb, 😀", "columns": {"a/b": "c"}}, "x": ["sft", 1e-5, None]}
     file = tmp_path / "plan.json"
     file.write_text(json.dumps(value, indent="\t"))
     assert plain(read_source(file)) == value
@@ -83,7 +83,8 @@ def test_an_override_is_a_bare_word_unless_it_begins_like_yaml() -> None:
 
 
 _SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
-_TREES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner), max_leaves=8)
+_KEYS = st.text(min_size=1)
+_TREES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner), max_leaves=8)
 
 
 @settings(max_examples=25, deadline=None)
@@ -94,7 +95,7 @@ def test_what_is_written_reads_back_the_same(tmp_path_factory: pytest.TempPathFa
     assert plain(read_source(file)) == value
 
 
-@pytest.mark.parametrize("text", ["1e-5", "1.5e3", "null", "012", "1_000", "2026-01-01", ".inf", "~", "", "true", "\u2028"])
+@pytest.mark.parametrize("text", ["1e-5", "null", "012", "1_000", "2026-01-01", ".inf", "~", "", "true", "\u2028"])
 def test_text_that_looks_like_something_else_stays_text(in_tmp: Path, text: str) -> None:
     Path("a.yaml").write_text(to_yaml({"a": text}), encoding="utf-8")
     assert plain(read_source("a.yaml")) == {"a": text}
