@@ -75,7 +75,7 @@ def test_killed_on_the_way(tmp_path: Path, renderer: Renderer) -> None:
 
 CHUNKS = [
     [Request(key=f"{chunk}#{n}", prompt_ids=(1,), sampling=Sampling(max_new_tokens=1), seed=0) for n in range(num)]
-    for chunk, num in enumerate((2, 1, 3))
+    for chunk, num in enumerate((1, 2))
 ]
 
 
@@ -86,7 +86,7 @@ def answer(path: Path) -> tuple[list[Completion], list[str]]:
 
 def test_killed_at_every_byte(tmp_path: Path) -> None:
     expected, asked = answer(tmp_path / "whole.jsonl")
-    assert len(asked) == 6
+    assert len(asked) == 3
     content = (tmp_path / "whole.jsonl").read_bytes()
     path = tmp_path / "killed.jsonl"
     for offset in range(len(content) + 1):
@@ -102,6 +102,26 @@ def stored_keys(content: bytes) -> list[str]:
     rows = [json.loads(line) for line in content.split(b"\n")[:-1]]
     last = max((index + 1 for index, row in enumerate(rows) if row.get("end")), default=0)
     return [row["key"] for row in rows[:last]]
+
+
+def test_progress_counts_what_was_made_and_what_was_stored(tmp_path: Path, renderer: Renderer) -> None:
+    path = tmp_path / "rollouts.jsonl"
+    collect(path, renderer)
+    content = path.read_bytes()
+    for share in (0, 1 / 2, 1):
+        path.write_bytes(content[: int(share * len(content))])
+        store = RolloutStore(path)
+        waiting, told = store.num_waiting, list[int]()
+        collector = Collector(
+            engine=FakeEngine(),
+            renderer=renderer,
+            rollout=Rollout(group_size=3, batch_size=3),
+            judge=build_judge(Judge(votes=2), renderer, seed=1),
+            store=store,
+            tell=lambda num, note, told=told: told.append(num),
+        )
+        list(collector.groups(PROMPTS))
+        assert waiting + sum(told) == 81 and store.num_waiting == 0
 
 
 def test_a_torn_chunk_is_no_more_than_the_chunk_in_flight(tmp_path: Path, renderer: Renderer) -> None:

@@ -45,6 +45,7 @@ def write_prompts(folder: Path) -> Path:
     file = folder / "prompts.jsonl"
     rows = [{"prompt": f"How much is {n} plus {n}?", "reference": str(2 * n)} for n in range(12)]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "judge.txt").write_text("Task: {instruction}\nAnswer: {response}\nEnd with Score: 0 to 5.\n")
     return file
 
 
@@ -54,7 +55,7 @@ def stage(folder: Path, **sections: object) -> PrepareStage:
             "name": "prepare",
             "data": {"files": [str(folder / "prompts.jsonl")]},
             "rollout": {"group_size": 3, "batch_size": 6, "max_new_tokens": 12, "temperature": 1.0},
-            "judge": {"votes": 2, "max_new_tokens": 6, "temperature": 1.0},
+            "judge": {"template": str(folder / "judge.txt"), "votes": 2, "max_new_tokens": 6, "temperature": 1.0},
             "num_logged": 4,
         }
         | sections
@@ -128,7 +129,7 @@ def test_multi_turn_prompts_keep_their_turns(tmp_path: Path, tiny_checkpoint: Pa
         {"role": "assistant", "content": "Hello"},
         {"role": "user", "content": "Name a city."},
     ]
-    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps({"prompt": turns}) + "\n" for _ in range(6)))
+    write_prompts(tmp_path).write_text("".join(json.dumps({"prompt": turns}) + "\n" for _ in range(6)))
     run(stage(tmp_path), tiny_checkpoint, tmp_path / "out")
     file = tmp_path / "out" / "dpo_training.jsonl"
     assert read_jsonl(file)[0]["prompt"] == turns

@@ -28,7 +28,7 @@ CHUNK_BATCHES = 4
 """Batches generated between two writes to disk: more pad less, fewer lose less to a kill."""
 
 Tell = Callable[[int, str], None]
-"""Told how many answers or judgements are done more, and which of the two."""
+"""Told how many answers or judgements were made since the last time, and which of the two."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,8 @@ class Collector:
         ]
         flat = [request for group in questions for requests in group for request in requests]
         replies = iter(self._answer(flat, "judge"))
+        # An answer that is not judged (empty, failed) counts as done, or the progress would never arrive.
+        self.tell(len(candidates) * self.judge.config.votes - len(flat), "judgements")
         for prompt, key, group, asked_judge in zip(prompts, keys, groups, questions, strict=True):
             votes = [[next(replies) for _ in requests] for requests in asked_judge]
             scores = [self.judge.score(c, said) for c, said in zip(group, votes, strict=True)]
@@ -90,10 +92,12 @@ class Collector:
     def _answer(self, requests: Sequence[Request], part: str) -> list[Completion]:
         completions: list[Completion] = []
         for start in range(0, len(requests), self._at_once):
-            begun = time.perf_counter()
+            begun, waiting = time.perf_counter(), self.store.num_waiting
             chunk = self.store.answer(self.engine, requests[start : start + self._at_once])
             self.seconds[part] += time.perf_counter() - begun
-            self.tell(len(chunk), "answers" if part == "generate" else "judgements")
+            self.tell(
+                len(chunk) - (waiting - self.store.num_waiting), "answers" if part == "generate" else "judgements"
+            )
             completions += chunk
         return completions
 

@@ -20,14 +20,17 @@ from whet.schema.rollouts import Completion, Request
 
 
 class RolloutStore:
-    """Answers requests from the file as far as it goes, then from the engine, writing what that gives."""
+    """Answers requests from the file as far as it goes, then from the engine, writing what that gives.
+
+    `num_waiting` is the number of completions in the file that this process has not asked for yet.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch()
-            end = _end_of_last_chunk(path)
+            end, self.num_waiting = _whole_chunks(path)
             os.truncate(path, end)
         self._stored = _chunks(path, end)
 
@@ -48,6 +51,8 @@ class RolloutStore:
                 "holds answers to other requests", file=str(self._path),
                 fix="pass --fresh to move what an earlier run made to archive/",
             )  # fmt: skip
+        else:
+            self.num_waiting -= len(completions)
         return completions
 
     def _append(self, completions: Sequence[Completion]) -> None:
@@ -74,19 +79,19 @@ def _chunks(path: Path, end: int) -> Iterator[list[Completion]]:
                 chunk = []
 
 
-def _end_of_last_chunk(path: Path) -> int:
-    """Bytes up to the end of the last whole chunk. A line that is no JSON (power lost) ends the search."""
-    position = end = 0
+def _whole_chunks(path: Path) -> tuple[int, int]:
+    """Bytes and lines up to the end of the last whole chunk. A line that is no JSON (power lost) ends the search."""
+    position = end = num = 0
     with path.open("rb") as handle:
-        for line in handle:
+        for number, line in enumerate(handle, start=1):
             position += len(line)
             try:
                 last = json.loads(line).get("end", False)
             except ValueError:
                 break
             if last and line.endswith(b"\n"):
-                end = position
-    return end
+                end, num = position, number
+    return end, num
 
 
 def _as_stored(completion: Completion) -> Completion:

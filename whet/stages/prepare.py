@@ -109,10 +109,11 @@ def collect_groups(
     ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, model))))
     engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends)
     total = len(prompts) * stage.rollout.group_size * (1 + stage.judge.votes)
-    with Progress(stage.name, total) as progress:
+    store = RolloutStore(context.paths.file("rollouts.jsonl"))
+    with Progress(stage.name, total, done=store.num_waiting) as progress:
         collector = Collector(
             engine=engine, renderer=renderer, rollout=stage.rollout, judge=judge,
-            store=RolloutStore(context.paths.file("rollouts.jsonl")), tell=progress.update,
+            store=store, tell=progress.update,
         )  # fmt: skip
         groups = list(collector.groups(prompts))
     engine.close()
