@@ -12,7 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whet.data.ledger import Ledger
-from whet.data.render import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, Rendered, RenderedPair, Renderer, fit
+from whet.data.render import (
+    OVERLONG,
+    PROMPT_OVERLONG,
+    SAME_AFTER_CUT,
+    Rendered,
+    RenderedPair,
+    Renderer,
+    fit,
+    render_records,
+)  # fmt: skip
 from whet.errors import DataError, ModelError
 from whet.schema.records import Conversation, Message, Origin, Part, Preference
 
@@ -287,3 +296,13 @@ def test_fit_pairs() -> None:
     rows = fit([pair, same, full], 6, "truncate", ledger)
     assert [(each.chosen_ids, each.rejected_ids) for each in rows] == [((4, 5, 6), (4, 9))]
     assert {reason: len(lines) for reason, lines in ledger.dropped.items()} == {SAME_AFTER_CUT: 1, PROMPT_OVERLONG: 1}
+
+
+def test_rows_the_template_refuses_stop_or_are_dropped() -> None:
+    by, ledger = renderer(T.MODEL_ROLE), Ledger(kept=2)
+    records = [Conversation(messages=TWO_TURNS), Conversation(messages=(TWO_TURNS[0], *TWO_TURNS), origin=Origin(file="a", line=9))]
+    assert len(list(render_records(by, records, "drop", ledger))) == 1
+    assert (ledger.read, ledger.kept) == (2, 1)
+    assert ledger.dropped == {"the chat template refuses these turns": [Origin(file="a", line=9)]}
+    with pytest.raises(DataError, match=r"a:9: .*Roles must alternate"):
+        list(render_records(by, records, "error", Ledger(kept=2)))

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import Any
 
 from whet.data.preferences import NothingToLearn
+from whet.data.row import quote
 from whet.errors import DataError
 from whet.schema.records import (
     Conversation,
@@ -63,9 +64,19 @@ def as_kind(record: Record, kind: RecordKind) -> Sequence[Record]:
 
 
 def _learnable(record: Conversation) -> Conversation:
-    if not any(message.role == "assistant" for message in record.messages):
+    """The conversation, if it has an answer to learn and something before it that it answers."""
+    place = record.origin
+    index = next((i for i, turn in enumerate(record.messages) if turn.role == "assistant" and turn.weight > 0), None)
+    if index is None:
+        raise DataError("no assistant turn to learn from", file=place.file, line=place.line, field="messages")
+    if not any(turn.role in ("user", "tool") for turn in record.messages[:index]):
         raise DataError(
-            "no assistant turn to learn from", file=record.origin.file, line=record.origin.line, field="messages"
+            "begins with an answer to nothing",
+            file=place.file,
+            line=place.line,
+            field=f"messages[{index}]",
+            found=quote(record.messages[index].text),
+            fix="remove that turn, give it weight 0, or set data.on_bad_row=drop",
         )
     return record
 

@@ -26,9 +26,8 @@ class NothingToLearn(Exception):
 def preference(row: Row) -> Preference:
     """`prompt`, `chosen`, `rejected` under any of their names; answers as text, one message, or a list of messages."""
     rejected = answer_turns(row, row.which(REJECTED_NAMES))
-    if not has_any(
-        row, CHOSEN_NAMES
-    ):  # ms-swift: `messages` end with the chosen answer, `rejected_response` stands beside
+    if not has_any(row, CHOSEN_NAMES):
+        # ms-swift: `messages` end with the chosen answer, and `rejected_response` stands beside them.
         turns = read_messages(row, row.which(TURNS_NAMES))
         return _pair(row, turns[:-1], turns[-1:], rejected)
     chosen = answer_turns(row, row.which(CHOSEN_NAMES))
@@ -92,7 +91,13 @@ def _pair(
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:
             raise row.error("is empty", field=field, fix="fill it in, remove the row, or set data.on_bad_row=drop")
-        if turns[0].role != "assistant" or turns[-1].role != "assistant":
+        if len(turns) > 1:
+            raise row.error(
+                f"has {len(turns)} turns after the common prompt: a pair compares one answer with another",
+                field=field,
+                fix="remove the row, or set data.on_bad_row=drop",
+            )
+        if turns[0].role != "assistant":
             raise row.error("is not the assistant's turn", field=field, found=turns[0].text)
     return Preference(
         prompt=prompt,

@@ -12,51 +12,34 @@ turn trained once, in the row where it is the last.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
+from whet.data.fit import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, fit
 from whet.data.ledger import Ledger
+from whet.data.rendered import Rendered, RenderedPair
 from whet.data.template import Template
 from whet.errors import DataError
-from whet.schema.records import NOWHERE, Conversation, Message, Origin, Preference
+from whet.schema.records import NOWHERE, Conversation, Message, Origin, Preference, Record, kind_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+__all__ = [
+    "OVERLONG",
+    "PROMPT_OVERLONG",
+    "SAME_AFTER_CUT",
+    "Rendered",
+    "RenderedPair",
+    "Renderer",
+    "fit",
+    "render_records",
+]
+
 VERSION = 1
 """Raise it when rendering changes: it is part of the fingerprint, which keys caches."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rendered:
-    """One row to train on."""
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-    """Weight of each token in the loss; 0 is not trained."""
-    origin: Origin = NOWHERE
-    last: bool = True
-    """False where more rows of the same record follow."""
-
-    @property
-    def num_tokens(self) -> int:
-        return len(self.ids)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedPair:
-    """One prompt and two responses, each ending with the end-of-turn token unless it was truncated."""
-
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
-    origin: Origin = NOWHERE
-
-    @property
-    def num_tokens(self) -> int:
-        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
 
 
 class Renderer:
@@ -152,80 +135,29 @@ class Renderer:
         return (Message("system", self.system), *messages)
 
 
+def render_records(
+    renderer: Renderer, records: Iterable[Record], on_bad_row: Literal["error", "drop"], ledger: Ledger
+) -> Iterator[Rendered | RenderedPair]:
+    """Rows of conversations and preferences, for `fit`. A record the template refuses stops everything, or is dropped.
+
+    Raises TypeError for a record of another kind, and ModelError where the template itself is at fault.
+    """
+    for record in records:
+        try:
+            match record:
+                case Conversation():
+                    yield from renderer.conversations(record)
+                case Preference():
+                    yield renderer.preference(record)
+                case _:
+                    raise TypeError(f"a {kind_of(record)} is not trained on")
+        except DataError as error:
+            if on_bad_row == "error":
+                raise
+            ledger.drop(error.problem, record.origin, str(error))
+
+
 def _state(tokenizer: PreTrainedTokenizerBase) -> str:
     """A fast tokenizer's whole definition, without the padding and truncation that an earlier call left in it."""
     state = json.loads(tokenizer.backend_tokenizer.to_str())
     return json.dumps({**state, "padding": None, "truncation": None}, sort_keys=True)
-
-
-OVERLONG = "longer than max_length"
-PROMPT_OVERLONG = "prompt alone longer than max_length"
-SAME_AFTER_CUT = "chosen and rejected equal once truncated"
-
-Row = TypeVar("Row", Rendered, RenderedPair)
-
-
-def fit(
-    rows: Iterable[Row], max_length: int, on_overlong: Literal["truncate", "drop", "error"], ledger: Ledger
-) -> list[Row]:
-    """The rows at no more than `max_length` tokens; whoever is cut or dropped goes into the ledger.
-
-    A response is cut at its end, and then learns no end of turn. Under `error` the first longer row raises DataError.
-    """
-    fitted: list[Row] = []
-    record: list[tuple[Row, Row | str]] = []
-    for row in rows:
-        record.append((row, _cut(row, max_length, on_overlong)))
-        if isinstance(row, RenderedPair) or row.last:
-            fitted += _account(record, ledger)
-            record = []
-    return fitted
-
-
-def _account(record: list[tuple[Row, Row | str]], ledger: Ledger) -> list[Row]:
-    """What is left of a record's rows. It counts as dropped where nothing is, as truncated where a part is missing."""
-    kept = [result for _, result in record if not isinstance(result, str)]
-    origin = record[0][0].origin
-    if not kept:
-        ledger.drop(next(result for _, result in record if isinstance(result, str)), origin)
-    elif len(kept) < len(record) or any(result is not row for row, result in record):
-        ledger.truncate(origin)
-    return kept
-
-
-def _cut(row: Row, max_length: int, on_overlong: Literal["truncate", "drop", "error"]) -> Row | str:
-    """The row itself where it fits, a shorter one, or the reason to drop it."""
-    match row:
-        case Rendered():
-            length = len(row.ids)
-        case RenderedPair():
-            length = len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
-    if length <= max_length:
-        return row
-    match on_overlong:
-        case "error":
-            raise DataError(
-                f"{length} tokens, and data.max_length is {max_length}",
-                file=row.origin.file,
-                line=row.origin.line,
-                fix="raise data.max_length, or set data.on_overlong to truncate or drop",
-            )
-        case "drop":
-            return OVERLONG
-        case "truncate":
-            return _truncated(row, max_length)
-
-
-def _truncated(row: Row, max_length: int) -> Row | str:
-    match row:
-        case Rendered():
-            # Tokens after the last trained one teach nothing: they go with the cut.
-            end = max((i + 1 for i, weight in enumerate(row.weights[:max_length]) if weight), default=0)
-            return replace(row, ids=row.ids[:end], weights=row.weights[:end]) if end else PROMPT_OVERLONG
-        case RenderedPair():
-            room = max_length - len(row.prompt_ids)
-            if room <= 0:
-                return PROMPT_OVERLONG
-            if row.chosen_ids[:room] == row.rejected_ids[:room]:
-                return SAME_AFTER_CUT
-            return replace(row, chosen_ids=row.chosen_ids[:room], rejected_ids=row.rejected_ids[:room])

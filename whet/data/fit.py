@@ -1,0 +1,83 @@
+"""Rendered rows brought to the length a plan allows, with an account of what was cut or dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Literal, TypeVar
+
+from whet.data.ledger import Ledger
+from whet.data.rendered import Rendered, RenderedPair
+from whet.errors import DataError
+
+OVERLONG = "longer than max_length"
+PROMPT_OVERLONG = "prompt alone longer than max_length"
+SAME_AFTER_CUT = "chosen and rejected equal once truncated"
+
+Row = TypeVar("Row", Rendered, RenderedPair)
+
+
+def fit(
+    rows: Iterable[Row], max_length: int, on_overlong: Literal["truncate", "drop", "error"], ledger: Ledger
+) -> list[Row]:
+    """The rows at no more than `max_length` tokens; whoever is cut or dropped goes into the ledger.
+
+    A response is cut at its end, and then learns no end of turn. Under `error` the first longer row raises DataError.
+    """
+    fitted: list[Row] = []
+    record: list[tuple[Row, Row | str]] = []
+    for row in rows:
+        record.append((row, _cut(row, max_length, on_overlong)))
+        if isinstance(row, RenderedPair) or row.last:
+            fitted += _account(record, ledger)
+            record = []
+    return fitted
+
+
+def _account(record: list[tuple[Row, Row | str]], ledger: Ledger) -> list[Row]:
+    """What is left of a record's rows. It counts as dropped where nothing is, as truncated where a part is missing."""
+    kept = [result for _, result in record if not isinstance(result, str)]
+    origin = record[0][0].origin
+    if not kept:
+        ledger.drop(next(result for _, result in record if isinstance(result, str)), origin)
+    elif len(kept) < len(record) or any(result is not row for row, result in record):
+        ledger.truncate(origin)
+    return kept
+
+
+def _cut(row: Row, max_length: int, on_overlong: Literal["truncate", "drop", "error"]) -> Row | str:
+    """The row itself where it fits, a shorter one, or the reason to drop it."""
+    match row:
+        case Rendered():
+            length = len(row.ids)
+        case RenderedPair():
+            length = len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
+    if length <= max_length:
+        return row
+    match on_overlong:
+        case "error":
+            raise DataError(
+                f"{length} tokens, and data.max_length is {max_length}",
+                file=row.origin.file,
+                line=row.origin.line,
+                fix="raise data.max_length, or set data.on_overlong to truncate or drop",
+            )
+        case "drop":
+            return OVERLONG
+        case "truncate":
+            return _truncated(row, max_length)
+
+
+def _truncated(row: Row, max_length: int) -> Row | str:
+    match row:
+        case Rendered():
+            # Tokens after the last trained one teach nothing: they go with the cut.
+            end = max((i + 1 for i, weight in enumerate(row.weights[:max_length]) if weight), default=0)
+            return replace(row, ids=row.ids[:end], weights=row.weights[:end]) if end else PROMPT_OVERLONG
+        case RenderedPair():
+            room = max_length - len(row.prompt_ids)
+            if room <= 0:
+                return PROMPT_OVERLONG
+            if row.chosen_ids[:room] == row.rejected_ids[:room]:
+                return SAME_AFTER_CUT
+            return replace(row, chosen_ids=row.chosen_ids[:room], rejected_ids=row.rejected_ids[:room])
