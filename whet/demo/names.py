@@ -5,12 +5,20 @@ while writing a name left to right has to keep all of them in mind at once.
 """
 
 from random import Random
+from typing import Any
 
 from whet.demo.family import Constraints, Criterion, reform
 
 CONSONANTS, VOWELS = "BDFGKLMNPRSTVZ", "AEIOU"
 OPENINGS = ("Invent a name for a", "Suggest a name for a", "Find a name for my")
 BEARERS = ("dragon", "robot", "planet", "kitten", "city", "ship")
+WORDING = {
+    "length": "{} letters",
+    "start": "starts with {}",
+    "end": "ends with {}",
+    "with": "contains {}",
+    "without": "avoids {}",
+}
 
 
 def draw(rng: Random) -> Constraints:
@@ -25,20 +33,29 @@ def draw(rng: Random) -> Constraints:
 
 
 def ask(rng: Random, task: Constraints) -> str:
-    return f"{rng.choice(OPENINGS)} {rng.choice(BEARERS)}: {', '.join(_demands(task).values())}."
+    demands = [WORDING[key].format(value) for key, value in task.items()]
+    return f"{rng.choice(OPENINGS)} {rng.choice(BEARERS)}: {', '.join(demands)}."
 
 
 def criteria(task: Constraints, answer: str) -> list[Criterion]:
     word = answer.strip()
-    met = {
-        "length": len(word) == task["length"],
-        "start": word.startswith(task.get("start", "")),
-        "end": word.endswith(task.get("end", "")),
-        "with": task.get("with", "") in word,
-        "without": task.get("without", " ") not in word,
-    }
     form = Criterion("one word", word.isascii() and word.isalpha() and word.isupper())
-    return reform(form, [Criterion(text, met[key]) for key, text in _demands(task).items()])
+    return reform(form, [Criterion(WORDING[key].format(value), meets(word, key, value)) for key, value in task.items()])
+
+
+def meets(word: str, demand: str, value: Any) -> bool:
+    match demand:
+        case "length":
+            return len(word) == value
+        case "start":
+            return word.startswith(value)
+        case "end":
+            return word.endswith(value)
+        case "with":
+            return value in word
+        case "without":
+            return value not in word
+    raise ValueError(f"unknown demand {demand!r}")
 
 
 def answer(rng: Random, task: Constraints, slip: float) -> str:
@@ -61,17 +78,6 @@ def invent(rng: Random, length: int, avoid: str = "") -> str:
     """Something one can say aloud: consonants and vowels take turns."""
     kinds = [CONSONANTS, VOWELS] if rng.random() < 0.75 else [VOWELS, CONSONANTS]
     return "".join(rng.choice([c for c in kinds[i % 2] if c != avoid]) for i in range(length))
-
-
-def _demands(task: Constraints) -> dict[str, str]:
-    wording = {
-        "length": "{} letters",
-        "start": "starts with {}",
-        "end": "ends with {}",
-        "with": "contains {}",
-        "without": "avoids {}",
-    }
-    return {key: wording[key].format(value) for key, value in task.items()}
 
 
 def _seat(rng: Random, letters: list[str], letter: str) -> int:

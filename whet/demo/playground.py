@@ -1,7 +1,7 @@
 """The playground: short tasks with exact checkers, where checking an answer is easier than giving one.
 
-Three things are made here, all from a seed: prompts (with what they demand, so that `check` is exact), demonstrations as
-noisy as real data (right, wrong and rambling answers mixed), and judge examples (an answer gone through demand by demand,
+Three things are made here, all from a seed: prompts (with their demands, so that `check` is exact), demonstrations as
+noisy as real data (right, wrong and rambling answers mixed), and judge examples (an answer gone through by demand,
 then a score). A task belongs to one split for ever: a hash of what it demands decides, not the caller and not the
 wording. So a held-out task cannot reach pretraining, demonstrations, judge examples or self-rewarding prompts.
 
@@ -81,7 +81,7 @@ def check(prompt: str, completion: str, /, *, task: str, constraints: Constraint
 
 
 def grade(found: list[Criterion]) -> int:
-    """The share of demands met on a scale of 0 to 5, rounded down: 5 only where all are met, 0 where the form is missed."""
+    """Demands met on a scale of 0 to 5, rounded down: 5 only where all are met, 0 where the form is missed."""
     return 5 * sum(criterion.met for criterion in found) // len(found)
 
 

@@ -4,7 +4,7 @@
 
 This is ordinary next-token prediction on raw text made as it goes (`rawtext.py`): documents are packed end to end into
 rows, every token is a target. What comes out is a *base* model. It has read many questions, answers and reviews, so it
-knows the world; it has never seen a chat turn, and half of the answers it read were wrong. The weights the package ships
+knows the world; it has never seen a chat turn, and half of the answers it read were wrong. The weights that ship
 were made by this script; its log, cost and hash lie beside them.
 """
 
@@ -33,7 +33,7 @@ def main() -> None:
         vocabulary_texts(),
         vocab_size=1024,  # more than the world's wording needs: all of its words become single tokens
         hidden_size=args.hidden,
-        intermediate_size=3 * args.hidden,
+        intermediate_size=4 * args.hidden,
         num_layers=args.layers,
         num_heads=4,
         num_kv_heads=2,
@@ -76,7 +76,7 @@ def pretrain(model: PreTrainedModel, feed: Iterator[torch.Tensor], args: argpars
                 optimizer.step()
                 optimizer.zero_grad()
             losses.append(loss.item())
-            if step % 50 == 0 or step == args.steps:
+            if step % 100 == 0 or step == args.steps:
                 facts = {"step": step, "tokens": step * ids.numel(), "loss": round(sum(losses) / len(losses), 4)}
                 line = json.dumps({**facts, "seconds": round(time.monotonic() - start, 1)})
                 sink.write(line + "\n")
@@ -131,17 +131,15 @@ def save(model: PreTrainedModel, out: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pretrain the demo's base checkpoint.")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=4000)
-    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--rows", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=5)
-    parser.add_argument("--learning-rate", type=float, default=3e-3)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--save-every", type=int, default=0)
     parser.add_argument("--bf16", action="store_true", help="autocast the forward pass")
-    parser.add_argument(
-        "--compile", action="store_true", help="torch.compile: about a third faster, needs a C++ compiler"
-    )
+    parser.add_argument("--compile", action="store_true", help="torch.compile; needs a C++ compiler")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -1,6 +1,6 @@
 """The other families: putting letters in order, counting a letter, sums, and answers in JSON.
 
-Each is a handful of small functions; a wrong answer is the kind of slip a careless writer makes (two neighbours swapped,
+Each is a handful of small functions; a wrong answer is a slip that a careless writer makes (two neighbours swapped,
 one too many, a forgotten bracket), so that telling right from wrong takes a look at the content.
 """
 

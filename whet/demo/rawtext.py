@@ -1,6 +1,6 @@
 """Raw text of the playground's world: what the base checkpoint is pretrained on.
 
-Threads as one finds them on a page: a question, some answers (right, wrong, rambling), at times a reader's review of each
+Threads as found on a page: a question, some answers (right, wrong, rambling), often a reader's review of each
 answer. There are no instructions, no chat roles, and no score in the form the judge is later asked for. Only tasks of
 the training split occur.
 """
@@ -9,8 +9,10 @@ import re
 from collections.abc import Iterator
 from random import Random
 
+from whet.demo import names
 from whet.demo.playground import FAMILIES, JUDGE_PROMPT, RAMBLES, Row, attempt, criteria, grade, tasks
 
+NUM_TEXTS = 20_000  # for the tokenizer: enough to count how common each word is
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 NOTES = (
     "A user asks and an assistant answers.",
@@ -25,15 +27,29 @@ def documents(rng: Random) -> Iterator[str]:
     """Raw documents without end, each closed by the end-of-text mark."""
     for task, constraints in tasks("train", rng):
         row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
-        yield (rng.choice(NOTES) if rng.random() < 0.02 else thread(rng, row)) + END
+        kind = rng.random()
+        yield (rng.choice(NOTES) if kind < 0.02 else word_notes(rng) if kind < 0.4 else thread(rng, row)) + END
+
+
+def word_notes(rng: Random) -> str:
+    """A dozen remarks on one word, half of them denied. Without these pages the yes and no of the reviews are learnt
+    late: there, most remarks are a yes, and the letter looked for stands in the question too, whatever the answer."""
+    word = names.invent(rng, rng.randint(3, 6))
+    lines = [f"Notes on {word}"]
+    for _ in range(rng.randint(8, 14)):
+        demand, wanted = rng.choice(list(names.WORDING)), rng.random() < 0.5
+        values = range(3, 7) if demand == "length" else names.CONSONANTS + names.VOWELS + 2 * word
+        value = rng.choice([v for v in values if names.meets(word, demand, v) == wanted])
+        lines.append(f"{names.WORDING[demand].format(value)}: {'yes' if wanted else 'no'}")
+    return "\n".join(lines)
 
 
 def thread(rng: Random, row: Row) -> str:
     """One question and up to three answers. Some pages mark off their parts, so the chat marks are no strangers."""
-    reviewed = rng.random() < 0.75
+    reviewed = rng.random() < 0.85
     parts = [f"Question: {row['prompt']}"]
     for _ in range(rng.randint(1, 3)):
-        answer = attempt(rng, row, slip=rng.choice((0.0, 1.0, 2.0)), ramble=0.12)
+        answer = attempt(rng, row, slip=rng.choice((0.0, 1.0, 2.5)), ramble=0.12)
         parts.append(f"Answer: {answer}")
         if reviewed:
             parts.append(remarks(answer, row))
@@ -61,8 +77,8 @@ def vocabulary_texts() -> list[str]:
     )
     for task, constraints in tasks("train", rng):
         row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
-        page = f"{thread(rng, row)}\nScore: 5\n{rng.choice(RAMBLES)}"
+        page = f"{thread(rng, row)}\n{word_notes(rng)}\nScore: 5\n{rng.choice(RAMBLES)}"
         texts += [re.sub(r"[A-Z]{2,}|\b[A-Z]\b", "0", part) for part in re.split(r"<\|\w+\|>", page)]
-        if len(texts) > 20_000:
+        if len(texts) > NUM_TEXTS:
             return texts
     raise AssertionError("unreachable: tasks never ends")
