@@ -300,7 +300,8 @@ def test_fit_pairs() -> None:
 
 def test_rows_the_template_refuses_stop_or_are_dropped() -> None:
     by, ledger = renderer(T.MODEL_ROLE), Ledger(kept=2)
-    records = [Conversation(messages=TWO_TURNS), Conversation(messages=(TWO_TURNS[0], *TWO_TURNS), origin=Origin(file="a", line=9))]
+    twice = Conversation(messages=(TWO_TURNS[0], *TWO_TURNS), origin=Origin(file="a", line=9))
+    records = [Conversation(messages=TWO_TURNS), twice]
     assert len(list(render_records(by, records, "drop", ledger))) == 1
     assert (ledger.read, ledger.kept) == (2, 1)
     assert ledger.dropped == {"the chat template refuses these turns": [Origin(file="a", line=9)]}

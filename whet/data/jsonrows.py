@@ -49,7 +49,7 @@ def _object_rows(text: str, start: int, name: str) -> Iterator[RawRow | DataErro
     try:
         value, end = _DECODER.raw_decode(text, start)
     except (ValueError, RecursionError) as error:
-        raise _broken(name, _line_of(error, text, start), error, text) from None
+        raise _unreadable(name, text, start, error) from None
     if _skip(text, end) < len(text):
         return json_lines(((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()), name)
     lists = [key for key, rows in value.items() if isinstance(rows, list) and rows and isinstance(rows[0], dict)]
@@ -89,8 +89,11 @@ def _line(text: str, position: int) -> int:
     return text.count("\n", 0, position) + 1
 
 
-def _line_of(error: ValueError | RecursionError, text: str, position: int) -> int:
-    return error.lineno if isinstance(error, json.JSONDecodeError) else _line(text, position)
+def _unreadable(name: str, text: str, position: int, error: ValueError | RecursionError) -> DataError:
+    """A document broken at a place behind which nothing can be read: no row of it can be dropped."""
+    line = error.lineno if isinstance(error, json.JSONDecodeError) else _line(text, position)
+    broken = _broken(name, line, error, "{")
+    return DataError(broken.problem, file=name, line=line, found=broken.found, fix="mend the file there")
 
 
 def _elements(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
@@ -103,7 +106,7 @@ def _elements(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
         try:
             value, end = _DECODER.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            raise _broken(name, _line_of(error, text, position), error, "{") from None
+            raise _unreadable(name, text, position, error) from None
         yield _row(Origin(file=name, line=line), value)
         end = _skip(text, end)
         if text.startswith("]", end):
@@ -122,7 +125,7 @@ def _elements(text: str, start: int, name: str) -> Iterator[RawRow | DataError]:
 
 def _broken(name: str, line: int, error: ValueError | RecursionError, text: str) -> DataError:
     prose = text.lstrip()[:1] not in ("{", "[", '"')
-    fix = "mend it" if not prose else "if the lines are plain text, set data.format=text"
+    fix = "if the lines are plain text, set data.format=text" if prose else "mend it there, or set data.on_bad_row=drop"
     if not isinstance(error, json.JSONDecodeError):  # numbers of thousands of digits, thousands of nested brackets
         return DataError("unreadable JSON", file=name, line=line, found=str(error)[:80], fix=fix)
     near = error.doc[max(0, error.pos - 15) : error.pos + 15].strip() or "the end"

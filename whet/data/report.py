@@ -23,8 +23,8 @@ def show(report: Report, console: Console | None = None) -> None:
     def line(text: str, style: str = "") -> None:
         console.print(text, style=style, markup=False, highlight=False)
 
-    formats = ", ".join(sorted(set(report.formats.values()))) or "unknown"
-    line(f"{report.path}: format {formats}", "bold")
+    if report.formats:
+        line(f"{report.path}: format {', '.join(sorted(set(report.formats.values())))}", "bold")
     if report.num_rows:
         kinds = (
             ", ".join(f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in report.kinds.items())
