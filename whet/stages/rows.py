@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,11 +10,11 @@ from transformers import PreTrainedTokenizerBase
 
 from whet.config.stage import DpoStage, SftStage
 from whet.data.ledger import Ledger
-from whet.data.render import Rendered, RenderedPair, Renderer, fit
+from whet.data.render import Renderer, fit, render_records
 from whet.data.sources import read_records, split_records
 from whet.errors import DataError
 from whet.runs.files import write_json
-from whet.schema.records import Conversation, Preference, Record, RecordKind
+from whet.schema.records import Record, RecordKind
 from whet.stages.context import Context
 
 
@@ -60,23 +60,8 @@ def read_rows(stage: SftStage | DpoStage, context: Context, tokenizer: PreTraine
     return Rows(rows=[*train, *held], num_train=len(train))
 
 
-def fit_records(
-    renderer: Renderer, records: Iterable[Record], stage: SftStage | DpoStage, ledger: Ledger
-) -> list[Rendered] | list[RenderedPair]:
-    """Render the records of a stage and bring them to `data.max_length`."""
+def fit_records(renderer: Renderer, records: Sequence[Record], stage: SftStage | DpoStage, ledger: Ledger) -> list[Any]:
+    """The stage's records, all of one kind, rendered and brought to `data.max_length`."""
     data = stage.data
-    match stage:
-        case SftStage():
-            rows = (row for record in of_type(Conversation, records) for row in renderer.conversations(record))
-            return fit(rows, data.max_length, data.on_overlong, ledger)
-        case DpoStage():
-            pairs = (renderer.preference(record) for record in of_type(Preference, records))
-            return fit(pairs, data.max_length, data.on_overlong, ledger)
-
-
-def of_type(kind: type[Any], records: Iterable[Record]) -> Iterator[Any]:
-    """The records, which `read_records` was asked to be of one kind; a type error here is a defect of whet."""
-    for record in records:
-        if not isinstance(record, kind):
-            raise TypeError(f"expected a {kind.__name__}, got a {type(record).__name__}")
-        yield record
+    rows: Iterator[Any] = render_records(renderer, records, data.on_bad_row, ledger)
+    return fit(rows, data.max_length, data.on_overlong, ledger)
