@@ -91,7 +91,7 @@ def _cells(line: str) -> list[str]:
 
 
 ENGLISH = [Page(ROOT / "README.md"), *(Page(path) for path in sorted((ROOT / "docs").glob("*.md")))]
-OTHERS = [Page(ROOT / "CONTRIBUTING.md"), Page(ROOT / "CHANGELOG.md")]
+OTHERS = [Page(ROOT / name) for name in ("CONTRIBUTING.md", "CHANGELOG.md", "examples/README.md")]
 
 
 def chinese(page: Page) -> Page:
