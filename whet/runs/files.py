@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+from safetensors import SafetensorError
+
 from whet.errors import RunError
 
 
@@ -20,9 +22,10 @@ def writing(path: Path) -> Iterator[None]:
     """Turn an operating-system refusal to write below `path` into a line the user can act on."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else None
         raise RunError(
-            "cannot write", file=str(path), found=error.strerror or str(error),
+            "cannot write", file=str(path), found=reason or str(error),
             fix="free space or permissions there, or choose another `run`",
         ) from error  # fmt: skip
 

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from whet.config.base import Section
 from whet.config.data import Data, Source
+from whet.config.evaluate import WinRateTask
 from whet.config.model import Model
 from whet.config.rollout import Checker, Judge
-from whet.config.stage import EvaluateStage, Stage
+from whet.config.stage import DpoStage, EvaluateStage, SftStage, Stage
+from whet.data.locate import locate
+from whet.errors import DataError
 from whet.runs.ledger import content_hash
 from whet.schema.artifacts import ModelRef
 
@@ -22,41 +25,58 @@ def input_hashes(
     What is not on this disk (a hub id) is named by its id; what is missing is left to the stage to complain about.
     """
     named: dict[str, str] = {}
-    refs = {"start": start} | (
-        {name: models[name] for name in stage.models} if isinstance(stage, EvaluateStage) else {}
-    )
-    for name, ref in refs.items():
+    for name, ref in ({"start": start} | {name: ref_of(name, models) for name in models_in(stage)}).items():
         named |= {f"model {name}": ref.path} | ({f"adapter {name}": ref.adapter} if ref.adapter else {})
     if model.chat_template:
         named["chat template"] = model.chat_template
-    named |= {name: resolve(name, folders) for name in files_in(stage)}
+    named |= dict(files_in(stage, folders))
     return {name: content_hash(Path(place)) if Path(place).exists() else place for name, place in named.items()}
 
 
-def files_in(section: Section) -> Iterator[str]:
-    """Every file name in a section and the sections below it."""
+def models_in(stage: Stage) -> Iterator[str]:
+    """Every model a stage asks for beside the one it starts from, as the plan names it."""
+    match stage:
+        case EvaluateStage(models=models, tasks=tasks):
+            yield from models
+        case SftStage(watch=tasks) | DpoStage(watch=tasks):
+            pass
+        case _:
+            tasks = ()
+    for task in tasks:
+        if isinstance(task, WinRateTask):
+            yield from (name for name in (task.against, task.judge_model) if name != "self")
+
+
+def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
+    """The model of a name; any other name is a checkpoint directory."""
+    return models.get(name) or ModelRef(path=name)
+
+
+def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
+    """Every file a section and the sections below it name, and where it lies."""
     match section:
         case Data(files=files, eval_files=eval_files, registry=registry):
             for entry in (*files, *eval_files):
-                yield entry.path if isinstance(entry, Source) else entry
+                source = entry if isinstance(entry, Source) else Source(path=entry)
+                yield source.path, place_of(source, section, folders)
             if registry:
-                yield registry
+                yield registry, registry
         case Checker(type="custom", path=str(path)) if ".py:" in path:
-            yield path.rsplit(":", 1)[0]
-        case Judge(template=template):
-            yield template
+            yield path, path.rsplit(":", 1)[0]
         case _:
+            if isinstance(section, Judge | WinRateTask):
+                yield section.template, section.template
             for name in type(section).model_fields:
                 value = getattr(section, name)
                 for item in value if isinstance(value, tuple) else (value,):
                     if isinstance(item, Section):
-                        yield from files_in(item)
+                        yield from files_in(item, folders)
 
 
-def resolve(name: str, folders: Mapping[str, Path]) -> str:
-    """The path of a name in `data.files`: `@NAME/FILE` lies in the folder of stage NAME."""
-    if name.startswith("@") and "/" in name:
-        stage, _, file = name[1:].partition("/")
-        if stage in folders:
-            return str(folders[stage] / file)
-    return name
+def place_of(source: Source, data: Data, folders: Mapping[str, Path]) -> str:
+    """Path of a source's file or directory, else the name of its hub data set, else its own words."""
+    try:
+        place = locate(source, data, folders)
+    except DataError:
+        return source.path
+    return str(place.path or place.hub)

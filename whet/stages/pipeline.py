@@ -66,7 +66,7 @@ def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
     earlier = read_status(context.paths)
     if earlier is not None:
         stale = earlier.why_stale(config, inputs)
-        if stale is None and earlier.status == "done":
+        if stale is None and earlier.status == "done" and has_model(earlier):
             print(f"{stage.name}: done before, inputs unchanged")
             return earlier
         if stale is not None:
@@ -81,6 +81,12 @@ def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
     write_text(context.paths.config, yaml.safe_dump(config["stage"], sort_keys=False, allow_unicode=True))
     write_status(context.paths, status)
     return finish_stage(run, stage, context, status)
+
+
+def has_model(status: Status) -> bool:
+    """Whether the model a finished stage made is still where it was put."""
+    model = status.result.model
+    return model is None or Path(model.adapter or model.path).exists()
 
 
 def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) -> Status:
@@ -141,13 +147,17 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-    elif paths.root.is_dir() and any(
-        p.name not in (".lock", "archive", "inputs", "ledger.jsonl") for p in paths.root.iterdir()
-    ):
+    elif any(is_foreign(path) for path in paths.root.iterdir()):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
     else:
         write_text(paths.plan, text)
+    if not paths.environment.exists():
         write_json(paths.environment, describe_environment(sys.argv))
+
+
+def is_foreign(path: Path) -> bool:
+    """Whether something in a directory without a plan is not ours. Hidden: the lock, and what a kill left unnamed."""
+    return not path.name.startswith(".") and path.name not in ("archive", "inputs", "ledger.jsonl")
 
 
 def dump_plan(plan: Plan) -> str:
@@ -157,7 +167,8 @@ def dump_plan(plan: Plan) -> str:
 def archive(run: RunPaths, path: Path) -> Path:
     """Move something an earlier run made out of the way; nothing is deleted."""
     folder = run.root / "archive"
-    number = 1 + sum(1 for _ in folder.glob("*")) if folder.exists() else 1
+    numbers = [int(name) for name in (p.name.partition("-")[0] for p in folder.glob("*-*")) if name.isdigit()]
+    number = 1 + max(numbers, default=0)
     target = folder / f"{number:03d}-{path.name}"
     with writing(target):
         folder.mkdir(parents=True, exist_ok=True)

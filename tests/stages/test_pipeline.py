@@ -1,0 +1,405 @@
+"""The pipeline: what is skipped, what is made again and why, what is refused, and what it leaves for others to read.
+
+Most tests put a stand-in where a stage would train; what stages do inside is tested with them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whet.config.plan import Plan
+from whet.errors import DataError, RunError
+from whet.runs.files import read_json, read_jsonl, write_text
+from whet.schema.artifacts import Measure, ModelRef, StageResult
+from whet.stages import pipeline
+from whet.stages.context import Context
+from whet.stages.pipeline import run_plan
+
+Dispatch = Callable[[Any, Context], StageResult]
+
+
+@pytest.fixture
+def work(tmp_path: Path) -> Path:
+    """A folder with data files and something that stands for a checkpoint."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "sft.json").write_text("[1]")
+    (tmp_path / "dpo.json").write_text("[2]")
+    return tmp_path
+
+
+@pytest.fixture
+def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Replaces every stage; lists the names of those that ran. An adapter holds the data of all stages up to it."""
+    names: list[str] = []
+
+    def stand_in(stage: Any, context: Context) -> StageResult:
+        names.append(stage.name)
+        if stage.kind == "evaluate":
+            measure = Measure(stage="dpo", task="exact", metric="accuracy", value=0.5, low=0.4, high=0.6, num=96)
+            return StageResult(metrics={"tasks": 1.0}, evaluation=(measure,))
+        file = Path(stage.data.files[0])
+        if not file.exists():
+            raise DataError("no such file", file=str(file))
+        before = Path(context.start.adapter, "weights").read_text() if context.start.adapter else ""
+        write_text(context.paths.adapter / "weights", before + file.read_text())
+        return StageResult(
+            metrics={"loss": 1.0}, model=ModelRef(path=context.start.path, adapter=str(context.paths.adapter))
+        )
+
+    monkeypatch.setattr(pipeline, "dispatch", stand_in)
+    return names
+
+
+def plan(work: Path, **changes: Any) -> Plan:
+    values: dict[str, Any] = {
+        "run": str(work / "run"),
+        "model": {"path": str(work / "model")},
+        "stages": [
+            {"kind": "sft", "name": "sft", "data": {"files": [str(work / "sft.json")]}},
+            {"kind": "dpo", "name": "dpo", "data": {"files": [str(work / "dpo.json")]}},
+            {"kind": "evaluate", "name": "evaluate", "models": ["base", "dpo"]},
+        ],
+    }
+    return Plan.model_validate(values | changes)
+
+
+def events(work: Path) -> list[tuple[str, str]]:
+    return [(row["event"], row["stage"]) for row in read_jsonl(work / "run" / "ledger.jsonl") if "stage" in row]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_summary(work: Path, ran: list[str]) -> None:
+    summary = run_plan(plan(work))
+    assert ran == ["sft", "dpo", "evaluate"]
+    assert read_json(work / "run" / "summary.json") == summary
+    assert list(summary) == ["run", "stages", "evaluation"]
+    assert summary["run"] == str(work / "run")
+    assert [list(stage) for stage in summary["stages"]] == [["name", "kind", "status", "seconds", "metrics"]] * 3
+    assert [(s["name"], s["kind"], s["status"]) for s in summary["stages"]] == [
+        ("sft", "sft", "done"), ("dpo", "dpo", "done"), ("evaluate", "evaluate", "done"),
+    ]  # fmt: skip
+    assert summary["stages"][0]["metrics"] == {"loss": 1.0}
+    assert summary["evaluation"] == [
+        {"stage": "dpo", "task": "exact", "metric": "accuracy", "value": 0.5, "low": 0.4, "high": 0.6, "num": 96}
+    ]
+
+
+def test_what_is_done_is_skipped(work: Path, ran: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    first = run_plan(plan(work))
+    before = tree(work / "run" / "stages")
+    ran.clear()
+    assert run_plan(plan(work)) == first
+    assert ran == []
+    assert tree(work / "run" / "stages") == before
+    assert "sft: done before, inputs unchanged" in capsys.readouterr().out
+
+
+def test_a_file_touched_but_not_changed_is_the_same_file(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    ran.clear()
+    (work / "sft.json").write_text("[1]")
+    run_plan(plan(work))
+    assert ran == []
+
+
+def test_changed_data_makes_its_stage_and_what_follows_again(
+    work: Path, ran: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_plan(plan(work))
+    earlier = tree(work / "run" / "stages" / "01-sft")
+    ran.clear()
+    (work / "sft.json").write_text("[1, 1]")
+    run_plan(plan(work))
+    assert ran == ["sft", "dpo", "evaluate"]
+    out = capsys.readouterr().out
+    assert f"sft: made again, changed: {work / 'sft.json'}; the earlier result is in" in out
+    assert "dpo: made again, changed: adapter start" in out
+    assert "evaluate: made again, changed: adapter dpo" in out
+    assert tree(work / "run" / "archive" / "001-01-sft") == earlier
+    assert events(work)[-9:] == [
+        (event, stage) for stage in ("sft", "dpo", "evaluate") for event in ("stale", "started", "done")
+    ]
+
+
+def test_changed_data_of_a_later_stage_leaves_the_earlier_one(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    ran.clear()
+    (work / "dpo.json").write_text("[3]")
+    run_plan(plan(work))
+    assert ran == ["dpo", "evaluate"]
+
+
+def test_changed_weights_of_the_base_make_everything_again(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    ran.clear()
+    (work / "model" / "model.safetensors").write_bytes(b"other")
+    run_plan(plan(work))
+    assert ran == ["sft", "dpo", "evaluate"]
+
+
+@pytest.mark.parametrize("named", ["data.registry", "a judge's template", "a checker", "the rival of a win rate"])
+def test_files_named_in_odd_places_count_too(named: str, work: Path, ran: list[str]) -> None:
+    (work / "check.py").write_text("def f(p, c): return 1.0")
+    (work / "rival").mkdir()
+    (work / "rival" / "weights").write_text("1")
+    (work / "pair.txt").write_text("{instruction} {first} {second}")
+    (work / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "sft.json"}}))
+    tasks = [
+        {"type": "exact", "checker": {"type": "custom", "path": f"{work / 'check.py'}:f"}},
+        {"type": "win_rate", "against": str(work / "rival"), "template": str(work / "pair.txt")},
+    ]
+    stages: list[dict[str, Any]] = [{"kind": "evaluate", "name": "evaluate", "models": ["base"], "tasks": tasks}]
+    stages[0]["tasks"][0]["data"] = {"files": ["mine"], "registry": str(work / "dataset_info.json")}
+    run_plan(plan(work, stages=stages))
+    run_plan(plan(work, stages=stages))
+    assert ran == ["evaluate"]
+    match named:
+        case "data.registry":
+            (work / "sft.json").write_text("[5]")
+        case "a judge's template":
+            (work / "pair.txt").write_text("{instruction} {first} or {second}")
+        case "a checker":
+            (work / "check.py").write_text("def f(p, c): return 0.0")
+        case "the rival of a win rate":
+            (work / "rival" / "weights").write_text("2")
+    run_plan(plan(work, stages=stages))
+    assert ran == ["evaluate", "evaluate"]
+
+
+def test_a_result_that_was_removed_is_made_again(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    ran.clear()
+    (work / "run/stages/01-sft/adapter/weights").unlink()
+    (work / "run/stages/01-sft/adapter").rmdir()
+    run_plan(plan(work))
+    assert ran == ["sft"], "and the same bytes again leave what follows alone"
+
+
+def test_another_plan_is_refused_and_nothing_is_touched(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    before = tree(work / "run")
+    other = plan(work, model={"path": str(work / "model"), "lora": {"rank": 3}})
+    with pytest.raises(RunError, match=r"belongs to another plan \(found model.lora.rank \(16 -> 3\)\); .*--fresh"):
+        run_plan(other)
+    assert tree(work / "run") == before
+
+
+def test_fresh_archives_and_starts_over(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    before = tree(work / "run")
+    ran.clear()
+    run_plan(plan(work, model={"path": str(work / "model"), "lora": {"rank": 3}}), fresh=True)
+    assert ran == ["sft", "dpo", "evaluate"]
+    kept = tree(work / "run" / "archive")
+    for name in ("plan.yaml", "summary.json", "stages/01-sft/adapter/weights"):
+        assert before[name] in kept.values(), name
+
+
+def test_archives_never_collide(work: Path, ran: list[str]) -> None:
+    for number in range(3):
+        (work / "sft.json").write_text(f"[{number}]")
+        run_plan(plan(work))
+    (first, *_) = sorted((work / "run" / "archive").iterdir())
+    for path in sorted(first.rglob("*"), reverse=True):
+        path.unlink() if path.is_file() else path.rmdir()
+    first.rmdir()
+    (work / "sft.json").write_text("[9]")
+    run_plan(plan(work))
+    assert len(list((work / "run" / "archive").iterdir())) == 8
+
+
+def test_a_failed_stage_is_said_and_goes_on_once_mended(work: Path, ran: list[str]) -> None:
+    (work / "dpo.json").unlink()
+    with pytest.raises(DataError, match="no such file"):
+        run_plan(plan(work))
+    summary = read_json(work / "run" / "summary.json")
+    assert [stage["status"] for stage in summary["stages"]] == ["done", "failed", "waiting"]
+    status = read_json(work / "run" / "stages" / "02-dpo" / "status.json")
+    assert status["error"].endswith("no such file")
+    (work / "dpo.json").write_text("[2]")
+    ran.clear()
+    assert [stage["status"] for stage in run_plan(plan(work))["stages"]] == ["done"] * 3
+    assert ran == ["dpo", "evaluate"]
+
+
+def test_a_defect_keeps_its_traceback_and_can_be_resumed(
+    work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = pipeline.dispatch
+
+    def broken(stage: Any, context: Context) -> StageResult:
+        if stage.name == "dpo":
+            raise ZeroDivisionError
+        return good(stage, context)
+
+    monkeypatch.setattr(pipeline, "dispatch", broken)
+    with pytest.raises(ZeroDivisionError):
+        run_plan(plan(work))
+    monkeypatch.setattr(pipeline, "dispatch", good)
+    run_plan(plan(work))
+    assert ran == ["sft", "dpo", "evaluate"]
+    assert ("resumed", "dpo") in events(work)
+
+
+def test_a_directory_of_something_else_is_left_alone(work: Path, ran: list[str]) -> None:
+    (work / "run").mkdir()
+    (work / "run" / "thesis.tex").write_text("precious")
+    for fresh in (False, True):
+        with pytest.raises(RunError, match="in use, but not by a run"):
+            run_plan(plan(work), fresh=fresh)
+    assert ran == []
+    assert {p.name for p in (work / "run").iterdir()} == {"thesis.tex", ".lock"}
+
+
+@pytest.mark.parametrize("left", [[".plan.yaml.tmp123"], ["ledger.jsonl", "archive", ".x.tmp9"], []])
+def test_what_a_kill_leaves_before_the_plan_is_written(left: list[str], work: Path, ran: list[str]) -> None:
+    (work / "run").mkdir()
+    for name in left:
+        (work / "run" / name).mkdir() if name == "archive" else (work / "run" / name).write_text("")
+    run_plan(plan(work))
+    assert ran == ["sft", "dpo", "evaluate"]
+    assert (work / "run" / "environment.json").is_file()
+
+
+def test_killed_between_the_plan_and_the_environment(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    (work / "run" / "environment.json").unlink()
+    run_plan(plan(work))
+    assert "packages" in read_json(work / "run" / "environment.json")
+
+
+def test_two_processes_in_one_directory(work: Path, ran: list[str]) -> None:
+    (work / "run").mkdir()
+    with (work / "run" / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(RunError, match="another process is working in this run directory"):
+            run_plan(plan(work))
+    assert ran == []
+    run_plan(plan(work))
+    assert len(ran) == 3
+
+
+@pytest.mark.parametrize("place", ["file/run", "file", "/proc/run", "/dev/null/run"])
+def test_a_place_that_cannot_be_written(place: str, work: Path, ran: list[str]) -> None:
+    """Also true for root: below a file, in /proc, below a device."""
+    (work / "file").write_text("precious")
+    with pytest.raises(RunError, match="cannot write") as caught:
+        run_plan(plan(work, run=place if place.startswith("/") else str(work / place)))
+    assert "\n" not in str(caught.value)
+    assert ran == [] and (work / "file").read_text() == "precious"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 200 kB, where mounting is allowed."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(place)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip("mounting a small file system needs root")
+    yield place
+    subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.parametrize("lora", [{"rank": 4}, None])
+def test_a_full_disk_is_one_line(lora: object, work: Path, small_disk: Path, tiny_checkpoint: Path) -> None:
+    """Whatever library was writing when it filled up."""
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": str(n)} for n in range(8)]
+    (work / "rows.json").write_text(json.dumps(rows))
+    stage = {"kind": "sft", "name": "sft", "data": {"files": [str(work / "rows.json")]}, "train": {"save_every": 1}}
+    full = plan(
+        work, run=str(small_disk / "run"), stages=[stage],
+        model={"path": str(tiny_checkpoint), "lora": lora, "device": "cpu"},
+    )  # fmt: skip
+    with pytest.raises(RunError, match=r"cannot write .*No space left on device") as caught:
+        run_plan(full)
+    assert "\n" not in str(caught.value)
+
+
+# --- the real stages --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def real(work: Path, tiny_checkpoint: Path) -> Callable[..., Plan]:
+    """A short SFT on a few rows, then whatever follows."""
+    rows = [{"instruction": f"Say {n}.", "input": "", "output": f"{n}!"} for n in range(12)]
+    (work / "sft.json").write_text(json.dumps(rows))
+
+    def make(*stages: dict[str, Any], **train: Any) -> Plan:
+        settings = {
+            "batch_size": 4,
+            "max_steps": 4,
+            "learning_rate": 0.05,
+            "save_every": 1,
+            "keep_checkpoints": 9,
+        } | train
+        data = {"files": [str(work / "sft.json")], "eval_fraction": 0.3, "max_length": 96}
+        first = {"kind": "sft", "name": "sft", "data": data, "train": settings}
+        model = {"path": str(tiny_checkpoint), "lora": {"rank": 4}, "device": "cpu"}
+        return plan(work, stages=[first, *stages], model=model)
+
+    return make
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_which_checkpoint_becomes_the_model(keep: str, real: Callable[..., Plan], work: Path) -> None:
+    """A rate so high that the held-out loss is best somewhere before the end."""
+    metric = {"best_metric": "eval/loss", "best_mode": "max"}  # the worst: never the last of a falling loss
+    summary = run_plan(real(eval_every=1, keep=keep, **metric))
+    stage = work / "run/stages/01-sft"
+    losses = {r["step"]: r["eval/loss"] for r in read_jsonl(stage / "metrics.jsonl") if "eval/loss" in r and r["step"]}
+    step = max(losses, key=lambda s: losses[s]) if keep == "best" else 4
+    assert step != 4 or keep == "last"
+    metrics = summary["stages"][0]["metrics"]
+    assert metrics["kept_step"] == step
+    assert metrics["eval/loss"] == losses[step]
+    kept = (stage / f"checkpoints/step-{step:06d}/adapter/adapter_model.safetensors").read_bytes()
+    assert (stage / "adapter/adapter_model.safetensors").read_bytes() == kept
+
+
+def test_merge_is_checked_and_reads_as_a_checkpoint(real: Callable[..., Plan], work: Path) -> None:
+    import torch
+
+    from whet.config.model import Model
+    from whet.models.load import load_model
+
+    merge = {"kind": "merge", "name": "merge", "dtype": "fp32", "tolerance": 1e-3}
+    summary = run_plan(real(merge))
+    assert summary["stages"][1]["metrics"]["max_logprob_difference"] < 1e-3
+    status = read_json(work / "run/stages/01-sft/status.json")["model"]
+    config, ids = Model(path=status["path"], device="cpu"), torch.tensor([[5, 6, 7, 8]])
+    refs = (ModelRef(**status), ModelRef(path=str(work / "run/stages/02-merge/model")), ModelRef(path=status["path"]))
+    with torch.no_grad():
+        adapted, merged, base = (load_model(ref, config, dtype=torch.float32)(input_ids=ids).logits for ref in refs)
+    torch.testing.assert_close(merged, adapted, rtol=1e-4, atol=1e-4)
+    assert (base - adapted).abs().max() > 1e-2
+
+
+def test_a_broken_merge_leaves_no_model(real: Callable[..., Plan], work: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peft import PeftModel
+
+    from whet.errors import ModelError
+
+    monkeypatch.setattr(PeftModel, "merge_and_unload", lambda self, safe_merge: self.unload(), raising=False)
+    with pytest.raises(ModelError, match="merged model differs from its adapter"):
+        run_plan(real({"kind": "merge", "name": "merge", "dtype": "fp32", "tolerance": 1e-4}))
+    assert not (work / "run/stages/02-merge/model").exists()
+    assert read_json(work / "run/summary.json")["stages"][1]["status"] == "failed"
+
+
+def test_merging_without_an_adapter_says_so(real: Callable[..., Plan], work: Path) -> None:
+    with pytest.raises(RunError, match="nothing to merge"):
+        run_plan(real({"kind": "merge", "name": "merge", "start": "base"}))
