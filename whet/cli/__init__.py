@@ -5,20 +5,17 @@ A mistake of the user's is one line on stderr and exit code 2; a defect of whet 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from typer.exceptions import TyperException
 
 from whet import __version__
+from whet.cli.data import data_app, help_when_alone
 from whet.errors import UserError
-
-if TYPE_CHECKING:
-    from whet.config.data import Data
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended: 128 and the number of the signal."""
@@ -29,16 +26,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-data_app = typer.Typer(help="Look at a data file: check, preview, convert.", rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 Args = Annotated[
     list[str] | None, typer.Argument(metavar="[PLAN.yaml] [KEY=VALUE]...", help="Plan file and keys that override it.")
 ]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Empty a run directory that another plan used.")]
-DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.")]
-DataKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Data keys, e.g. format=alpaca.")]
-Tokenizer = Annotated[str | None, typer.Option("--model", help="Checkpoint whose tokenizer and chat template to use.")]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -72,13 +65,7 @@ def _version_or_help(
     if version:
         print(f"whet {__version__}")
         raise typer.Exit
-    _help_when_alone(context)
-
-
-@data_app.callback(invoke_without_command=True)
-def _help_when_alone(context: typer.Context) -> None:
-    if context.invoked_subcommand is None:
-        print(context.get_help())
+    help_when_alone(context)
 
 
 @app.command()
@@ -185,53 +172,6 @@ def demo(
     run_demo(run or Path("runs/demo" if seed == 0 else f"runs/demo-{seed}"), seed, tuple(args or ()))
 
 
-@data_app.command("check")
-def check(
-    file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:  # fmt: skip
-    """Say what is in a file and which rows are bad.
-
-    Format, counts, lengths, duplicates, bad rows with their lines. Exit code 2 where the file cannot be used.
-    """
-    from whet.data import doctor
-
-    found = doctor.check(file, _data(keys), model)
-    if as_json:
-        print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
-    else:
-        doctor.print_report(found)
-    if not found.usable:
-        raise typer.Exit(2)
-
-
-@data_app.command("preview")
-def preview(
-    file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
-    num: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
-) -> None:  # fmt: skip
-    """Show rows as rendered, the trained tokens marked."""
-    from whet.data.doctor import preview as show
-
-    show(file, _data(keys), model, num)
-
-
-@data_app.command("convert")
-def convert(
-    file: DataFile,
-    keys: DataKeys = None,
-    to: Annotated[str, typer.Option(help="Format to write.")] = "messages",
-    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
-) -> None:
-    """Rewrite a file in another format."""
-    from whet.data.doctor import convert as rewrite
-
-    if out is None:
-        raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out rows.jsonl")
-    ledger = rewrite(file, _data(keys), to, str(out))
-    print(f"{out}: {ledger.describe()}")
-
-
 def _plan_and_overrides(args: Sequence[str] | None) -> tuple[str | None, list[str]]:
     """A plan file in front, if there is one, and the overrides."""
     words = list(args or ())
@@ -247,12 +187,6 @@ def _run(plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bo
     from whet.stages.pipeline import run_plan
 
     run_plan(resolved, fresh=fresh)
-
-
-def _data(keys: Sequence[str] | None) -> Data:
-    from whet.config.load import load_data
-
-    return load_data(list(keys or ()))
 
 
 def _existing_run(run: Path) -> Path:

@@ -1,0 +1,81 @@
+"""`whet data`: look at a file before anything is trained on it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from whet.errors import UserError
+
+if TYPE_CHECKING:
+    from whet.config.data import Data
+
+data_app = typer.Typer(help="Look at a data file: check, preview, convert.", rich_markup_mode=None)
+
+DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.")]
+DataKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Data keys, e.g. format=alpaca.")]
+Tokenizer = Annotated[str | None, typer.Option("--model", help="Checkpoint whose tokenizer and chat template to use.")]
+
+
+@data_app.callback(invoke_without_command=True)
+def help_when_alone(context: typer.Context) -> None:
+    """A command of commands, called alone, says which there are."""
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+@data_app.command("check")
+def check(
+    file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:  # fmt: skip
+    """Say what is in a file and which rows are bad.
+
+    Format, counts, lengths, duplicates, bad rows with their lines. Exit code 2 where the file cannot be used.
+    """
+    from whet.data import doctor
+
+    found = doctor.check(file, _data(keys), model)
+    if as_json:
+        print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
+    else:
+        doctor.print_report(found)
+    if not found.usable:
+        raise typer.Exit(2)
+
+
+@data_app.command("preview")
+def preview(
+    file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
+    num: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+) -> None:  # fmt: skip
+    """Show rows as rendered, the trained tokens marked."""
+    from whet.data.doctor import preview as show
+
+    show(file, _data(keys), model, num)
+
+
+@data_app.command("convert")
+def convert(
+    file: DataFile,
+    keys: DataKeys = None,
+    to: Annotated[str, typer.Option(help="Format to write.")] = "messages",
+    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+) -> None:
+    """Rewrite a file in another format."""
+    from whet.data.doctor import convert as rewrite
+
+    if out is None:
+        raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out rows.jsonl")
+    ledger = rewrite(file, _data(keys), to, str(out))
+    print(f"{out}: {ledger.describe()}")
+
+
+def _data(keys: Sequence[str] | None) -> Data:
+    from whet.config.load import load_data
+
+    return load_data(list(keys or ()))
