@@ -1,0 +1,74 @@
+"""Files that survive a kill: whole under their name, or not there at all."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from whet.errors import RunError
+from whet.runs.files import appending, read_json, read_jsonl, write_json, write_jsonl, write_text, writing
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    rows = [{"text": "zwölf 答案\u2028\n", "number": 0.1 + 0.2, "none": None}, {}]
+    write_jsonl(tmp_path / "deep" / "er" / "rows.jsonl", rows)
+    assert read_jsonl(tmp_path / "deep" / "er" / "rows.jsonl") == rows
+    write_json(tmp_path / "one.json", rows[0])
+    assert read_json(tmp_path / "one.json") == rows[0]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["one.json"]
+
+
+def test_the_old_file_stands_until_the_new_one_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    write_text(path, "old")
+
+    def full(descriptor: int) -> None:
+        assert path.read_text() == "old"
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunError, match=r"a.json: cannot write \(found No space left on device\); free space"):
+        write_text(path, "new and longer")
+    assert path.read_text() == "old"
+
+
+@pytest.mark.parametrize("torn", [b"", b'{"a": 3', b'{"a": "\xc3', b"\x00\x00\x00", b"\n"])
+def test_a_torn_last_line_is_left_out_and_cut_off(torn: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"a": 1}\n{"a": 2}\n' + torn)
+    assert read_jsonl(path) == [{"a": 1}, {"a": 2}]
+    with appending(path) as handle:
+        handle.write('{"a": 4}\n')
+    assert [json.loads(line) for line in path.read_text().split("\n") if line] == [{"a": 1}, {"a": 2}, {"a": 4}]
+
+
+def test_a_broken_line_in_the_middle_is_not_swallowed(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"a": 1\n{"a": 2}\n')
+    with pytest.raises(json.JSONDecodeError):
+        read_jsonl(tmp_path / "rows.jsonl")
+
+
+def test_a_missing_file_has_no_rows_and_can_be_begun(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "rows.jsonl"
+    assert read_jsonl(path) == []
+    with appending(path) as handle:
+        handle.write("{}\n")
+    assert read_jsonl(path) == [{}]
+
+
+@pytest.mark.parametrize(
+    "error", [PermissionError(errno.EACCES, "Permission denied"), SafetensorError("I/O error: No space left on device")]
+)
+def test_a_refusal_to_write_names_the_place(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=rf"{tmp_path}: cannot write .*(Permission denied|No space)"), writing(tmp_path):
+        raise error
+
+
+def test_other_errors_pass(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mine"), writing(tmp_path):
+        raise ValueError("mine")
