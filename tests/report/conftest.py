@@ -1,14 +1,21 @@
-"""A run directory such as a self-rewarding pipeline leaves, with realistic numbers, without running one."""
+"""A run directory such as a self-rewarding pipeline leaves, without running one; and a browser to look at its page."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import random
+import shutil
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+
+from whet.report.page import write_report
 
 PLAN = {
     "run": "runs/playground",
@@ -170,8 +177,16 @@ def prepare_stage(folder: Path) -> None:
             {"response": text, "score": mark, "judge_output": f"Sorted? yes. Commas? no. Score: {mark:g}"}
             for text, mark in zip(texts, marks, strict=True)
         ]
-        row = {"instruction": f"Write these words in alphabetical order: fig plum apple ({number})", "candidates": candidates}
-        row |= {"chosen": texts[best], "rejected": texts[worst], "chosen_score": marks[best], "rejected_score": marks[worst]}
+        row = {
+            "instruction": f"Write these words in alphabetical order: fig plum apple ({number})",
+            "candidates": candidates,
+        }
+        row |= {
+            "chosen": texts[best],
+            "rejected": texts[worst],
+            "chosen_score": marks[best],
+            "rejected_score": marks[worst],
+        }
         if number == 7:
             row |= {"chosen": None, "rejected": None, "dropped": "ties"}
             candidates[0] |= {"response": NASTY, "score": None}
@@ -180,10 +195,8 @@ def prepare_stage(folder: Path) -> None:
     write(folder / "data.json", ledger(400, {}))
 
 
-@pytest.fixture
-def finished_run(tmp_path: Path) -> Path:
-    """Every stage done."""
-    root = tmp_path / "playground"
+def build_run(root: Path) -> Path:
+    """A run with every stage done."""
     stages = root / "stages"
     for number, (name, build) in enumerate(
         (("sft", sft_stage), ("prepare", prepare_stage), ("dpo", dpo_stage), ("evaluate", evaluate_stage)), start=1
@@ -203,3 +216,101 @@ def finished_run(tmp_path: Path) -> Path:
     }
     write(root / "environment.json", environment)
     return root
+
+
+@pytest.fixture(scope="session")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a finished run, written once: looking at it changes nothing."""
+    return write_report(build_run(tmp_path_factory.mktemp("page") / "playground"))
+
+
+@pytest.fixture
+def finished_run(tmp_path: Path) -> Path:
+    return build_run(tmp_path / "playground")
+
+
+class Browser:
+    """Headless Chromium over its debugging pipe: JSON messages with a zero byte behind each, no library needed."""
+
+    def __init__(self, executable: str, profile: Path) -> None:
+        to_browser, self._write = os.pipe()
+        self._read, from_browser = os.pipe()
+        # Chromium reads descriptor 3 and writes 4; these may be any of the pipes' own, so they move out of the way.
+        moved = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+        flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run")
+        self._process = subprocess.Popen(
+            [executable, *flags, f"--user-data-dir={profile}", "about:blank"],
+            preexec_fn=lambda: [os.dup2(end, number) for end, number in zip(moved, (3, 4), strict=True)],
+            pass_fds=(3, 4),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+        )
+        for end in (to_browser, from_browser, *moved):
+            os.close(end)
+        self._number, self._rest, self._session = 0, b"", ""
+        self.events: list[dict] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **params: object) -> dict:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": params}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._write, json.dumps(message).encode() + b"\0")
+        while True:
+            reply = self._receive()
+            if reply.get("id") == self._number:
+                return reply["result"]
+            self.events.append(reply)
+
+    def _receive(self) -> dict:
+        while b"\0" not in self._rest:
+            piece = os.read(self._read, 1 << 20)
+            if not piece:
+                raise EOFError("the browser has gone")
+            self._rest += piece
+        message, self._rest = self._rest.split(b"\0", 1)
+        return json.loads(message)
+
+    def open(self, page: Path, width: int, *, dark: bool = False) -> None:
+        """Load a file at a window width, and forget the events of earlier pages."""
+        self.events.clear()
+        mobile = width < 600
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=mobile)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self.call("Emulation.setEmulatedMedia", features=[scheme])
+        self.call("Page.navigate", url=page.as_uri())
+        while "Page.loadEventFired" not in [event.get("method") for event in self.events]:
+            self.events.append(self._receive())
+
+    def ask(self, expression: str) -> object:
+        return self.call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
+
+    def complaints(self) -> list[dict]:
+        """Console messages, log entries and exceptions of the page."""
+        names = ("Log.entryAdded", "Runtime.consoleAPICalled", "Runtime.exceptionThrown")
+        return [event for event in self.events if event.get("method") in names]
+
+    def requests(self) -> list[str]:
+        asked = [event for event in self.events if event.get("method") == "Network.requestWillBeSent"]
+        return [event["params"]["request"]["url"] for event in asked]
+
+    def close(self) -> None:
+        self._process.terminate()
+        self._process.wait(timeout=20)
+        os.close(self._write)
+        os.close(self._read)
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+    executable = next((path for name in names if (path := shutil.which(name))), None)
+    if executable is None:
+        pytest.skip("no Chromium installed: the report is not looked at")
+    opened = Browser(executable, tmp_path_factory.mktemp("chromium"))
+    yield opened
+    opened.close()

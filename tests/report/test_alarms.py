@@ -1,0 +1,79 @@
+"""Each red flag fires on the pattern it names, and stays silent on a healthy run."""
+
+import pytest
+
+from whet.report import alarms
+
+
+def steps(name, values):
+    return [{"step": step, "loss": 1.0, name: value} for step, value in enumerate(values, start=1)]
+
+
+def curve(first, last, num=30):
+    return [first + (last - first) * index / (num - 1) for index in range(num)]
+
+
+FALLING = [{"step": step, "loss": value} for step, value in enumerate(curve(2.0, 0.5), start=1)]
+
+
+def held_out(*values):
+    return [{"step": 10 * index, "eval/loss": value} for index, value in enumerate(values)]
+
+
+def watched(*values):
+    return [{"step": step, "watch/exact/accuracy": value} for step, value in enumerate(values)]
+
+
+CASES = [
+    (alarms.not_finite([{"step": 3, "loss": None}]), alarms.not_finite(FALLING), "first at step 3"),
+    (
+        alarms.overfitting(FALLING, held_out(2.0, 1.5, 1.4, 1.7)),
+        alarms.overfitting(FALLING, held_out(2.0, 1.5, 1.41, 1.4)),
+        "from 1.4 (step 20) to 1.7 (step 30)",
+    ),
+    (
+        alarms.wild_gradient(steps("grad_norm", [1.0, 250.0, 2.0])),
+        alarms.wild_gradient(steps("grad_norm", [1.0, 99.0])),
+        "largest 250, step 2",
+    ),
+    (
+        alarms.margin_falling(steps("rewards/margins", curve(0, 2) + curve(2, 0.5))),
+        alarms.margin_falling(steps("rewards/margins", curve(0, 2))),
+        "margin fell",
+    ),
+    (
+        alarms.coarse_accuracy(steps("rewards/accuracies", [0.0, 1.0] * 6)),
+        alarms.coarse_accuracy(steps("rewards/accuracies", [0.5, 1.0] * 6)),
+        "0 or 1 at every step",
+    ),
+    (
+        alarms.chosen_collapse(steps("logps/chosen", curve(-40, -120))),
+        alarms.chosen_collapse(steps("logps/chosen", curve(-40, -50))),
+        "answers away",
+    ),
+    (
+        alarms.watched_falling(watched(0.3, 0.6, 0.2), "watch/exact/accuracy"),
+        alarms.watched_falling(watched(0.3, 0.6, 0.58), "watch/exact/accuracy"),
+        "exact/accuracy fell from 0.6 (step 1) to 0.2",
+    ),
+    (alarms.parse_failures({"parse_failure_rate": 0.3}), alarms.parse_failures({"parse_failure_rate": 0.1}), "30%"),
+    (alarms.many_ties({"tie_rate": 0.6}), alarms.many_ties({"tie_rate": 0.4}), "60%"),
+    (alarms.weak_judge({"agreement": 0.55}), alarms.weak_judge({"agreement": 0.8}), "0.55"),
+    (alarms.longer_chosen({"chosen_length_ratio": 2.0}), alarms.longer_chosen({"chosen_length_ratio": 1}), "2.0 times"),
+    (alarms.many_cut({"cut_rate": 0.5}), alarms.many_cut({}), "50%"),
+    (
+        alarms.poor_answers({"replies": 100, "replies_cut": 30, "replies_failed": 0}),
+        alarms.poor_answers({"replies": 100, "replies_cut": 3, "replies_failed": 0}),
+        "30%",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fired", "silent", "words"), CASES, ids=[case[2] for case in CASES])
+def test_fires_and_stays_silent(fired, silent, words):
+    assert words in fired
+    assert silent is None
+
+
+def test_a_failed_answer_is_always_said():
+    assert "2 of 100 answers failed" in alarms.poor_answers({"replies": 100, "replies_cut": 0, "replies_failed": 2})

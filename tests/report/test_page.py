@@ -1,0 +1,97 @@
+"""The page in a real browser: nothing missing, nothing loaded from elsewhere, nothing escaped, at both widths."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+from whet.errors import RunError
+from whet.report.page import write_report
+
+BROKEN = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
+WIDTH = "document.documentElement.scrollWidth"
+
+
+def keep_only(run, *names):
+    """A run that got no further: only these stages have a folder."""
+    for folder in (run / "stages").iterdir():
+        if folder.name not in names:
+            shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, False), (390, True)])
+def test_the_page_in_a_browser(page, browser, width, dark):
+    browser.open(page, width, dark=dark)
+    browser.ask("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert browser.complaints() == []
+    assert (browser.ask("document.images.length"), browser.ask(BROKEN)) == (14, 0)
+    assert browser.ask(WIDTH) <= width
+    assert [url for url in browser.requests() if not url.startswith("data:")] == [page.as_uri()]
+
+
+def test_what_a_model_wrote_is_only_text(page, browser):
+    browser.open(page, 1280)
+    assert browser.ask("document.scripts.length") == 0
+    assert "<script>" in browser.ask("document.body.textContent")
+    assert "<script>console.error" not in page.read_text()
+
+
+def test_evaluation_comes_first_with_its_sentence_and_the_judge(page):
+    html = page.read_text()
+    assert "sampled accuracy rose from 0.362 [0.324, 0.400] for sft to 0.608 [0.569, 0.647] for dpo" in html
+    assert "the judge scores a right answer above a wrong one with chance 0.84" in html
+    places = [html.index(f'id="{name}"') for name in ("evaluation", "answers", "sft", "prepare", "dpo", "data", "plan")]
+    assert places == sorted(places)
+
+
+def test_pictures_lie_beside_the_page(page):
+    names = {path.name for path in page.parent.glob("*.png")}
+    assert {"01-sft-loss.png", "03-dpo-rewards.png", "02-prepare-scores.png", "02-prepare-candidates.png"} <= names
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in page.parent.glob("*.png"))
+
+
+def test_the_same_run_gives_the_same_page(finished_run):
+    keep_only(finished_run, "02-prepare", "04-evaluate")
+    first = write_report(finished_run).read_bytes()
+    assert write_report(finished_run).read_bytes() == first
+
+
+def test_a_red_flag_stands_at_the_head(page):
+    head = page.read_text().split('id="evaluation"')[0]
+    assert "Held-out loss rose from" in head
+
+
+@pytest.mark.parametrize(
+    "kept", [(), ("02-prepare",), ("03-dpo",), ("02-prepare", "04-evaluate")], ids=lambda kept: "+".join(kept)
+)
+def test_a_run_that_is_not_finished_shows_what_it_has(finished_run, browser, kept):
+    keep_only(finished_run, *kept)
+    page = write_report(finished_run)
+    browser.open(page, 390)
+    assert browser.complaints() == []
+    assert (browser.ask(BROKEN), browser.ask(WIDTH)) == (0, 390)
+    html = page.read_text()
+    assert [f'<section id="{name[3:]}"' in html for name in ("01-sft", "02-prepare", "03-dpo")] == [
+        name in kept for name in ("01-sft", "02-prepare", "03-dpo")
+    ]
+    assert ('id="evaluation"' in html) == ("04-evaluate" in kept)
+
+
+def test_a_stage_that_has_just_begun_or_failed(finished_run):
+    keep_only(finished_run, "03-dpo")
+    folder = finished_run / "stages" / "03-dpo"
+    (folder / "metrics.jsonl").write_text('{"step": 1, "loss": null, "learning_rate": 1e-05}\n{"step": 2, "lo')
+    status = json.loads((folder / "status.json").read_text())
+    (folder / "status.json").write_text(
+        json.dumps({**status, "status": "failed", "seconds": None, "error": "no <disk>"})
+    )
+    html = write_report(finished_run).read_text()
+    assert "no &lt;disk&gt;" in html
+    assert "not a finite number at 1 steps" in html
+
+
+def test_no_run_is_one_clear_line(tmp_path):
+    with pytest.raises(RunError, match="not a run directory"):
+        write_report(tmp_path / "absent")
