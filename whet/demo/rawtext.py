@@ -12,6 +12,7 @@ from random import Random
 from whet.demo import names
 from whet.demo.playground import FAMILIES, JUDGE_PROMPT, RAMBLES, Row, attempt, criteria, grade, tasks
 
+NUM_PRIMER = 25_000  # documents at the beginning that are mostly notes
 NUM_TEXTS = 20_000  # for the tokenizer: enough to count how common each word is
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 NOTES = (
@@ -24,11 +25,26 @@ NOTES = (
 
 
 def documents(rng: Random) -> Iterator[str]:
-    """Raw documents without end, each closed by the end-of-text mark."""
-    for task, constraints in tasks("train", rng):
+    """Raw documents without end, each closed by the end-of-text mark.
+
+    Letters before pages: the first documents are mostly notes on single words. Looking up a letter in a word is learnt
+    from them within a thousand steps; from threads alone, where the letter stands in the question too, it takes many.
+    """
+    for count, (task, constraints) in enumerate(tasks("train", rng)):
         row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
-        kind = rng.random()
-        yield (rng.choice(NOTES) if kind < 0.02 else word_notes(rng) if kind < 0.4 else thread(rng, row)) + END
+        kind, share = rng.random(), 0.8 if count < NUM_PRIMER else 0.3
+        yield (rng.choice(NOTES) if kind < 0.02 else notes(rng) if kind < share else thread(rng, row)) + END
+
+
+def notes(rng: Random) -> str:
+    return number_notes(rng) if rng.random() < 0.2 else word_notes(rng)
+
+
+def number_notes(rng: Random) -> str:
+    number = rng.randint(0, 99)
+    near = (number, number, number + 1, number + 10, int(str(number)[::-1]), rng.randint(0, 99))
+    named = [rng.choice(near) for _ in range(rng.randint(4, 8))]
+    return "\n".join([f"Notes on {number}", *(f"equals {n}: {'yes' if n == number else 'no'}" for n in named)])
 
 
 def word_notes(rng: Random) -> str:
@@ -45,12 +61,12 @@ def word_notes(rng: Random) -> str:
 
 
 def thread(rng: Random, row: Row) -> str:
-    """One question and up to three answers. Some pages mark off their parts, so the chat marks are no strangers."""
+    """One question and up to four answers. Some pages mark off their parts, so the chat marks are no strangers."""
     reviewed = rng.random() < 0.85
-    parts = [f"Question: {row['prompt']}"]
-    for _ in range(rng.randint(1, 3)):
+    parts = [f"Question:\n{row['prompt']}"]
+    for _ in range(rng.randint(1, 4)):
         answer = attempt(rng, row, slip=rng.choice((0.0, 1.0, 2.5)), ramble=0.12)
-        parts.append(f"Answer: {answer}")
+        parts.append(f"Answer:\n{answer}")
         if reviewed:
             parts.append(remarks(answer, row))
     if rng.random() < 0.5:
@@ -71,13 +87,11 @@ def vocabulary_texts() -> list[str]:
     So words of the language become single tokens, while an invented name stays a row of letters: a model cannot tell
     what a name starts with if the tokenizer has swallowed its letters.
     """
-    rng, texts = (
-        Random("vocabulary"),
-        [*NOTES, "user\n", "assistant\n", JUDGE_PROMPT.format(instruction="", response="")],
-    )
+    rng = Random("vocabulary")
+    texts = [*NOTES, "user\n", "assistant\n", JUDGE_PROMPT.format(instruction="", response="")]
     for task, constraints in tasks("train", rng):
         row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
-        page = f"{thread(rng, row)}\n{word_notes(rng)}\nScore: 5\n{rng.choice(RAMBLES)}"
+        page = f"{thread(rng, row)}\n{notes(rng)}\nScore: 5\n{rng.choice(RAMBLES)}"
         texts += [re.sub(r"[A-Z]{2,}|\b[A-Z]\b", "0", part) for part in re.split(r"<\|\w+\|>", page)]
         if len(texts) > NUM_TEXTS:
             return texts
