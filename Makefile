@@ -6,7 +6,7 @@ ARGS ?=
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test lint types imports unit clean
+.PHONY: demo test lint types imports unit oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -26,6 +26,11 @@ imports: .venv/.dev
 
 unit: .venv/.dev
 	$(BIN)/python -m pytest $(ARGS)
+
+# Our formulas against the peers' own functions; installs the peer, which nothing else needs.
+oracles: .venv/.dev
+	$(PIP) trl
+	$(BIN)/python -m pytest tests/oracles
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -31,7 +31,7 @@ app.add_typer(data_app, name="data")
 Args = Annotated[
     list[str] | None, typer.Argument(metavar="[PLAN.yaml] [KEY=VALUE]...", help="Plan file and keys that override it.")
 ]
-Fresh = Annotated[bool, typer.Option("--fresh", help="Empty a run directory that another plan used.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; what the run directory holds moves to archive/.")]
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -74,7 +74,10 @@ def run(args: Args = None, fresh: Fresh = False) -> None:
     plan, overrides = _plan_and_overrides(args)
     if plan is None:
         raise UserError("which plan?", fix="write `whet run PLAN.yaml`, or run one stage, e.g. `whet sft key=value`")
-    _run(plan, overrides, None, fresh)
+    directory = _run(plan, overrides, None, fresh)
+    from whet.report.page import write_report
+
+    print(f"report: {write_report(directory)}")
 
 
 @app.command()
@@ -110,7 +113,7 @@ def merge(args: Args = None, fresh: Fresh = False) -> None:
 @app.command()
 def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
     """Show where a run stands."""
-    from whet.stages.pipeline import status as print_status
+    from whet.report.status import print_status
 
     print_status(_existing_run(run))
 
@@ -142,8 +145,6 @@ def chat(
     """
     if precision not in ("auto", "bf16", "fp16", "fp32"):
         raise UserError("must be one of auto, bf16, fp16, fp32", field="--precision", found=repr(precision))
-    if compare and adapter is None:
-        raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
     from whet.stages.chat import chat as talk
 
     talk(
@@ -180,13 +181,15 @@ def _plan_and_overrides(args: Sequence[str] | None) -> tuple[str | None, list[st
     return None, words
 
 
-def _run(plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bool) -> None:
+def _run(plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bool) -> Path:
+    """Run a plan; returns its run directory."""
     from whet.config.load import load_plan
 
     resolved = load_plan(plan, overrides, kind=kind)
     from whet.stages.pipeline import run_plan
 
     run_plan(resolved, fresh=fresh)
+    return Path(resolved.run)
 
 
 def _existing_run(run: Path) -> Path:

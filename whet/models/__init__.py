@@ -1,1 +1,10 @@
 """Models: loading, adapters, scoring, merging, and a tiny checkpoint built on the spot. Knows no data."""
+
+import warnings
+
+from transformers.utils import logging
+
+# A bar for every shard of every load and checkpoint would bury the progress of the training itself.
+logging.disable_progress_bar()
+# peft asks transformers for it by its old name; nothing a user of whet can act on.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)

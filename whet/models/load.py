@@ -14,14 +14,10 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
 from whet.schema.artifacts import ModelRef
-
-# A bar for every shard of every load and checkpoint would bury the progress of the training itself.
-transformers_logging.disable_progress_bar()
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What the libraries raise on files that are cut short, of another shape, or of another kind."""

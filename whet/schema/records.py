@@ -1,7 +1,7 @@
 """Records: what a row of the user's file becomes, whatever format it was written in.
 
     {"instruction": "Add 2 and 3.", "input": "", "output": "5"}
-        -> Conversation(messages=(Message("user", "Add 2 and 3."), Message("assistant", "5")), origin=Origin("a.json", 1))
+        -> Conversation(messages=(Message("user", "Add 2 and 3."), Message("assistant", "5")), origin=a.json:1)
 
 Every record knows the row it came from (`origin`), so that a later complaint can name file and line, and keeps the
 columns nobody claimed (`columns`), so that checkers and rewards can read them.

@@ -16,11 +16,12 @@ from typing import Any, assert_never
 
 import yaml
 
+from whet.config.load import dump_plan
 from whet.config.plan import Plan
 from whet.config.stage import DpoStage, EvaluateStage, MergeStage, PrepareStage, SftStage, Stage
 from whet.errors import RunError, UserError
 from whet.runs.environment import describe_environment
-from whet.runs.files import write_json, write_text, writing
+from whet.runs.files import read_json, write_json, write_text, writing
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, first_difference, now, read_status, record_event, write_status
 from whet.schema.artifacts import ModelRef, StageResult
@@ -139,7 +140,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
         for part in (paths.plan, paths.stages, paths.summary, paths.environment, paths.report.parent):
             if part.exists():
                 archive(paths, part)
-    if paths.plan.exists():
+    if paths.plan.exists() and holds_work(paths):
         earlier = yaml.safe_load(paths.plan.read_text(encoding="utf-8"))
         difference = first_difference(earlier, yaml.safe_load(text))
         if difference:
@@ -147,7 +148,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-    elif any(is_foreign(path) for path in paths.root.iterdir()):
+    elif not paths.plan.exists() and any(is_foreign(path) for path in paths.root.iterdir()):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
     else:
         write_text(paths.plan, text)
@@ -155,13 +156,16 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
         write_json(paths.environment, describe_environment(sys.argv))
 
 
+def holds_work(paths: RunPaths) -> bool:
+    """Whether anything was computed here. A plan refused for its data may be corrected and run in the same place."""
+    if any(any(paths.stages.glob(f"*/{name}")) for name in ("checkpoints", "rollouts.jsonl", "replies.jsonl")):
+        return True
+    return any(read_json(path)["status"] == "done" for path in paths.stages.glob("*/status.json"))
+
+
 def is_foreign(path: Path) -> bool:
     """Whether something in a directory without a plan is not ours. Hidden: the lock, and what a kill left unnamed."""
     return not path.name.startswith(".") and path.name not in ("archive", "inputs", "ledger.jsonl")
-
-
-def dump_plan(plan: Plan) -> str:
-    return yaml.safe_dump(plan.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
 def archive(run: RunPaths, path: Path) -> Path:
@@ -213,19 +217,3 @@ def only_one_process(paths: RunPaths) -> Iterator[None]:
                 fix="wait for it, or choose another `run`",
             ) from error
         yield
-
-
-def status(root: Path) -> None:
-    """Print where a run stands."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from whet.runs.reader import read_run
-
-    run = read_run(root)
-    table = Table("stage", "kind", "status", "seconds", "result", title=str(root), title_justify="left")
-    for stage in run.stages:
-        numbers = "  ".join(f"{name} {value:.4g}" for name, value in list(stage.metrics.items())[:4])
-        seconds = f"{stage.seconds:.1f}" if stage.seconds is not None else ""
-        table.add_row(stage.name, stage.kind, stage.status, seconds, stage.error or numbers)
-    Console().print(table)
