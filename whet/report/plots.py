@@ -77,8 +77,8 @@ def draw(figure: Figure, theme: Theme = LIGHT) -> bytes:
 def _png(canvas: Canvas) -> bytes:
     """The picture in 64 colours: a third of the bytes, and no eye sees the difference in line art."""
     agg = FigureCanvasAgg(canvas)
-    agg.draw()
-    picture = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")
+    agg.draw()  # type: ignore[no-untyped-call]
+    picture = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     buffer = io.BytesIO()
     picture.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
@@ -160,7 +160,7 @@ def _panel(ax: Axes, panel: Panel, theme: Theme) -> None:
     ax.margins(x=0.02)
 
 
-def _plain(value: float, place: int | None) -> str:
+def _plain(value: float, place: float) -> str:
     """Tick labels without a factor hidden in the corner, and short: 1.5e-5."""
     return f"{value:g}".replace("e-0", "e-").replace("-", "\N{MINUS SIGN}")
 

@@ -117,7 +117,8 @@ class Speaker:
 
     def _without_adapter(self) -> AbstractContextManager[Any]:
         assert isinstance(self.model, PeftModel), "compare needs an adapter"
-        return self.model.disable_adapter()
+        off: AbstractContextManager[Any] = self.model.disable_adapter()
+        return off
 
 
 @dataclass(slots=True, kw_only=True)

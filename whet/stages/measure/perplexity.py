@@ -11,11 +11,13 @@ import torch
 
 from whet.config.evaluate import PerplexityTask
 from whet.data.batch import collate_tokens
-from whet.data.render import Rendered, fit
+from whet.data.ledger import Ledger
+from whet.data.render import Rendered, fit, render_records
 from whet.errors import DataError
 from whet.models.scoring import token_logprobs
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import Measure
+from whet.schema.records import Conversation
 from whet.stages.measure.answers import Measured
 from whet.stages.measure.interval import ratio
 from whet.stages.measure.ready import ReadyTask
@@ -28,7 +30,7 @@ def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject)
     rows = [
         (index, row)
         for index, record in enumerate(ready.conversations)
-        for row in fit(subject.renderer.conversations(record), task.data.max_length, task.data.on_overlong, ledger)
+        for row in fit(_rendered(record, task, subject, ledger), task.data.max_length, task.data.on_overlong, ledger)
     ]
     records: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
     with Progress(f"{subject.label} · {ready.name}", len(rows)) as progress:
@@ -44,6 +46,13 @@ def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject)
         stage=subject.label, task=ready.name, metric="perplexity", value=value, low=low, high=high, num=len(records)
     )
     return Measured(measures=[measure], ledger=ledger)
+
+
+def _rendered(record: Conversation, task: PerplexityTask, subject: Subject, ledger: Ledger) -> Iterator[Rendered]:
+    """The rows of one record, where the template takes it; else `data.on_bad_row` says what happens."""
+    for row in render_records(subject.renderer, [record], task.data.on_bad_row, ledger):
+        assert isinstance(row, Rendered), "a conversation is rendered to rows of tokens"
+        yield row
 
 
 def _row_nll(
