@@ -403,3 +403,37 @@ def test_a_broken_merge_leaves_no_model(real: Callable[..., Plan], work: Path, m
 def test_merging_without_an_adapter_says_so(real: Callable[..., Plan], work: Path) -> None:
     with pytest.raises(RunError, match="nothing to merge"):
         run_plan(real({"kind": "merge", "name": "merge", "start": "base"}))
+
+
+@pytest.mark.parametrize("lora", [{"rank": 4}, None])
+def test_recomputing_activations_changes_nothing(lora: object, real: Callable[..., Plan], work: Path) -> None:
+    logs = []
+    for recompute in (False, True):
+        made = real(gradient_checkpointing=recompute, max_steps=2, precision="fp32").model_dump()
+        made["model"]["lora"] = lora
+        run_plan(Plan.model_validate({**made, "run": str(work / str(recompute))}))
+        logs.append([row for row in read_jsonl(work / str(recompute) / "stages/01-sft/metrics.jsonl") if "loss" in row])
+    for plainly, again in zip(*logs, strict=True):
+        assert again["loss"] == pytest.approx(plainly["loss"], rel=1e-5)
+        assert again["grad_norm"] == pytest.approx(plainly["grad_norm"], rel=1e-4)
+
+
+def test_all_weights_through_two_stages(real: Callable[..., Plan], work: Path) -> None:
+    """Without LoRA each stage hands on a whole checkpoint, and DPO starts at its own reference."""
+    import math
+
+    pairs = [{"prompt": f"Say {n}.", "chosen": f"{n}!", "rejected": "no"} for n in range(8)]
+    (work / "dpo.json").write_text(json.dumps(pairs))
+    data = {"files": [str(work / "dpo.json")], "max_length": 96}
+    dpo = {"kind": "dpo", "name": "dpo", "data": data, "train": {"max_steps": 2, "precision": "fp32"}}
+    made = real(dpo, max_steps=2, keep_checkpoints=1).model_dump()
+    made["model"]["lora"] = None
+    run_plan(Plan.model_validate(made))
+    for stage in ("01-sft", "02-dpo"):
+        folder = work / "run/stages" / stage
+        assert not (folder / "adapter").exists()
+        assert (folder / "model/model.safetensors").is_file() and (folder / "model/tokenizer.json").is_file()
+        assert read_json(folder / "status.json")["model"] == {"path": str(folder / "model"), "adapter": None}
+    first = read_jsonl(work / "run/stages/02-dpo/metrics.jsonl")[0]
+    assert first["loss"] == pytest.approx(math.log(2), abs=1e-5)
+    assert first["rewards/margins"] == pytest.approx(0, abs=1e-5)

@@ -78,7 +78,8 @@ class Loop(Generic[B]):
                 row = self._step(model, position.step)
                 position = replace(position, step=position.step + 1, tokens=position.tokens + int(row["tokens"]))
                 self.metrics.write({"step": position.step, "epoch": self.feed.epoch(position.step), **row})
-                progress.update(1, note=f"loss {row['loss']:.4f}")
+                shown = position.step % self.train.log_every == 0
+                progress.update(1, note=f"loss {row['loss']:.4f}" if shown else "")
                 position = self._after(position)
         return position
 
