@@ -30,6 +30,13 @@ def test_lower_perplexity_is_better():
     assert [cell.best for cell in table([before, after], ["sft", "dpo"]).rows[0].cells] == [False, True]
 
 
+def test_parts_of_a_win_rate_are_detail_and_equals_share_no_crown():
+    parts = [measure(stage, 0.5, 0.4, 0.6, metric) for metric in ("win_rate", "tie") for stage in ("sft", "dpo")]
+    shown = table(parts, ["sft", "dpo"])
+    assert ([row.metric for row in shown.rows], [row.metric for row in shown.breakdown]) == (["win rate"], ["tie"])
+    assert not any(cell.best for row in shown.rows for cell in row.cells)
+
+
 def test_overlapping_intervals_claim_nothing():
     (verdict,) = verdicts([SFT, measure("dpo", 0.4, 0.37, 0.43)], ["sft", "dpo"])
     assert verdict.trend == "same"

@@ -240,6 +240,13 @@ def test_mistakes_are_one_clear_line(tiny_checkpoint, tmp_path, prompts, scripte
     assert "\n" not in str(caught.value)
 
 
+def test_a_model_has_no_match_with_itself(tiny_checkpoint, tmp_path, prompts, scripted, capsys):
+    stage = EvaluateStage(name="evaluate", models=("base",), tasks=(WinRateTask(data={"files": prompts}),))
+    result = evaluate.run(stage, context(tiny_checkpoint, tmp_path / "out", stage))
+    assert (result.evaluation, scripted.asked) == ((), [])
+    assert "no match with itself" in capsys.readouterr().out
+
+
 def test_no_task_is_a_mistake(tiny_checkpoint, tmp_path):
     stage = EvaluateStage(name="evaluate")
     with pytest.raises(ConfigError, match="nothing to measure"):

@@ -9,9 +9,11 @@ from itertools import pairwise
 from whet.report.figures import Bar, Chart, Intervals
 from whet.schema.artifacts import Measure
 
-LOWER_IS_BETTER = ("perplexity", "loss", "unreadable")
+LOWER_IS_BETTER = ("perplexity",)
 MAIN = ("accuracy", "perplexity", "rougeL", "bleu", "win_rate")
 """Metrics that get a sentence and a place in the chart; the others stand in the table."""
+DETAIL = ("win", "tie", "loss", "consistency", "unreadable")
+"""Parts of a win rate: shown on demand, without praise or blame."""
 PERCENT = ("rouge1", "rouge2", "rougeL", "bleu")
 """Metrics on a scale of 0 to 100."""
 
@@ -39,6 +41,8 @@ class TableRow:
     main: bool
     group: str
     """Of a breakdown: which group; else empty."""
+    detail: bool
+    """Shown on demand: a group, or a part of a win rate."""
     cells: tuple[Cell | None, ...]
 
 
@@ -67,8 +71,8 @@ def table(measures: Sequence[Measure], order: Sequence[str]) -> Table:
     rows = [_row([known.get((*key, model)) for model in models]) for key in keys]
     return Table(
         models=models,
-        rows=tuple(row for row in rows if not row.group),
-        breakdown=tuple(row for row in rows if row.group),
+        rows=tuple(row for row in rows if not row.detail),
+        breakdown=tuple(row for row in rows if row.detail),
     )
 
 
@@ -122,7 +126,7 @@ def number(metric: str, value: float) -> str:
     name = metric.split("/")[0]
     if name in PERCENT:
         return f"{value:.1f}"
-    if name in ("perplexity", "loss"):
+    if name == "perplexity":
         return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
     return f"{value:.3f}"
 
@@ -136,6 +140,8 @@ def words(metric: str) -> str:
 def trend(before: Measure, after: Measure) -> str:
     """`better` or `worse` where the intervals do not overlap, else `same`."""
     lower = before.metric.split("/")[0] in LOWER_IS_BETTER
+    if before.metric in DETAIL:
+        return "same"
     if after.low > before.high:
         return "worse" if lower else "better"
     if after.high < before.low:
@@ -147,14 +153,15 @@ def _row(line: Sequence[Measure | None]) -> TableRow:
     present = [one for one in line if one is not None]
     metric, _, group = present[0].metric.partition("/")
     sign = -1 if metric in LOWER_IS_BETTER else 1
-    best = max(sign * one.value for one in present)
+    values = sorted((sign * one.value for one in present), reverse=True)
+    best = values[0] if len(values) > 1 and values[0] > values[1] and metric not in DETAIL else None
     left: Measure | None = None
     cells: list[Cell | None] = []
     for one in line:
         if one is None:
             cells.append(None)
             continue
-        cells.append(_cell(one, left, best=len(present) > 1 and sign * one.value == best))
+        cells.append(_cell(one, left, best=sign * one.value == best))
         left = one
     return TableRow(
         task=present[0].task,
@@ -162,6 +169,7 @@ def _row(line: Sequence[Measure | None]) -> TableRow:
         num=max(one.num for one in present),
         main=metric in MAIN,
         group=group,
+        detail=bool(group) or metric in DETAIL,
         cells=tuple(cells),
     )
 
@@ -180,7 +188,7 @@ def _cell(one: Measure, left: Measure | None, *, best: bool) -> Cell:
 
 
 def _change(before: Measure, after: Measure) -> Verdict:
-    direction = "rose" if after.value > before.value else "fell" if after.value < before.value else "stayed"
+    direction = "rose" if after.value > before.value else "fell" if after.value < before.value else "went"
     kind = trend(before, after)
     sure = "the intervals overlap, so this may be chance" if kind == "same" else "the intervals do not overlap"
     text = (

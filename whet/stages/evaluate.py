@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
+from whet.config.evaluate import WinRateTask
 from whet.config.stage import EvaluateStage
 from whet.data.ledger import Ledger
 from whet.data.render import Renderer
@@ -59,12 +60,16 @@ def measure_model(
     """All tasks on one model, which is in memory only for that long."""
     loaded = load_subject(label, context, system=None)
     for task in tasks:
+        if isinstance(task.task, WinRateTask) and _label(task.task.against, context) == label:
+            print(f"{label}: {task.name} left out, a model has no match with itself")
+            continue
         system = task.task.data.system
         subject = replace(loaded, renderer=Renderer(loaded.tokenizer, system=system))
         load = loader(context, system=system)
         measured = measure(task, subject, store=store, num_logged=stage.num_logged, load=load)
         for one in measured.measures:
-            print(f"{label}: {one.task} {one.metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] n={one.num}")
+            if "/" not in one.metric:
+                print(f"{label}: {one.task} {one.metric} {one.value:.3f} [{one.low:.3f}, {one.high:.3f}] n={one.num}")
         yield task, measured
 
 

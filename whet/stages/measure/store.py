@@ -65,9 +65,10 @@ class ReplyStore:
         if missing:
             done, engine = len(requests) - sum(map(len, missing)), open_engine()
             with self._lines() as lines, Progress(f"{owner} · {task}", len(requests), done=done) as progress:
-                for reply in (reply for part in missing for reply in _draw(owner, task, part, engine)):
-                    self._keep(reply, lines)
-                    progress.update()
+                for part in missing:
+                    for reply in _draw(owner, task, part, engine):
+                        self._keep(reply, lines)
+                    progress.update(len(part))
             engine.close()
         return [self._replies[owner, task, request.key] for request in requests]
 
