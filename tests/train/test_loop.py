@@ -323,8 +323,10 @@ def test_fp16_leaves_out_a_step_that_overflows(sft) -> None:
 
 def test_fp16_scaler_survives_a_checkpoint(sft) -> None:
     loop = sft(dtype=torch.float16, train={"max_steps": 3})
+    loop.parallel.restore_scaler({**loop.parallel.scaler, "scale": 64.0})
     loop.fit()
     state = loop.checkpoints.latest().scaler
+    assert state["scale"] == 64.0
     assert state["_growth_tracker"] == 3
     other = sft(dtype=torch.float16, folder="other")
     other.parallel.restore_scaler(state)

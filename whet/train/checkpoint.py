@@ -56,10 +56,15 @@ class Checkpoints:
             write_json(temporary / "state.json", asdict(position))
             shutil.rmtree(final, ignore_errors=True)
             temporary.replace(final)
-        keep = {position.best_step, *self.steps()[-self._keep :]}
+        self.rotate(position.best_step)
+
+    def rotate(self, best_step: int | None) -> None:
+        """Remove all but the latest `keep` and the best; also what a kill kept from being removed."""
+        keep = {best_step, *self.steps()[-self._keep :]}
         for step in self.steps():
             if step not in keep:
-                shutil.rmtree(self.folder(step))
+                with writing(self.folder(step)):
+                    shutil.rmtree(self.folder(step))
 
     def latest(self) -> Position | None:
         """Position of the newest checkpoint, or None at the very start."""

@@ -89,6 +89,8 @@ class Loop(Generic[B]):
         if position is not None:
             self.checkpoints.restore(position.step, self._optimizer)
             self.parallel.restore_scaler(position.scaler)
+            if self.parallel.is_main:
+                self.checkpoints.rotate(position.best_step)
         return position
 
     def _step(self, model: torch.nn.Module, step: int) -> dict[str, Any]:
