@@ -23,8 +23,8 @@ from whet.runs.layout import RunPaths
 
 BASE = files("whet.demo").joinpath("base")
 """The small base checkpoint that ships; how it was made: `python -m whet.demo.pretrain`."""
-NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 4000, 6000
-NUM_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 600, 150, 600
+NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 4000, 4000
+NUM_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 500, 200, 600
 TEMPERATURE = 1.0
 
 
@@ -43,56 +43,56 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
     folder = RunPaths(run).inputs
     checker = {"type": "custom", "path": "whet.demo.playground:check"}
 
-    def accuracy(name: str, file: str, **sampling: Any) -> dict[str, Any]:
-        data = {"files": [str(folder / file)], "format": "prompt"}
+    def accuracy(name: str, file: str, temperature: float, num_samples: int = 1) -> dict[str, Any]:
         return {
-            "type": "exact",
-            "name": name,
-            "data": data,
-            "checker": checker,
-            "max_new_tokens": 48,
-            "batch_size": 256,
-            **sampling,
-        }
+            "type": "exact", "name": name, "data": prompts(file), "checker": checker, "by": "task",
+            "temperature": temperature, "num_samples": num_samples, "max_new_tokens": 40, "batch_size": 256,
+        }  # fmt: skip
 
-    sampled = {"temperature": TEMPERATURE, "num_samples": 4, "by": "task"}
+    def prompts(file: str) -> dict[str, Any]:
+        return {"files": [str(folder / file)], "format": "prompt"}
+
+    sft = {
+        "kind": "sft",
+        "data": {
+            "files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")],
+            "eval_fraction": 0.02,
+        },
+        "train": {"batch_size": 32, "micro_batch_size": 16, "epochs": 1, "learning_rate": 2e-3, "warmup_ratio": 0.05},
+    }
+    prepare = {
+        "kind": "prepare",
+        "data": prompts("prompts.jsonl"),
+        "rollout": {
+            "group_size": 6, "max_new_tokens": 40, "temperature": TEMPERATURE, "top_p": 1.0, "batch_size": 256,
+        },
+        "judge": {"template": str(folder / "judge.txt"), "votes": 1, "max_new_tokens": 48, "temperature": 0.0},
+        "checker": checker,
+    }  # fmt: skip
+    dpo = {
+        "kind": "dpo",
+        "data": {"files": ["@prepare/dpo_training.jsonl"], "eval_fraction": 0.1},
+        "objective": {"type": "sigmoid", "beta": 0.1},
+        "train": {
+            "batch_size": 32, "epochs": 4, "learning_rate": 1e-4, "warmup_ratio": 0.05, "eval_every": 12,
+            "best_metric": "watch/validation/accuracy",
+        },
+        "watch": [accuracy("validation", "validation.jsonl", TEMPERATURE, num_samples=2)],
+    }  # fmt: skip
+    evaluate = {
+        "kind": "evaluate",
+        "models": ["base", "sft", "dpo"],
+        "tasks": [
+            accuracy("sampled", "held_out.jsonl", TEMPERATURE, num_samples=4),
+            accuracy("greedy", "held_out.jsonl", 0.0),
+        ],
+    }
     return {
         "run": str(run),
         "seed": seed,
         "model": {"path": str(BASE), "lora": {"rank": 32, "alpha": 64}},
-        "stages": [
-            {
-                "kind": "sft",
-                "data": {
-                    "files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")],
-                    "eval_fraction": 0.03,
-                },
-                "train": {"batch_size": 64, "epochs": 1, "learning_rate": 2e-3},
-            },
-            {
-                "kind": "prepare",
-                "data": {"files": [str(folder / "prompts.jsonl")], "format": "prompt"},
-                "rollout": {"group_size": 6, "max_new_tokens": 48, "temperature": TEMPERATURE, "top_p": 1.0, "batch_size": 256},
-                "judge": {"template": str(folder / "judge.txt"), "votes": 1, "max_new_tokens": 96, "temperature": 0.0},
-                "checker": checker,
-            },
-            {
-                "kind": "dpo",
-                "data": {"files": ["@prepare/dpo_training.jsonl"], "eval_fraction": 0.05},
-                "objective": {"type": "sigmoid", "beta": 0.1},
-                "train": {
-                    "batch_size": 32, "epochs": 3, "learning_rate": 5e-5, "eval_every": 10,
-                    "best_metric": "watch/validation/accuracy",
-                },
-                "watch": [accuracy("validation", "validation.jsonl", temperature=TEMPERATURE, num_samples=2)],
-            },
-            {
-                "kind": "evaluate",
-                "models": ["base", "sft", "dpo"],
-                "tasks": [accuracy("sampled", "held_out.jsonl", **sampled), accuracy("greedy", "held_out.jsonl", temperature=0.0)],
-            },
-        ],
-    }  # fmt: skip
+        "stages": [sft, prepare, dpo, evaluate],
+    }
 
 
 def run_demo(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
@@ -123,6 +123,6 @@ def print_table(plan: Plan, summary: dict[str, Any]) -> None:
     console.print(table)
     prepare = next(stage["metrics"] for stage in summary["stages"] if stage["kind"] == "prepare")
     console.print(
-        f"the model's judgement: agreement with the checker {prepare['agreement']:.3f} (AUC, right against wrong answers); "
-        f"{prepare['num_pairs']:.0f} pairs from {prepare['num_candidates']:.0f} answers"
+        f"the model's judgement agrees with the checker at {prepare['agreement']:.3f} (AUC, right against wrong "
+        f"answers); {prepare['num_pairs']:.0f} pairs from {prepare['num_candidates']:.0f} answers"
     )
