@@ -23,8 +23,8 @@ from whet.runs.layout import RunPaths
 
 BASE = files("whet.demo").joinpath("base")
 """The small base checkpoint that ships; how it was made: `python -m whet.demo.pretrain`."""
-NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 4000, 4000
-NUM_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 500, 200, 600
+NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 5000, 5000
+NUM_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 800, 200, 600
 TEMPERATURE = 1.0
 
 
@@ -74,7 +74,7 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
         "data": {"files": ["@prepare/dpo_training.jsonl"], "eval_fraction": 0.1},
         "objective": {"type": "sigmoid", "beta": 0.1},
         "train": {
-            "batch_size": 32, "epochs": 4, "learning_rate": 1e-4, "warmup_ratio": 0.05, "eval_every": 12,
+            "batch_size": 32, "epochs": 3, "learning_rate": 2e-4, "warmup_ratio": 0.05, "eval_every": 12,
             "best_metric": "watch/validation/accuracy",
         },
         "watch": [accuracy("validation", "validation.jsonl", TEMPERATURE, num_samples=2)],
