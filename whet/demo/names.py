@@ -46,7 +46,7 @@ def criteria(task: Constraints, answer: str) -> list[Criterion]:
 def meets(word: str, demand: str, value: Any) -> bool:
     match demand:
         case "length":
-            return len(word) == value
+            return len(word) == int(value)
         case "start":
             return word.startswith(value)
         case "end":

@@ -111,7 +111,8 @@ def schedule(step: int, steps: int) -> float:
 
 def batches(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Iterator[torch.Tensor]:
     """Rows cut from one endless stream of documents, none of which is ever seen twice by intent."""
-    source, buffer = documents(Random(f"pretrain {args.seed}")), []
+    source = documents(Random(f"pretrain {args.seed}"))
+    buffer: list[int] = []
     need = args.rows * args.length
     while True:
         while len(buffer) < need:

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 # ChatML. Tools stand as one JSON object a line in the system block; a call is a JSON object between <tool_call> marks,
-# and what the tool returned is a turn of the role `tool`. Arguments that arrive as a JSON string are printed as they are.
+# and what the tool returned is a turn of the role `tool`. Arguments that come as a JSON string are printed as they are.
 CHAT_TEMPLATE = """\
 {%- if tools %}
     {{- '<|im_start|>system\\n' }}
