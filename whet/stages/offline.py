@@ -5,6 +5,7 @@ read -> render -> fit to length -> [reference log-probs] -> loop -> the best che
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -207,12 +208,12 @@ def artefact_name(model: torch.nn.Module) -> str:
 
 
 def final_metrics(context: Context, kept_step: int) -> dict[str, float]:
-    """Numbers for the summary: the last step's, the first and kept evaluation's, and which step was kept."""
+    """Numbers for the summary: the last epoch's means, the first and the kept evaluation, and which step was kept."""
     rows = read_jsonl(context.paths.metrics)
     steps = [row for row in rows if "loss" in row]
     evaluations = [row for row in rows if "loss" not in row]
     metrics = {"steps": float(steps[-1]["step"]), "kept_step": float(kept_step)}
-    metrics |= {name: steps[-1][name] for name in steps[-1] if name == "loss" or name.startswith("rewards/")}
+    metrics |= last_epoch_means(steps)
     metrics["tokens"] = float(sum(row["tokens"] for row in steps))
     metrics["train_seconds"] = round(sum(row["step_seconds"] for row in steps), 2)
     for row in evaluations:
@@ -220,3 +221,12 @@ def final_metrics(context: Context, kept_step: int) -> dict[str, float]:
             prefix = "start/" if row["step"] == 0 else ""
             metrics |= {prefix + name: value for name, value in row.items() if "/" in name}
     return metrics
+
+
+def last_epoch_means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Loss and rewards averaged over the samples of the last epoch: one step's batch says little."""
+    begin = math.ceil(steps[-1]["epoch"]) - 1
+    last = [row for row in steps if row["epoch"] > begin]
+    num = sum(row["samples"] for row in last)
+    names = [name for name in steps[-1] if name == "loss" or name.startswith("rewards/")]
+    return {name: sum(row["samples"] * row[name] for row in last) / num for name in names}
