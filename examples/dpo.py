@@ -32,7 +32,7 @@ Pair = tuple[list[int], list[int], list[int]]  # ids of the prompt, of the chose
 def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer = AutoTokenizer.from_pretrained(BASE, padding_side="left")  # answers start where prompts end
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, args.sft, is_trainable=True)
 
@@ -120,7 +120,7 @@ def sample(
     for indices in (order[i : i + 256] for i in range(0, len(order), 256)):
         chats = [[{"role": "user", "content": asked[i]}] for i in indices]
         batch = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, padding_side="left", return_dict=True, return_tensors="pt"
+            chats, add_generation_prompt=True, padding=True, return_dict=True, return_tensors="pt"
         )
         out = model.generate(**batch, **how, max_new_tokens=64)
         texts = tokenizer.batch_decode(out[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -143,7 +143,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

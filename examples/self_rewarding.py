@@ -28,7 +28,7 @@ SCORE = re.compile(r"^Score: ([0-5])$", re.MULTILINE)
 def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(BASE)
+    tokenizer = AutoTokenizer.from_pretrained(BASE, padding_side="left")  # answers start where prompts end
     base = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, args.sft, is_trainable=True)
     heldout = prompts("heldout", 500, seed=0)
@@ -46,7 +46,8 @@ def main() -> None:
     ]
     reviews = sample(model, tokenizer, asked, temperature=0.0)
     scores = [parse(review) for review in reviews]
-    print(f"one review:\n{asked[0]}\n--\n{reviews[0]}")
+    shown = next(i for i, row in enumerate(repeated) if row["task"] == "name")
+    print(f"one review:\n{asked[shown]}\n--\n{reviews[shown]}")
     trust(repeated, answers, scores)
 
     # 3. Best against worst by its own score. A tie teaches nothing and is left out.
@@ -106,7 +107,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--beta", type=float, default=0.1)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--epochs", type=int, default=4)
-    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--learning-rate", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
