@@ -1,7 +1,7 @@
 """Direct preference optimisation, as one flat loop to read.
 
     python examples/sft.py            # first: the model to start from
-    python examples/dpo.py            # about a minute on a laptop CPU
+    python examples/dpo.py            # one to two minutes on two CPU cores
 
 The pairs here come from a rule: of two sampled answers to a prompt, the one that an exact checker accepts is preferred.
 (`self_rewarding.py` has the model judge its answers itself.) DPO needs no reward model and no sampling while it trains:

@@ -1,7 +1,7 @@
 """Self-rewarding: a model answers, judges its own answers, and learns from its own verdicts. One flat loop to read.
 
     python examples/sft.py                 # first: the model that can answer and judge
-    python examples/self_rewarding.py      # about a minute on a laptop CPU
+    python examples/self_rewarding.py      # one to two minutes on two CPU cores
 
 It works where checking is easier than answering: a name written with five demands in mind often misses one, while going
 through the demands one by one seldom does. So the model, asked as a judge, knows which of its own answers are good. The

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import get_args
 
 from whet.config.data import Data
 from whet.config.model import Build, Model
@@ -21,7 +22,7 @@ from whet.schema.records import (
     Scored,
 )
 
-ANY_KIND: tuple[RecordKind, ...] = ("conversation", "preference", "rating", "ranking", "scored", "prompt")
+ANY_KIND: tuple[RecordKind, ...] = get_args(RecordKind)
 
 
 def build_model(model: Model) -> None:
