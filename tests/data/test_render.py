@@ -17,13 +17,13 @@ from whet.data.render import (
     PROMPT_OVERLONG,
     SAME_AFTER_CUT,
     Rendered,
-    RenderedPair,
+    RenderedGroup,
     Renderer,
     fit,
     render_records,
 )  # fmt: skip
 from whet.errors import DataError, ModelError
-from whet.schema.records import Conversation, Message, Origin, Part, Preference
+from whet.schema.records import Conversation, Message, Origin, Part, Preference, Prompt, Ranking, Rating, Scored
 
 _spec = importlib.util.spec_from_file_location("data_templates", Path(__file__).with_name("templates.py"))
 assert _spec and _spec.loader
@@ -201,12 +201,13 @@ def test_tools_and_calls() -> None:
 def test_preference_shares_its_prompt() -> None:
     by = renderer(T.HEADERS)
     record = Preference(prompt=TWO_TURNS[:3], chosen=TWO_TURNS[3:], rejected=(Message("assistant", "Milan."),))
-    pair = by.preference(record)
+    pair = by.group(record)
     decode = by.template.tokenizer.decode
     assert pair.prompt_ids == by.prompt(TWO_TURNS[:3])
-    assert (decode(pair.chosen_ids), decode(pair.rejected_ids)) == ("Rome.<|eot_id|>", "Milan.<|eot_id|>")
+    assert [decode(ids) for ids in pair.response_ids] == ["Rome.<|eot_id|>", "Milan.<|eot_id|>"]
+    assert pair.num_tokens == len(pair.prompt_ids) + sum(len(ids) for ids in pair.response_ids)
     with pytest.raises(DataError, match="has 2 turns"):
-        by.preference(replace(record, chosen=(TWO_TURNS[3], TWO_TURNS[3])))
+        by.group(replace(record, chosen=(TWO_TURNS[3], TWO_TURNS[3])))
 
 
 @pytest.mark.parametrize(
@@ -288,14 +289,75 @@ def test_fit_counts_a_record_of_several_rows_once() -> None:
     assert (ledger.read, ledger.kept, len(ledger.truncated), ledger.num_dropped) == (2, 1, 1, 1)
 
 
+def group(prompt: tuple[int, ...], *responses: tuple[int, ...], values: tuple[float, ...] = ()) -> RenderedGroup:
+    return RenderedGroup(prompt_ids=prompt, response_ids=responses, values=values)
+
+
 def test_fit_pairs() -> None:
     ledger = Ledger(kept=3)
-    pair = RenderedPair(prompt_ids=(1, 2, 3), chosen_ids=(4, 5, 6, 7), rejected_ids=(4, 9))
-    same = RenderedPair(prompt_ids=(1, 2, 3), chosen_ids=(4, 5, 6, 7), rejected_ids=(4, 5, 6, 8))
-    full = RenderedPair(prompt_ids=(1,) * 6, chosen_ids=(4,), rejected_ids=(5,))
+    pair = group((1, 2, 3), (4, 5, 6, 7), (4, 9))
+    same = group((1, 2, 3), (4, 5, 6, 7), (4, 5, 6, 8))
+    full = group((1,) * 6, (4,), (5,))
     rows = fit([pair, same, full], 6, "truncate", ledger)
-    assert [(each.chosen_ids, each.rejected_ids) for each in rows] == [((4, 5, 6), (4, 9))]
+    assert [each.response_ids for each in rows] == [((4, 5, 6), (4, 9))]
     assert {reason: len(lines) for reason, lines in ledger.dropped.items()} == {SAME_AFTER_CUT: 1, PROMPT_OVERLONG: 1}
+
+
+def test_fit_groups_of_other_sizes() -> None:
+    ledger = Ledger(kept=4)
+    one = group((1, 2, 3), (4, 5, 6, 7), values=(1.0,))
+    some = group((1, 2, 3), (4, 5, 6, 7), (4, 5, 6, 8), (9,), values=(1.0, 2.0, 3.0))
+    same = group((1, 2, 3), *[(4, 5, 6, last) for last in (7, 8, 9)], values=(0.5, 0.25, 0.25))
+    short = group((1, 2, 3), (4,), (4,), values=(1.0, 2.0))  # equal as they came: the data's own doing
+    rows = fit([one, some, same, short], 6, "truncate", ledger)
+    assert [each.response_ids for each in rows] == [((4, 5, 6),), ((4, 5, 6), (4, 5, 6), (9,)), ((4,), (4,))]
+    assert [each.values for each in rows] == [(1.0,), (1.0, 2.0, 3.0), (1.0, 2.0)]
+    assert (ledger.read, ledger.kept, len(ledger.truncated)) == (4, 3, 2)
+    assert list(ledger.dropped) == [SAME_AFTER_CUT]
+
+
+PROMPT = (Message("user", "Capital of Italy?"),)
+ROME, MILAN = (Message("assistant", "Rome."),), (Message("assistant", "Milan."),)
+
+
+@pytest.mark.parametrize(
+    ("record", "answers", "values"),
+    [
+        (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN), ["Rome.", "Milan."], ()),
+        (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, margin=2), ["Rome.", "Milan."], (2.0, 0.0)),
+        (
+            Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, chosen_score=4.5, rejected_score=1.0),
+            ["Rome.", "Milan."], (3.5, 0.0),
+        ),
+        (
+            Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, chosen_score=4.5, rejected_score=1.0, margin=0.0),
+            ["Rome.", "Milan."], (0.0, 0.0),
+        ),
+        (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, chosen_score=4.5), ["Rome.", "Milan."], ()),
+        (Rating(prompt=PROMPT, response=ROME, label=True), ["Rome."], (1.0,)),
+        (Rating(prompt=PROMPT, response=MILAN, label=False), ["Milan."], (0.0,)),
+        (Ranking(prompt=PROMPT, responses=("Milan.", "Rome."), ranks=(2.0, 1.0)), ["Milan.", "Rome."], (2.0, 1.0)),
+        (
+            Scored(prompt=PROMPT, responses=("Rome.", "Milan.", "Pisa."), values=(0.5, 0.3, 0.2), kind="weight"),
+            ["Rome.", "Milan.", "Pisa."], (0.5, 0.3, 0.2),
+        ),
+        (Scored(prompt=PROMPT, responses=("Rome.",), values=(-1.5,), kind="reward"), ["Rome."], (-1.5,)),
+    ],
+)  # fmt: skip
+def test_groups_of_every_kind(
+    record: Preference | Rating | Ranking | Scored, answers: list[str], values: tuple[float, ...]
+) -> None:
+    by = renderer(T.CHATML)
+    group = by.group(replace(record, origin=Origin(file="a", line=4)))
+    decode = by.template.tokenizer.decode
+    assert [decode(ids) for ids in group.response_ids] == [f"{words}<|im_end|>" for words in answers]
+    assert (group.prompt_ids, group.values, group.origin.line) == (by.prompt(PROMPT), values, 4)
+    assert list(render_records(by, [record], "error", Ledger(kept=1))) == [by.group(record)]
+
+
+def test_a_prompt_is_not_rendered_for_training() -> None:
+    with pytest.raises(TypeError, match="a prompt"):
+        list(render_records(renderer(T.CHATML), [Prompt(messages=PROMPT)], "error", Ledger(kept=1)))
 
 
 def test_rows_the_template_refuses_stop_or_are_dropped() -> None:

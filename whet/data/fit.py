@@ -7,14 +7,14 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from whet.data.ledger import Ledger
-from whet.data.rendered import Rendered, RenderedPair
+from whet.data.rendered import Rendered, RenderedGroup
 from whet.errors import DataError
 
 OVERLONG = "longer than max_length"
 PROMPT_OVERLONG = "prompt alone longer than max_length"
-SAME_AFTER_CUT = "chosen and rejected equal once truncated"
+SAME_AFTER_CUT = "responses equal once truncated"
 
-Row = TypeVar("Row", Rendered, RenderedPair)
+Row = TypeVar("Row", Rendered, RenderedGroup)
 
 
 def fit(
@@ -22,13 +22,14 @@ def fit(
 ) -> list[Row]:
     """The rows at no more than `max_length` tokens; whoever is cut or dropped goes into the ledger.
 
-    A response is cut at its end, and then learns no end of turn. Under `error` the first longer row raises DataError.
+    A response is cut at its end, and then learns no end of turn. A group whose responses are all equal once cut is
+    dropped: it prefers nothing. Under `error` the first longer row raises DataError.
     """
     fitted: list[Row] = []
     record: list[tuple[Row, Row | str]] = []
     for row in rows:
         record.append((row, _cut(row, max_length, on_overlong)))
-        if isinstance(row, RenderedPair) or row.last:
+        if isinstance(row, RenderedGroup) or row.last:
             fitted += _account(record, ledger)
             record = []
     return fitted
@@ -50,8 +51,8 @@ def _cut(row: Row, max_length: int, on_overlong: Literal["truncate", "drop", "er
     match row:
         case Rendered():
             length = len(row.ids)
-        case RenderedPair():
-            length = len(row.prompt_ids) + max(len(row.chosen_ids), len(row.rejected_ids))
+        case RenderedGroup():
+            length = len(row.prompt_ids) + max(len(ids) for ids in row.response_ids)
     if length <= max_length:
         return row
     match on_overlong:
@@ -74,10 +75,12 @@ def _truncated(row: Row, max_length: int) -> Row | str:
             # Tokens after the last trained one teach nothing: they go with the cut.
             end = max((i + 1 for i, weight in enumerate(row.weights[:max_length]) if weight), default=0)
             return replace(row, ids=row.ids[:end], weights=row.weights[:end]) if end else PROMPT_OVERLONG
-        case RenderedPair():
+        case RenderedGroup():
             room = max_length - len(row.prompt_ids)
             if room <= 0:
                 return PROMPT_OVERLONG
-            if row.chosen_ids[:room] == row.rejected_ids[:room]:
+            first, *others = cut = tuple(ids[:room] for ids in row.response_ids)
+            # Where only some have become equal, the others still say something, and equals pull in no direction.
+            if others and all(other == first for other in others):
                 return SAME_AFTER_CUT
-            return replace(row, chosen_ids=row.chosen_ids[:room], rejected_ids=row.rejected_ids[:room])
+            return replace(row, response_ids=cut)

@@ -85,17 +85,27 @@ def _token_sections(record: Record, renderer: Renderer) -> Iterator[tuple[str, l
             for row in renderer.conversations(record):
                 runs = groupby(zip(row.ids, row.weights, strict=True), key=lambda pair: pair[1] > 0)
                 yield "", [(str(decode([token for token, _ in run])), trained) for trained, run in runs]
-        case Preference():
-            pair = renderer.preference(record)
-            yield "prompt", [(str(decode(pair.prompt_ids)), False)]
-            yield "chosen", [(str(decode(pair.chosen_ids)), True)]
-            yield "rejected", [(str(decode(pair.rejected_ids)), True)]
         case Prompt():
             yield "prompt", [(str(decode(renderer.prompt(record.messages, record.tools, origin=record.origin))), False)]
             yield from _reference(record)
-        case Rating() | Ranking() | Scored():
-            yield "prompt", [(str(decode(renderer.prompt(record.prompt, origin=record.origin))), False)]
-            yield from list(_turn_sections(record))[1:]
+        case Preference() | Rating() | Ranking() | Scored():
+            group = renderer.group(record)
+            yield "prompt", [(str(decode(group.prompt_ids)), False)]
+            for index, title in _titles(record):
+                yield title, [(str(decode(group.response_ids[index])), True)]
+
+
+def _titles(record: Preference | Rating | Ranking | Scored) -> list[tuple[int, str]]:
+    """Place and title of each answer, in the order shown: the best rank first."""
+    match record:
+        case Preference():
+            return [(0, "chosen"), (1, "rejected")]
+        case Rating():
+            return [(0, f"label {'good' if record.label else 'bad'}")]
+        case Ranking(ranks=ranks):
+            return [(index, f"rank {ranks[index]:g}") for index in sorted(range(len(ranks)), key=ranks.__getitem__)]
+        case Scored():
+            return [(index, f"{record.kind} {value:g}") for index, value in enumerate(record.values)]
 
 
 def _turn_sections(record: Record) -> Iterator[tuple[str, list[Piece]]]:

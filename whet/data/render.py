@@ -19,10 +19,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from whet.data.fit import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, fit
 from whet.data.ledger import Ledger
-from whet.data.rendered import Rendered, RenderedPair
+from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.template import Template
 from whet.errors import DataError
-from whet.schema.records import NOWHERE, Conversation, Message, Origin, Preference, Record, kind_of
+from whet.schema.records import (
+    NOWHERE,
+    Conversation,
+    Message,
+    Origin,
+    Preference,
+    Prompt,
+    Ranking,
+    Rating,
+    Record,
+    Scored,
+)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,7 +43,7 @@ __all__ = [
     "PROMPT_OVERLONG",
     "SAME_AFTER_CUT",
     "Rendered",
-    "RenderedPair",
+    "RenderedGroup",
     "Renderer",
     "fit",
     "render_records",
@@ -98,27 +109,17 @@ class Renderer:
             for number, (ids, weights) in enumerate(rows)
         )
 
-    def preference(self, record: Preference) -> RenderedPair:
-        """Prompt and both responses. Raises DataError where a response is more than one turn."""
-        messages = self._with_system(record.prompt)
-        prompt = self.template.text(messages, record.tools, ask=True, origin=record.origin)
+    def group(self, record: Preference | Rating | Ranking | Scored) -> RenderedGroup:
+        """Prompt and responses. Raises DataError where a response is more than one turn."""
+        messages, tools = self._with_system(record.prompt), _tools(record)
+        prompt = self.template.text(messages, tools, ask=True, origin=record.origin)
         prompt_ids = self.template.ids(prompt)
-        responses = []
-        for field, turns in (("chosen", record.chosen), ("rejected", record.rejected)):
-            if len(turns) != 1:
-                raise DataError(
-                    f"has {len(turns)} turns, and a pair compares one answer with another",
-                    file=record.origin.file,
-                    line=record.origin.line,
-                    field=field,
-                    fix="move what both have in common into the prompt",
-                )
-            responses.append(
-                self.template.response(prompt, prompt_ids, (*messages, *turns), record.tools, record.origin)
-            )
-        chosen, rejected = responses
-        return RenderedPair(
-            prompt_ids=tuple(prompt_ids), chosen_ids=tuple(chosen), rejected_ids=tuple(rejected), origin=record.origin
+        responses = tuple(
+            tuple(self.template.response(prompt, prompt_ids, (*messages, answer), tools, record.origin))
+            for answer in answers_of(record)
+        )
+        return RenderedGroup(
+            prompt_ids=tuple(prompt_ids), response_ids=responses, values=values_of(record), origin=record.origin
         )
 
     def _answer(self, messages: Sequence[Message], index: int, record: Conversation) -> tuple[list[int], list[int]]:
@@ -137,24 +138,68 @@ class Renderer:
 
 def render_records(
     renderer: Renderer, records: Iterable[Record], on_bad_row: Literal["error", "drop"], ledger: Ledger
-) -> Iterator[Rendered | RenderedPair]:
-    """Rows of conversations and preferences, for `fit`. A record the template refuses stops everything, or is dropped.
+) -> Iterator[Rendered | RenderedGroup]:
+    """Rows of records, for `fit`. A record the template refuses stops everything, or is dropped.
 
-    Raises TypeError for a record of another kind, and ModelError where the template itself is at fault.
+    Raises TypeError for a prompt, which has nothing to learn, and ModelError where the template itself is at fault.
     """
     for record in records:
         try:
             match record:
                 case Conversation():
                     yield from renderer.conversations(record)
-                case Preference():
-                    yield renderer.preference(record)
-                case _:
-                    raise TypeError(f"a {kind_of(record)} is not trained on")
+                case Preference() | Rating() | Ranking() | Scored():
+                    yield renderer.group(record)
+                case Prompt():
+                    raise TypeError("a prompt is not trained on")
         except DataError as error:
             if on_bad_row == "error":
                 raise
             ledger.drop(error.problem, record.origin, str(error))
+
+
+def answers_of(record: Preference | Rating | Ranking | Scored) -> tuple[Message, ...]:
+    """The answers, a preference's chosen one first. Raises DataError where one of them is several turns."""
+    match record:
+        case Preference():
+            return _only(record.chosen, "chosen", record.origin), _only(record.rejected, "rejected", record.origin)
+        case Rating():
+            return (_only(record.response, "response", record.origin),)
+        case Ranking() | Scored():
+            return tuple(Message("assistant", text) for text in record.responses)
+
+
+def values_of(record: Preference | Rating | Ranking | Scored) -> tuple[float, ...]:
+    """What the record says of each answer; see `RenderedGroup.values`."""
+    match record:
+        case Preference(margin=float() | int() as margin):
+            return (float(margin), 0.0)
+        case Preference(chosen_score=float() | int() as chosen, rejected_score=float() | int() as rejected):
+            return (float(chosen - rejected), 0.0)
+        case Preference():
+            return ()
+        case Rating():
+            return (float(record.label),)
+        case Ranking():
+            return record.ranks
+        case Scored():
+            return record.values
+
+
+def _only(turns: Sequence[Message], field: str, origin: Origin) -> Message:
+    if len(turns) == 1:
+        return turns[0]
+    raise DataError(
+        f"has {len(turns)} turns, and one answer is compared with another",
+        file=origin.file,
+        line=origin.line,
+        field=field,
+        fix="move what the answers have in common into the prompt",
+    )
+
+
+def _tools(record: Preference | Rating | Ranking | Scored) -> Sequence[Mapping[str, Any]]:
+    return record.tools if isinstance(record, Preference | Rating) else ()
 
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> str:

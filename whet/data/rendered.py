@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whet.schema.records import NOWHERE, Origin
@@ -11,8 +12,8 @@ from whet.schema.records import NOWHERE, Origin
 class Rendered:
     """One row to train on."""
 
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
+    ids: Sequence[int]
+    weights: Sequence[float]
     """Weight of each token in the loss; 0 is not trained."""
     origin: Origin = NOWHERE
     last: bool = True
@@ -24,14 +25,18 @@ class Rendered:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RenderedPair:
-    """One prompt and two responses, each ending with the end-of-turn token unless it was truncated."""
+class RenderedGroup:
+    """One prompt and the K responses that answer it, each ending with the end-of-turn token unless it was truncated."""
 
-    prompt_ids: tuple[int, ...]
-    chosen_ids: tuple[int, ...]
-    rejected_ids: tuple[int, ...]
+    prompt_ids: Sequence[int]
+    response_ids: tuple[Sequence[int], ...]
+    """A preference has two, the chosen one first; a rating has one."""
+    values: tuple[float, ...] = ()
+    """What the data says of each response: ranks (1 the best), rewards or weights, 1.0 good and 0.0 bad for a rating.
+    Of a preference (margin, 0.0), or nothing where no margin is known."""
     origin: Origin = NOWHERE
 
     @property
     def num_tokens(self) -> int:
-        return 2 * len(self.prompt_ids) + len(self.chosen_ids) + len(self.rejected_ids)
+        """Tokens that go through the model: the prompt once."""
+        return len(self.prompt_ids) + sum(len(ids) for ids in self.response_ids)

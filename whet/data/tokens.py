@@ -65,25 +65,13 @@ class LengthOf:
                 rows = self._renderer.conversations(record)
                 longest = max(rows, key=lambda row: len(row.ids))
                 return len(longest.ids), next(index for index, weight in enumerate(longest.weights) if weight)
-            case Preference():
-                pair = self._renderer.preference(record)
-                prompt = len(pair.prompt_ids)
-                return prompt + max(len(pair.chosen_ids), len(pair.rejected_ids)), prompt
-            case Rating():
-                return self._answered(record.prompt, record.response, record)
-            case Ranking() | Scored():
-                lengths = [
-                    self._answered(record.prompt, (Message("assistant", text),), record) for text in record.responses
-                ]
-                return max(lengths)
+            case Preference() | Rating() | Ranking() | Scored():
+                group = self._renderer.group(record)
+                prompt = len(group.prompt_ids)
+                return prompt + max(len(ids) for ids in group.response_ids), prompt
             case Prompt():
                 prompt = len(self._renderer.prompt(record.messages, record.tools, origin=record.origin))
                 return prompt, prompt
-
-    def _answered(self, prompt: Sequence[Message], response: Sequence[Message], record: Record) -> tuple[int, int]:
-        return self(
-            Conversation(messages=(*(_untrained(message) for message in prompt), *response), origin=record.origin)
-        )
 
     def has_special(self, record: Record) -> bool:
         """Whether somebody's words would be read as the checkpoint's control tokens."""
@@ -91,7 +79,3 @@ class LengthOf:
         return any(
             token in text for text in (*(message.text for message in messages), *answers) for token in self._special
         )
-
-
-def _untrained(message: Message) -> Message:
-    return Message(message.role, message.content, tool_calls=message.tool_calls, weight=0.0)

@@ -23,7 +23,7 @@ class Rows:
     """Rendered rows: `num_train` to train on, then those held out."""
 
     rows: list[Any]
-    """`Rendered` for SFT, `RenderedPair` for preferences."""
+    """`Rendered` for SFT, `RenderedGroup` for preferences."""
     num_train: int
 
     @property
