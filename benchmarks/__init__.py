@@ -1,0 +1,1 @@
+"""Measured against other tools: `python -m benchmarks sft|dpo|reward --model SIZE --peer trl`. See README.md here."""

@@ -1,0 +1,90 @@
+"""The command line: `python -m benchmarks sft|dpo|reward` compares, `python -m benchmarks table` renders README.md."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import get_args
+
+from benchmarks.compare import Comparison, compare
+from benchmarks.job import TASKS, Side
+from benchmarks.shapes import SHAPES
+from benchmarks.table import write_readme
+from whet.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "table":
+            write_readme()
+            return 0
+        if options.work is not None:
+            Path(options.work).mkdir(parents=True, exist_ok=True)
+            compare(comparison(options), Path(options.work).resolve())
+            return 0
+        with tempfile.TemporaryDirectory(prefix="whet-benchmark-") as folder:
+            compare(comparison(options), Path(folder))
+        return 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def parser() -> argparse.ArgumentParser:
+    """`table` has no options; the three tasks share theirs."""
+    top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True)
+    commands.add_parser("table", help="render README.md's table from results/*.json")
+    for task in TASKS:
+        add_options(commands.add_parser(task, help=f"compare {task}"))
+    return top
+
+
+def add_options(task: argparse.ArgumentParser) -> None:
+    add = task.add_argument
+    add("--model", choices=list(SHAPES), default="103m", help="size of the random model")
+    add("--peer", choices=["trl", "own"], default="trl", help="own: whet without prefix sharing")
+    add("--sides", help=f"only these, comma-separated, the first to compare with: {', '.join(get_args(Side))}")
+    add("--data", nargs="+", help="files whet reads; without it texts are made up")
+    add("--prompt-tokens", type=int, default=128, help="made-up texts: mean tokens of a prompt")
+    add("--response-tokens", type=int, default=128, help="made-up texts: mean tokens of a response")
+    add("--long-prompts", action="store_true", help="made-up prompts of four times the response")
+    add("--max-length", type=int, default=512)
+    add("--batch-size", type=int, help="records a step; by default by task and model")
+    add("--rounds", type=int, default=3, help="trainings of each side")
+    add("--steps", type=int, default=5, help="timed steps of a training")
+    add("--warmup", type=int, default=2, help="steps before those, not timed")
+    add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--precision", choices=["bf16", "fp32"], default="bf16")
+    add("--peak-tflops", type=float, help="CUDA: the device's dense bf16 peak, where it is not known")
+    add("--save", metavar="NAME", help="append the result to benchmarks/results/NAME.json")
+    add("--work", metavar="DIR", help="keep checkpoint, rows and log there; a checkpoint that is there is used again")
+
+
+def comparison(options: argparse.Namespace) -> Comparison:
+    return Comparison(
+        task=options.command,
+        model=options.model,
+        peer=options.peer,
+        sides=tuple(options.sides.split(",")) if options.sides else None,
+        data=tuple(str(Path(file).resolve()) for file in options.data or ()),
+        prompt_tokens=4 * options.response_tokens if options.long_prompts else options.prompt_tokens,
+        response_tokens=options.response_tokens,
+        max_length=options.max_length,
+        batch_size=options.batch_size,
+        rounds=options.rounds,
+        steps=options.steps,
+        warmup=options.warmup,
+        device=options.device,
+        precision=options.precision,
+        peak_tflops=options.peak_tflops,
+        save=options.save,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

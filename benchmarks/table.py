@@ -1,0 +1,98 @@
+"""Tables: one comparison on the terminal, and all kept results in README.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.figures import SideFigures, Spread
+
+RESULTS = Path(__file__).with_name("results")
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- results -->", "<!-- end of results -->"
+
+
+def describe(figures: Sequence[SideFigures]) -> str:
+    """A comparison as aligned text."""
+    header = ["side", "s/step", "tokens/s", "peak GB", "imports GB", "outside s", "time", "memory", "MFU"]
+    rows = [
+        [
+            side.side,
+            f"{side.step_seconds:.3f}",
+            f"{side.tokens_per_second:.0f}",
+            f"{side.peak_gb:.2f}",
+            f"{side.imported_gb:.2f}",
+            f"{side.outside_seconds:.1f}",
+            _ratio(side.time_ratio, "x"),
+            _ratio(side.memory_ratio, ""),
+            "" if side.utilisation is None else f"{100 * side.utilisation:.1f} %",
+        ]
+        for side in figures
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in [header, *rows]]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def _ratio(spread: Spread | None, unit: str) -> str:
+    return f"{spread.median:.2f}{unit} ({spread.low:.2f}-{spread.high:.2f})" if spread else ""
+
+
+def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
+    """Append a result to `results/NAME.json`."""
+    path = folder / f"{name}.json"
+    entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    path.write_text(json.dumps([*entries, entry], indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def render_results(folder: Path = RESULTS) -> str:
+    """All kept results as Markdown, one table a machine."""
+    entries = [
+        entry for path in sorted(folder.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf-8"))
+    ]
+    blocks = []
+    for machine in dict.fromkeys(map(machine_of, entries)):
+        lines = [machine, ""]
+        lines += [
+            "| task | model | records a step | tokens a step | side | s/step | tokens/s | peak GB | times as fast | "
+            "share of memory | MFU | date |",
+            "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        ]
+        lines += [line for entry in entries if machine_of(entry) == machine for line in lines_of(entry)]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) if blocks else "Nothing is kept yet."
+
+
+def machine_of(entry: Mapping[str, Any]) -> str:
+    """The line that names a machine and its versions."""
+    machine = entry["machine"]
+    device = entry["device_name"] or f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags'])})"
+    versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if name != "whet")
+    return f"**{device}**, {machine['memory_gb']:.0f} GB; Python {machine['python']}, {versions}."
+
+
+def lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Rows of one comparison; its first side has no ratio."""
+    for side in entry["sides"]:
+        cells = [
+            entry["task"], entry["model"], entry["batch_size"], f"{entry['tokens_per_step']:.0f}", side["side"],
+            f"{side['step_seconds']:.3g}", f"{side['tokens_per_second']:.0f}", f"{side['peak_gb']:.2f}",
+            _kept(side["time_ratio"]), _kept(side["memory_ratio"]),
+            "" if side["utilisation"] is None else f"{100 * side['utilisation']:.0f} %", entry["date"],
+        ]  # fmt: skip
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def _kept(ratio: Mapping[str, float] | None) -> str:
+    return f"{ratio['median']:.2f} ({ratio['low']:.2f} to {ratio['high']:.2f})" if ratio else ""
+
+
+def write_readme(readme: Path = README, folder: Path = RESULTS) -> None:
+    """Put the results between the marks of README.md."""
+    text = readme.read_text(encoding="utf-8")
+    before, rest = text.split(BEGIN, 1)
+    after = rest.split(END, 1)[1]
+    readme.write_text(f"{before}{BEGIN}\n{render_results(folder)}\n{END}{after}", encoding="utf-8")

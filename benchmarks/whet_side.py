@@ -1,0 +1,56 @@
+"""whet's side: an ordinary plan, run as a user runs it; seconds, loss and tokens are read from its metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.job import Job, Trained
+from whet.config.load import load_plan
+from whet.runs.files import read_jsonl
+from whet.runs.layout import RunPaths
+from whet.stages.pipeline import run_plan
+
+
+def train(job: Job) -> Trained:
+    """Train once."""
+    began = time.perf_counter()
+    run_plan(load_plan(plan(job)))
+    total = time.perf_counter() - began
+    paths = RunPaths(Path(job.folder)).stage(1, job.training.task)
+    steps = [row for row in read_jsonl(paths.metrics) if "step_seconds" in row]
+    return Trained(
+        step_seconds=[row["step_seconds"] for row in steps],
+        losses=[row["loss"] for row in steps],
+        first_step={name: value for name, value in steps[0].items() if isinstance(value, float)},
+        total_seconds=total,
+    )
+
+
+def plan(job: Job) -> dict[str, Any]:
+    """The plan of one training. What is not named here is left at whet's default."""
+    training = job.training
+    return {
+        "run": job.folder,
+        "model": {
+            "path": training.model,
+            "device": training.device,
+            "lora": {"rank": training.rank, "alpha": training.alpha},
+        },
+        "stages": [
+            {
+                "kind": training.task,
+                "data": {"files": list(training.data), "max_length": training.max_length, "on_bad_row": "drop"},
+                "train": {
+                    "batch_size": training.batch_size,
+                    "max_steps": training.steps,
+                    "learning_rate": training.learning_rate,
+                    "schedule": "constant",
+                    "warmup_steps": 0,
+                    "precision": training.precision,
+                    "seed": training.seed,
+                },
+            }
+        ],
+    }
