@@ -1,25 +1,126 @@
-"""Log-probabilities of target tokens: what every objective stands on."""
+"""The scoring core: packed rows in, log-probs of their targets or one score a row out. Every objective stands on it."""
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from whet.models.backbone import Backbone, unwrapped
+from whet.models.head import Head, TokenScores, head_scores
+from whet.schema.packed import Packed
+
+DENSE_TOKENS = 256
+"""Tokens whose full logits exist at once where a head is more than one matrix."""
 
 
-def token_logprobs(model: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, target_mask: Tensor) -> Tensor:
-    """Log-probability of every target token given all tokens before it.
+class TokenScorer(torch.nn.Module):
+    """A causal language model as a function from a packed row to the log-probs of its targets.
 
-    `input_ids`, `attention_mask`, `target_mask` are [B, L], right-padded; `target_mask[b, t]` asks for token t of
-    row b (t > 0). Returns float32 [N], N = target_mask.sum(), in row-major order. Only the positions before a target
-    go through the LM head, so a long prompt costs its backbone pass and nothing more. Where there is no target the
-    empty result still hangs on the model, so that a backward pass gives zeros instead of an error.
+    A module, so that a data-parallel wrapper sees the forward pass; its only parameters are the model's.
     """
-    before = target_mask[:, 1:]
-    columns = before.any(dim=0).nonzero(as_tuple=True)[0]
-    logits: Tensor = model(
-        input_ids=input_ids, attention_mask=attention_mask, logits_to_keep=columns, use_cache=False
-    ).logits  # [B, len(columns), V]
-    wanted = before[:, columns]
-    targets = input_ids[:, 1:][:, columns][wanted]
-    chosen = logits[wanted].float()  # [N, V]
-    return chosen.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - chosen.logsumexp(dim=-1)
+
+    def __init__(self, model: torch.nn.Module, *, noise: float = 0.0) -> None:
+        """`noise` is NEFTune's alpha (Jain et al., 2310.05914): while training, every embedding of a row of L tokens
+        and width H gets uniform noise of +-alpha / sqrt(L H)."""
+        super().__init__()
+        self.model = model
+        self._noise = noise
+        self._backbone: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        if self._backbone is None:
+            self._backbone = Backbone(self.model)
+        return self._backbone
+
+    def forward(self, packed: Packed, *, statistics: bool = False) -> TokenScores:
+        """Scores of the N targets, in their order; with `statistics` the entropy at each as well."""
+        hidden = self.backbone.hidden(packed, self._noisy(packed))[packed.sources]
+        head = head_of(self.model)
+        if head is None:
+            return _dense_scores(self.model, hidden, packed.targets)
+        return head_scores(hidden, head, packed.targets, statistics=statistics)
+
+    def _noisy(self, packed: Packed) -> Tensor | None:
+        if not (self.training and self._noise):
+            return None
+        embedded: Tensor = self.backbone.embeddings(packed.input_ids)
+        lengths = [size for tree in packed.trees for size in [tree.prompt + sum(tree.branches)] * tree.num_tokens]
+        area = torch.tensor(lengths, device=embedded.device) * embedded.shape[-1]
+        size = (self._noise / area.sqrt()).unsqueeze(-1).to(embedded.dtype)
+        return embedded + size * torch.empty_like(embedded).uniform_(-1.0, 1.0)
+
+
+class RowScorer(torch.nn.Module):
+    """A sequence classifier with one label as a function from a packed row to a score for each of its rows."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+        self._backbone: Backbone | None = None
+
+    @property
+    def backbone(self) -> Backbone:
+        if self._backbone is None:
+            self._backbone = Backbone(self.model)
+        return self._backbone
+
+    def forward(self, packed: Packed) -> Tensor:
+        """[R] float32 scores, read at each row's last token."""
+        hidden = self.backbone.hidden(packed)[packed.ends]
+        scores: Tensor = unwrapped(self.model).score(hidden)
+        return scores.squeeze(-1).float()
+
+
+def token_logprobs(model: torch.nn.Module, packed: Packed) -> Tensor:
+    """[N] log-probs of the targets of a packed row, fp32 at least."""
+    scores: TokenScores = TokenScorer(model)(packed)
+    return scores.logprobs
+
+
+def head_of(model: torch.nn.Module) -> Head | None:
+    """The LM head as one matrix with what the architecture does to its logits; None where it is something else."""
+    whole = unwrapped(model)
+    module = whole.get_output_embeddings()
+    if isinstance(module, ModulesToSaveWrapper):
+        module = module.modules_to_save[module.active_adapters[0]]
+    if type(module) is not torch.nn.Linear:
+        return None
+    scale, cap = logit_transform(whole.config.get_text_config().to_dict())
+    return Head(weight=module.weight, bias=module.bias, scale=scale, cap=cap)
+
+
+def logit_transform(config: dict[str, float | None]) -> tuple[float, float | None]:
+    """Factor and cap of the logits: Cohere multiplies, Granite divides, Gemma caps."""
+    scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
+    return scale, config.get("final_logit_softcapping")
+
+
+def _dense_scores(model: torch.nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+    """A head that is more than a matrix (an adapter on it, say): full logits, a few tokens at a time."""
+    whole = unwrapped(model)
+    scale, cap = logit_transform(whole.config.get_text_config().to_dict())
+    score = partial(_dense_tile, whole.get_output_embeddings(), scale=scale, cap=cap)
+    tiles = [
+        checkpoint(score, h, y, use_reentrant=False)
+        for h, y in zip(hidden.split(DENSE_TOKENS), targets.split(DENSE_TOKENS), strict=True)
+    ]
+    logprobs, entropy, top1 = (torch.cat(parts) for parts in zip(*tiles, strict=True))
+    return TokenScores(logprobs=logprobs, entropy=entropy.detach(), top1=top1)
+
+
+def _dense_tile(
+    head: torch.nn.Module, hidden: Tensor, targets: Tensor, *, scale: float, cap: float | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor = head(hidden)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+    if cap is not None:
+        logits = cap * torch.tanh(logits / cap)
+    logprobs = logits.log_softmax(dim=-1)
+    entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
+    own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
+    return own, entropy, logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) >= logits.amax(dim=-1)

@@ -1,0 +1,217 @@
+"""Attention over packed trees: one function, registered with transformers, that every layer then calls.
+
+Each prompt attends to itself, each branch to its prompt and itself; nothing is computed between trees. A call without
+trees (generation, padded rows) is transformers' own SDPA.
+
+On a CPU the trees are taken one segment at a time, so the cost is that of the allowed pairs of tokens. Short segments
+in bf16 go through products of our own, twice as fast there as SDPA's flash kernel; everything else through SDPA. On
+CUDA one FlexAttention call covers the row, its mask saying which blocks exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from whet.schema.packed import Tree
+
+NAME = "whet_trees"
+SHORT_PAIRS = 1024 * 1024
+"""Queries times keys up to which a segment's probabilities are kept for the backward pass (2 MiB a head in bf16)."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the trees of a packed row stand; given to the model as `trees=`, and by it to every attention layer."""
+
+    trees: tuple[Tree, ...]
+    _masks: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False)
+    """Masks of this row by size and type, made by the first layer and used by all."""
+
+    @property
+    def sizes(self) -> list[int]:
+        """Tokens of every segment, in order."""
+        return [size for tree in self.trees for size in (tree.prompt, *tree.branches)]
+
+    def branch_mask(self, queries: int, keys: int, like: Tensor) -> Tensor:
+        """[queries, keys] added to the scores: the last `queries` keys are the queries themselves, seen up to each."""
+        key = queries, keys, like.dtype
+        if key not in self._masks:
+            unseen = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu_(keys - queries + 1)
+            self._masks[key] = torch.zeros_like(unseen, dtype=like.dtype).masked_fill_(unseen, -torch.inf)
+        mask: Tensor = self._masks[key]
+        return mask
+
+    def block_mask(self, device: torch.device) -> Any:
+        """FlexAttention's mask of the whole row."""
+        if "blocks" not in self._masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            tree_of, branch_of = (ids.to(device) for ids in segment_ids(self.trees))
+            length = len(tree_of)
+
+            def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                prompt_or_own = (branch_of[key] == 0) | (branch_of[key] == branch_of[query])
+                return (query >= key) & (tree_of[query] == tree_of[key]) & prompt_or_own
+
+            self._masks["blocks"] = create_block_mask(sees, None, None, length, length, device=device)
+        return self._masks["blocks"]
+
+
+def segment_ids(trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
+    """Number of the tree and of the branch (0 the prompt) of each of T tokens, each [T]."""
+    tree_of = [number for number, tree in enumerate(trees) for _ in range(tree.num_tokens)]
+    branch_of = [
+        branch for tree in trees for branch, size in enumerate((tree.prompt, *tree.branches)) for _ in range(size)
+    ]
+    return torch.tensor(tree_of), torch.tensor(branch_of)
+
+
+def attend(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    trees: Layout | None = None,
+    softcap: float | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention interface: query [B, h, T, d], key and value [B, k, T, d] with h a multiple of k.
+
+    Returns [B, T, h, d]. With `trees`, B is 1 and `attention_mask` is not looked at.
+    """
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if trees is None and softcap is not None:
+        return _capped(query, key, value, scale, softcap, dropout, attention_mask).transpose(1, 2), None
+    if trees is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
+        )  # type: ignore[no-any-return]
+    if query.is_cuda and dropout == 0.0:
+        return _flex(query, key, value, scale, softcap, trees).transpose(1, 2), None
+    pieces = [
+        _segment(q, k, v, scale, softcap, dropout, trees) for q, k, v in _segments(query[0], key[0], value[0], trees)
+    ]
+    return torch.cat(pieces, dim=1).transpose(0, 1).unsqueeze(0), None
+
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Queries of each segment with the keys and values they see; the last keys are the queries' own."""
+    # One split a tensor: its backward is one concatenation, where slices would each fill a whole gradient with zeros.
+    queries, keys, values = (tensor.split(layout.sizes, dim=1) for tensor in (query, key, value))
+    number = 0
+    for tree in layout.trees:
+        prompt = number
+        yield queries[prompt], keys[prompt], values[prompt]
+        for _ in tree.branches:
+            number += 1
+            seen_keys = torch.cat([keys[prompt], keys[number]], dim=1)
+            yield queries[number], seen_keys, torch.cat([values[prompt], values[number]], dim=1)
+        number += 1
+
+
+def _segment(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, dropout: float, layout: Layout
+) -> Tensor:
+    """[h, n, d] queries over [kv, m, d] keys, m >= n. Returns [h, n, d]."""
+    n, m = q.shape[1], k.shape[1]
+    if cap is not None:
+        return _capped(q, k, v, scale, cap, dropout, layout.branch_mask(n, m, q))
+    if q.dtype == torch.bfloat16 and not q.is_cuda and dropout == 0.0 and n * m <= SHORT_PAIRS:
+        return _ShortAttention.apply(q, k, v, scale)  # type: ignore[no-any-return]
+    mask = None if n == m else layout.branch_mask(n, m, q)
+    return scaled_dot_product_attention(
+        q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), attn_mask=mask, is_causal=n == m, dropout_p=dropout,
+        scale=scale, enable_gqa=q.shape[0] != k.shape[0],
+    )[0]  # fmt: skip
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, dropout: float, mask: Tensor | None
+) -> Tensor:
+    """Scores bent to cap * tanh(score / cap) before the softmax (Gemma 2), which SDPA does not know.
+
+    `mask` is added, or says True where a key is seen; None is causal, as in SDPA's mask function.
+    """
+    groups = q.shape[-3] // k.shape[-3]
+    k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
+    scores = cap * torch.tanh(torch.matmul(q, k.transpose(-1, -2)) * scale / cap)
+    if mask is None:
+        mask = ~_later(q.shape[-2]).to(q.device) if q.shape[-2] > 1 else None
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return torch.matmul(drop(scores.softmax(dim=-1, dtype=wide).to(v.dtype), dropout), v)
+
+
+class _ShortAttention(torch.autograd.Function):
+    """softmax(q k^T) v with bf16 products and an fp32 softmax; a group's queries share one product with their keys."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        heads, n, width = q.shape
+        num_keys, m, _ = k.shape
+        grouped = q.reshape(num_keys, heads // num_keys * n, width)
+        scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(scale).view(num_keys, -1, n, m)
+        scores[..., m - n :].masked_fill_(_later(n), -torch.inf)
+        p = scores.softmax(dim=-1).to(q.dtype).view(num_keys, -1, m)
+        out = torch.bmm(p, v)
+        ctx.save_for_backward(grouped, k, v, p, out)
+        ctx.scale = scale
+        return out.view(heads, n, width)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, p, out = ctx.saved_tensors
+        shape, grad = grad.shape, grad.reshape(q.shape)
+        for_v = torch.bmm(p.transpose(1, 2), grad)
+        # d softmax: p * (dp - sum(p dp)), where sum(p dp) = grad . out
+        drift = (grad.float() * out.float()).sum(dim=-1, keepdim=True)
+        d = torch.bmm(grad, v.transpose(1, 2)).float().sub_(drift).mul_(p).mul_(ctx.scale).to(q.dtype)
+        return torch.bmm(d, k).view(shape), torch.bmm(d.transpose(1, 2), q), for_v, None
+
+
+@cache
+def _later(n: int) -> Tensor:
+    """[n, n] True where a key comes after the query."""
+    return torch.ones(n, n, dtype=torch.bool).triu_(1)
+
+
+def _flex(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, layout: Layout) -> Tensor:
+    def bend(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return cap * torch.tanh(score / cap) if cap is not None else score
+
+    attention = _compiled_flex() if q.is_cuda else _plain_flex()
+    out: Tensor = attention(
+        q, k, v, score_mod=None if cap is None else bend, block_mask=layout.block_mask(q.device), scale=scale,
+        enable_gqa=q.shape[1] != k.shape[1],
+    )  # fmt: skip
+    return out
+
+
+def _plain_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return flex_attention
+
+
+@cache
+def _compiled_flex() -> Any:
+    return torch.compile(_plain_flex(), dynamic=True)

@@ -1,0 +1,172 @@
+"""Hidden states of packed rows, by the checkpoint's own layers; padded rows where its attention cannot take a tree.
+
+What a model can take is tried out, not looked up: its first packed row is preceded by a probe of a few tokens, packed
+and padded, and where the two differ the model is given padded rows from then on, which is said once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from whet.models.attention import NAME, Layout
+from whet.schema.packed import Packed, Tree
+
+PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
+
+
+class Backbone:
+    """The layers of one model between its embeddings and its head."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self._whole = unwrapped(model)
+        self._layers: torch.nn.Module = getattr(self._whole, self._whole.base_model_prefix)
+        self._window = _window(self._whole)
+        self.refusal = self._why_not()
+        """Why rows are padded, or None where they are packed."""
+        if self.refusal is not None:
+            warnings.warn(f"rows are padded, not packed: {self.refusal}", stacklevel=2)
+
+    @property
+    def embeddings(self) -> torch.nn.Module:
+        embeddings: torch.nn.Module = self._whole.get_input_embeddings()
+        return embeddings
+
+    def hidden(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
+        """[T, H]: the last layer's output for every token. `embedded` [T, H] replaces the tokens' embeddings."""
+        if self.refusal is not None or (self._window is not None and _longest(packed.trees) > self._window):
+            return self._padded(packed, embedded)
+        return self._packed(packed, embedded)
+
+    def _packed(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
+        # transformers hands a mask of four dimensions on as it is; the attention of trees does not look at it.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device)
+        hidden: Tensor = self._layers(
+            input_ids=packed.input_ids.unsqueeze(0) if embedded is None else None,
+            inputs_embeds=None if embedded is None else embedded.unsqueeze(0),
+            position_ids=packed.position_ids.unsqueeze(0),
+            attention_mask=mask,
+            use_cache=False,
+            trees=Layout(packed.trees),
+        ).last_hidden_state
+        return hidden[0]
+
+    def _padded(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
+        places = row_places(packed.trees).to(packed.input_ids.device)  # [R, L], -1 is padding
+        real, place = places >= 0, places.clamp_min(0)
+        hidden: Tensor = self._layers(
+            input_ids=packed.input_ids[place] if embedded is None else None,
+            inputs_embeds=None if embedded is None else embedded[place],
+            attention_mask=real.long(),
+            use_cache=False,
+        ).last_hidden_state
+        # A prompt's tokens stand in several rows and are the same in all: the first row's are taken.
+        flat = torch.full((packed.num_tokens,), -1, dtype=torch.int64, device=places.device)
+        order = real.flatten().nonzero(as_tuple=True)[0].flip(0)
+        flat[place.flatten()[order]] = order
+        return hidden.flatten(0, 1)[flat]
+
+    def _why_not(self) -> str | None:
+        implementation = self._whole.config._attn_implementation
+        if implementation not in (NAME, "sdpa"):
+            return f"model.attention is {implementation}"
+        if not self._whole._supports_attention_backend:
+            return f"{type(self._whole).__name__} has an attention of its own"
+        kinds = set(_text_config(self._whole).__dict__.get("layer_types") or ()) - {
+            "full_attention", "sliding_attention",
+        }  # fmt: skip
+        if kinds:
+            return f"{type(self._whole).__name__} has layers of {', '.join(sorted(kinds))}"
+        self._whole.set_attn_implementation(NAME)
+        if self._probe_agrees():
+            return None
+        self._whole.set_attn_implementation(implementation)
+        return f"{type(self._whole).__name__} gives other numbers for packed rows"
+
+    def _probe_agrees(self) -> bool:
+        device = next(self._whole.parameters()).device
+        ids = torch.arange(1, 1 + sum(tree.num_tokens for tree in PROBE), device=device)
+        probe = from_trees(ids, PROBE)
+        with torch.no_grad(), _evaluating(self._whole):
+            try:
+                packed, padded = self._packed(probe).float(), self._padded(probe).float()
+            except (TypeError, ValueError, RuntimeError, IndexError):
+                return False  # a layer that does not pass `trees` on, or will not have the mask
+        narrow = next(self._whole.parameters()).dtype in (torch.bfloat16, torch.float16)
+        return bool((packed - padded).norm() <= (0.05 if narrow else 1e-3) * padded.norm())
+
+
+def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
+    """The transformers model under a peft adapter."""
+    whole: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    return whole
+
+
+def from_trees(ids: Tensor, trees: tuple[Tree, ...]) -> Packed:
+    """A packed row of these ids [T] whose every token but a row's first is a target."""
+    positions, sources, targets, rows, ends, row = [], [], [], [], [], 0
+    for tree in trees:
+        positions += range(tree.prompt)
+        paths = [range(start, start + size) for start, size in tree.spans()] or [
+            range(tree.start + 1, tree.start + tree.prompt)
+        ]
+        for path in paths:
+            if tree.branches:
+                positions += range(tree.prompt, tree.prompt + len(path))
+            last = tree.start + tree.prompt - 1 if tree.branches else tree.start
+            sources += [last, *path][: len(path)]
+            targets += path
+            rows += [row] * len(path)
+            ends.append([last, *path][-1])
+            row += 1
+
+    def tensor(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=ids.device)
+
+    return Packed(
+        input_ids=ids, position_ids=tensor(positions), trees=trees, sources=tensor(sources),
+        targets=ids[tensor(targets)], target_rows=tensor(rows), ends=tensor(ends),
+    )  # fmt: skip
+
+
+def row_places(trees: tuple[Tree, ...]) -> Tensor:
+    """[R, L] positions of each row's tokens in the packed row, -1 where the row is shorter than the longest."""
+    paths = []
+    for tree in trees:
+        prompt = [*range(tree.start, tree.start + tree.prompt)]
+        paths += [[*prompt, *range(start, start + size)] for start, size in tree.spans()] or [prompt]
+    longest = max(len(path) for path in paths)
+    return torch.tensor([path + [-1] * (longest - len(path)) for path in paths])
+
+
+def _longest(trees: tuple[Tree, ...]) -> int:
+    return max(tree.prompt + max(tree.branches, default=0) for tree in trees)
+
+
+def _text_config(whole: PreTrainedModel) -> torch.nn.Module:
+    return whole.config.get_text_config()
+
+
+def _window(whole: PreTrainedModel) -> int | None:
+    """Tokens that the layers with a sliding window see; shorter rows do not notice it."""
+    config = _text_config(whole).to_dict()
+    slides = "sliding_attention" in (config.get("layer_types") or ()) or (
+        not config.get("layer_types") and config.get("sliding_window")
+    )
+    return config.get("sliding_window") if slides else None
+
+
+@contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
