@@ -24,10 +24,13 @@ PLAN_KEYS = {
     "seed": "Fills every seed of the plan that is not set: data, train, rollout and tasks. A whole number.",
     "stages": "What is done, in order: sections with a `kind`; a bare word, such as `sft`, is that kind's defaults.",
 }
-REPEATED = ("watch", "tasks.data", "tasks.judge", "tasks.checker", "data.eval_files")
+REPEATED = (
+    "watch", "tasks.data", "tasks.judge", "tasks.checker", "data.eval_files", "objective.parts.objective",
+)  # fmt: skip
 """Sections with keys that stand elsewhere too; a long list leaves them out."""
 SAME = (
-    "watch.* has the keys of tasks.*; tasks.data.*, tasks.judge.*, tasks.checker.* those of data.*, judge.*, checker.*"
+    "watch.* has the keys of tasks.*; tasks.data.*, tasks.judge.*, tasks.checker.* those of data.*, judge.*,\n"
+    "checker.*; objective.parts.objective.* those of objective.*"
 )
 HEAD = """\
 Keys of a plan. A section at the top (data, train, ...) is a default for every stage that has it; what a stage says
@@ -77,11 +80,11 @@ def _one(key: str, found: Sequence[Entry]) -> str:
 
 
 def _texts(found: Sequence[Entry]) -> list[str]:
-    """What the key means: its own text, one a kind of stage where they differ, else the texts of its types."""
+    """What the key means: its own text, one a type or kind of stage where they differ, else the texts of its types."""
     by_text: dict[str, list[str]] = {}
     for entry in found:
         if entry.info.description:
-            by_text.setdefault(entry.info.description, []).append(entry.kind)
+            by_text.setdefault(entry.info.description, []).append(entry.tag or entry.kind)
     if len(by_text) > 1:
         return [_wrapped(f"{', '.join(dict.fromkeys(kinds))}: {text}") for text, kinds in by_text.items()]
     models = dict.fromkeys(model for entry in found for model in sections(entry.info.annotation))

@@ -9,8 +9,10 @@ from pydantic import Field
 from whet.config.base import Section
 from whet.config.data import Data
 from whet.config.evaluate import Task
-from whet.config.objective import PairwiseObjective, Sigmoid, SupervisedObjective
+from whet.config.objective import PairwiseObjective, SupervisedObjective
+from whet.config.pairwise import Sigmoid
 from whet.config.rollout import Checker, Judge, Pairs, Rollout
+from whet.config.supervised import Nll
 from whet.config.train import DpoTrain, Train
 
 
@@ -27,7 +29,7 @@ class SftStage(_Stage):
     kind: Literal["sft"] = "sft"
     data: Data = Data()
     train: Train = Train()
-    objective: SupervisedObjective = SupervisedObjective()
+    objective: SupervisedObjective = Nll()
     watch: tuple[Task, ...] = ()
     """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
 
