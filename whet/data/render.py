@@ -11,17 +11,19 @@ turn trained once, in the row where it is the last.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import sha256
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from whet.data.answers import Answered, answers_of, tools_of, values_of
 from whet.data.fit import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, fit
 from whet.data.ledger import Ledger
+from whet.data.pieces import settle
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.template import Template
-from whet.errors import DataError
+from whet.errors import DataError, UserError
 from whet.schema.records import (
     NOWHERE,
     Conversation,
@@ -51,6 +53,31 @@ __all__ = [
 
 VERSION = 1
 """Raise it when rendering changes: it is part of the fingerprint, which keys caches."""
+
+
+CHUNK = 256
+"""Records whose texts are tokenised together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A turn to train: the template's text up to where it begins, and with it."""
+
+    prompt: str
+    answered: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Draft:
+    """A record as text, still to be tokenised."""
+
+    record: Conversation | Answered
+    turns: tuple[Turn, ...]
+
+    @property
+    def texts(self) -> list[str]:
+        return [text for turn in self.turns for text in (turn.prompt, turn.answered)]
 
 
 class Renderer:
@@ -84,51 +111,80 @@ class Renderer:
 
         Raises DataError where nothing in the record is to be trained.
         """
-        messages = self._with_system(record.messages)
-        targets = [
-            index for index, message in enumerate(messages) if message.role == "assistant" and message.weight > 0
-        ]
-        if not targets:
-            raise DataError(
-                "no assistant turn to learn from", file=record.origin.file, line=record.origin.line, field="messages"
-            )
+        draft = self.draft(record)
+        return self._conversation_rows(draft, self.template.pieces.ids(draft.texts))
+
+    def group(self, record: Answered) -> RenderedGroup:
+        """Prompt and responses. Raises DataError where a response is more than one turn."""
+        draft = self.draft(record)
+        return self._group_row(draft, self.template.pieces.ids(draft.texts))
+
+    def draft(self, record: Conversation | Answered) -> Draft:
+        """The texts to tokenise. Raises DataError where the template refuses the turns, or there is nothing to train,
+
+        and ModelError where the template does not continue its own prompt.
+        """
+        match record:
+            case Conversation():
+                return Draft(record=record, turns=self._trained_turns(record))
+            case Preference() | Rating() | Ranking() | Scored():
+                messages, tools = self._with_system(record.prompt), tools_of(record)
+                answers = answers_of(record)
+                prompt = self.template.text(messages, tools, ask=True, origin=record.origin)
+                turns = (
+                    Turn(prompt, self.template.answered(prompt, (*messages, answer), tools, record.origin))
+                    for answer in answers
+                )
+                return Draft(record=record, turns=tuple(turns))
+
+    def rows(self, draft: Draft, ids: Mapping[str, list[int]]) -> tuple[Rendered | RenderedGroup, ...]:
+        """The rows of a draft, given the ids of its texts. Raises ModelError where answers cannot be told apart."""
+        match draft.record:
+            case Conversation():
+                return self._conversation_rows(draft, ids)
+            case _:
+                return (self._group_row(draft, ids),)
+
+    def _conversation_rows(self, draft: Draft, ids: Mapping[str, list[int]]) -> tuple[Rendered, ...]:
         rows: list[tuple[list[int], list[float]]] = []
-        for index in targets:
-            prompt, response = self._answer(messages, index, record)
-            shared = 0
+        origin = draft.record.origin
+        for turn in draft.turns:
+            prompt, response = ids[turn.prompt], self.template.response(turn.prompt, turn.answered, ids, origin)
+            earlier: list[float] = []
             if rows and prompt[: len(rows[-1][0])] == rows[-1][0]:
                 earlier = rows.pop()[1]
-                shared = len(earlier)
-            else:
-                earlier = []
-            weights = earlier + [0.0] * (len(prompt) - shared) + [messages[index].weight] * len(response)
+            weights = earlier + [0.0] * (len(prompt) - len(earlier)) + [turn.weight] * len(response)
             rows.append((prompt + response, weights))
         final = len(rows) - 1
         return tuple(
-            Rendered(ids=tuple(ids), weights=tuple(weights), origin=record.origin, last=number == final)
-            for number, (ids, weights) in enumerate(rows)
+            Rendered(ids=tuple(row), weights=tuple(weights), origin=origin, last=number == final)
+            for number, (row, weights) in enumerate(rows)
         )
 
-    def group(self, record: Preference | Rating | Ranking | Scored) -> RenderedGroup:
-        """Prompt and responses. Raises DataError where a response is more than one turn."""
-        messages, tools = self._with_system(record.prompt), _tools(record)
-        prompt = self.template.text(messages, tools, ask=True, origin=record.origin)
-        prompt_ids = self.template.ids(prompt)
-        responses = tuple(
-            tuple(self.template.response(prompt, prompt_ids, (*messages, answer), tools, record.origin))
-            for answer in answers_of(record)
-        )
+    def _group_row(self, draft: Draft, ids: Mapping[str, list[int]]) -> RenderedGroup:
+        record = draft.record
+        assert not isinstance(record, Conversation), "a conversation has no answers beside each other"
         return RenderedGroup(
-            prompt_ids=tuple(prompt_ids), response_ids=responses, values=values_of(record), origin=record.origin
+            prompt_ids=tuple(ids[draft.turns[0].prompt]),
+            response_ids=tuple(
+                tuple(self.template.response(turn.prompt, turn.answered, ids, record.origin)) for turn in draft.turns
+            ),
+            values=values_of(record),
+            origin=record.origin,
         )
 
-    def _answer(self, messages: Sequence[Message], index: int, record: Conversation) -> tuple[list[int], list[int]]:
-        """Ids of what stands before turn `index`, and of the turn."""
-        prompt = self.template.text(messages[:index], record.tools, ask=True, origin=record.origin)
-        prompt_ids = self.template.ids(prompt)
-        return prompt_ids, self.template.response(
-            prompt, prompt_ids, messages[: index + 1], record.tools, record.origin
-        )
+    def _trained_turns(self, record: Conversation) -> tuple[Turn, ...]:
+        messages, origin = self._with_system(record.messages), record.origin
+        turns = []
+        for index, message in enumerate(messages):
+            if message.role != "assistant" or message.weight <= 0:
+                continue
+            prompt = self.template.text(messages[:index], record.tools, ask=True, origin=origin)
+            answered = self.template.answered(prompt, messages[: index + 1], record.tools, origin)
+            turns.append(Turn(prompt, answered, message.weight))
+        if not turns:
+            raise DataError("no assistant turn to learn from", file=origin.file, line=origin.line, field="messages")
+        return tuple(turns)
 
     def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
         if self.system is None or (messages and messages[0].role == "system"):
@@ -143,66 +199,34 @@ def render_records(
 
     Raises TypeError for a prompt, which has nothing to learn, and ModelError where the template itself is at fault.
     """
-    for record in records:
-        try:
-            match record:
-                case Conversation():
-                    yield from renderer.conversations(record)
-                case Preference() | Rating() | Ranking() | Scored():
-                    yield renderer.group(record)
-                case Prompt():
-                    raise TypeError("a prompt is not trained on")
-        except DataError as error:
-            if on_bad_row == "error":
-                raise
-            ledger.drop(error.problem, record.origin, str(error))
+    records = iter(records)
+    while chunk := list(islice(records, CHUNK)):
+        drafts = [_draft(renderer, record) for record in chunk]
+        ids = renderer.template.pieces.ids(text for draft in drafts if isinstance(draft, Draft) for text in draft.texts)
+        for record, draft in zip(chunk, drafts, strict=True):
+            try:
+                if isinstance(draft, UserError):
+                    raise draft
+                yield from renderer.rows(draft, ids)
+            except DataError as error:
+                if on_bad_row == "error":
+                    raise
+                ledger.drop(error.problem, record.origin, str(error))
 
 
-def answers_of(record: Preference | Rating | Ranking | Scored) -> tuple[Message, ...]:
-    """The answers, a preference's chosen one first. Raises DataError where one of them is several turns."""
-    match record:
-        case Preference():
-            return _only(record.chosen, "chosen", record.origin), _only(record.rejected, "rejected", record.origin)
-        case Rating():
-            return (_only(record.response, "response", record.origin),)
-        case Ranking() | Scored():
-            return tuple(Message("assistant", text) for text in record.responses)
-
-
-def values_of(record: Preference | Rating | Ranking | Scored) -> tuple[float, ...]:
-    """What the record says of each answer; see `RenderedGroup.values`."""
-    match record:
-        case Preference(margin=float() | int() as margin):
-            return (float(margin), 0.0)
-        case Preference(chosen_score=float() | int() as chosen, rejected_score=float() | int() as rejected):
-            return (float(chosen - rejected), 0.0)
-        case Preference():
-            return ()
-        case Rating():
-            return (float(record.label),)
-        case Ranking():
-            return record.ranks
-        case Scored():
-            return record.values
-
-
-def _only(turns: Sequence[Message], field: str, origin: Origin) -> Message:
-    if len(turns) == 1:
-        return turns[0]
-    raise DataError(
-        f"has {len(turns)} turns, and one answer is compared with another",
-        file=origin.file,
-        line=origin.line,
-        field=field,
-        fix="move what the answers have in common into the prompt",
-    )
-
-
-def _tools(record: Preference | Rating | Ranking | Scored) -> Sequence[Mapping[str, Any]]:
-    return record.tools if isinstance(record, Preference | Rating) else ()
+def _draft(renderer: Renderer, record: Record) -> Draft | UserError:
+    """The record's texts, or what is wrong with it: to be said when its turn comes."""
+    if isinstance(record, Prompt):
+        raise TypeError("a prompt is not trained on")
+    try:
+        return renderer.draft(record)
+    except UserError as error:
+        return error
 
 
 def _state(tokenizer: PreTrainedTokenizerBase) -> str:
     """A fast tokenizer's whole definition, without the padding and truncation that an earlier call left in it."""
-    state = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps({**state, "padding": None, "truncation": None}, sort_keys=True)
+    settle(tokenizer.backend_tokenizer)
+    state = tokenizer.backend_tokenizer.to_str()
+    assert isinstance(state, str)
+    return state

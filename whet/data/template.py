@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from whet.data.pieces import Pieces
 from whet.data.row import quote
 from whet.errors import DataError, ModelError
 from whet.schema.records import Message, Origin
@@ -42,7 +43,10 @@ class Template:
         }
         self.knows_system = True
         """False where the template refuses or ignores system turns: their text then begins the first user turn."""
-        self.end_id = self._probe_end()
+        self._blank: dict[tuple[int, ...], bool] = {}
+        text = self._probe_text()
+        self.pieces = Pieces(tokenizer, text)
+        self.end_id = self._probe_end(text)
         """Token that ends an assistant turn: the last one a response learns, and where an engine has to stop."""
         self.knows_system = self._takes_system()
 
@@ -75,46 +79,44 @@ class Template:
 
     def ids(self, text: str) -> list[int]:
         """Token ids of rendered text: the template has written all special tokens itself."""
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return self.pieces.ids((text,))[text]
 
-    def response(
+    def answered(
         self,
         prompt: str,
-        prompt_ids: Sequence[int],
         messages: Sequence[Message],
         tools: Sequence[Mapping[str, Any]],
         origin: Origin,
-    ) -> list[int]:
-        """Ids of the last turn of `messages`, which answers `prompt`, its end-of-turn token included.
+    ) -> str:
+        """The text of turns of which the last answers `prompt`.
 
         Raises ModelError where the template does not continue the prompt, so that no boundary exists.
         """
-        answered = self.text(messages, tools, ask=False, origin=origin)
-        if not answered.startswith(prompt):
-            at = next(
-                (i for i, (a, b) in enumerate(zip(prompt, answered, strict=False)) if a != b),
-                min(len(prompt), len(answered)),
-            )
-            raise ModelError(
-                f"the chat template writes an answered turn that does not begin with its prompt ({origin})",
-                file=self.name,
-                found=f"prompt goes on {quote(prompt[at : at + 40])}, the turn {quote(answered[at : at + 40])}",
-                fix="give a template without that difference by model.chat_template",
-            )
-        ids = self._after(prompt, prompt_ids, answered, origin)
-        return self._ended(ids, origin)
+        text = self.text(messages, tools, ask=False, origin=origin)
+        if text.startswith(prompt):
+            return text
+        shorter = min(len(prompt), len(text))
+        at = next((i for i in range(shorter) if prompt[i] != text[i]), shorter)
+        raise ModelError(
+            f"the chat template writes an answered turn that does not begin with its prompt ({origin})",
+            file=self.name,
+            found=f"prompt goes on {quote(prompt[at : at + 40])}, the turn {quote(text[at : at + 40])}",
+            fix="give a template without that difference by model.chat_template",
+        )
 
-    def _after(self, prompt: str, prompt_ids: Sequence[int], answered: str, origin: Origin) -> list[int]:
-        """Ids that follow the prompt's. Where a token would straddle the boundary the answer is tokenised by itself,
+    def response(self, prompt: str, answered: str, ids: Mapping[str, list[int]], origin: Origin) -> list[int]:
+        """Ids of the turn that answers `prompt`, its end-of-turn token included; `ids` holds those of both texts.
 
-        which is what an engine does: it never takes back a token of its prompt.
+        Raises ModelError where the turn cannot be told from the prompt, or does not end like others.
         """
-        whole = self.ids(answered)
-        if whole[: len(prompt_ids)] == list(prompt_ids):
-            return whole[len(prompt_ids) :]
+        before, whole = ids[prompt], ids[answered]
+        if whole[: len(before)] == before:
+            return self._ended(whole[len(before) :], origin)
+        # A token would straddle the boundary: the answer is tokenised by itself, which is what an engine does, since it
+        # never takes back a token of its prompt.
         alone = self.ids(answered[len(prompt) :])
-        if self._decode([*prompt_ids, *alone]) == self._decode(whole):
-            return alone
+        if self._decode([*before, *alone]) == self._decode(whole):
+            return self._ended(alone, origin)
         raise ModelError(
             f"the tokens of prompt and answer cannot be told apart ({origin})",
             file=self.name,
@@ -129,19 +131,24 @@ class Template:
 
     def _ended(self, ids: list[int], origin: Origin) -> list[int]:
         """The ids up to the end-of-turn token; what the template writes after it belongs to the next turn's prompt."""
-        last = max((index for index, token in enumerate(ids) if token == self.end_id), default=None)
-        rest = None if last is None else self._decode(ids[last + 1 :])
-        if last is None or (rest and rest.strip()):
+        end = len(ids) - ids[::-1].index(self.end_id) if self.end_id in ids else 0
+        if not end or not self._says_nothing(tuple(ids[end:])):
             raise ModelError(
                 f"the chat template does not end this turn like others ({origin})",
                 file=self.name,
                 found=quote(self._decode(ids[-12:])),
                 fix="give another template by model.chat_template",
             )
-        return ids[: last + 1]
+        return ids[:end]
 
-    def _probe_end(self) -> int:
-        """The first special token after the words of an assistant turn."""
+    def _says_nothing(self, ids: tuple[int, ...]) -> bool:
+        """Whether these are spaces at most. Remembered, since a template ends nearly all turns alike."""
+        if ids not in self._blank:
+            self._blank[ids] = not self._decode(ids).strip()
+        return self._blank[ids]
+
+    def _probe_text(self) -> str:
+        """A question and its answer, as the template writes them."""
         turns = (Message("user", "question"), Message("assistant", _PROBE))
         try:
             text = self.text(turns, (), ask=False)
@@ -155,6 +162,10 @@ class Template:
                 file=self.name,
                 fix="give another by model.chat_template",
             )
+        return text
+
+    def _probe_end(self, text: str) -> int:
+        """The first special token after the words of an assistant turn."""
         after = self.ids(text.rpartition(_PROBE)[2])
         end = next((token for token in after if token in self._special), None)
         if end is None:
