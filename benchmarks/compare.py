@@ -14,7 +14,7 @@ from benchmarks.job import Outcome, Side, Task, Training
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import Workplace, run_rounds
 from benchmarks.shapes import SHAPES, batch_size
-from benchmarks.table import describe, save
+from benchmarks.table import conclude, describe, save
 from benchmarks.texts import Lengths, write_texts
 from whet.errors import UserError, nearest
 
@@ -64,7 +64,7 @@ def compare(options: Comparison, work: Path) -> list[SideFigures]:
     peak = options.peak_tflops * 1e12 if options.peak_tflops else peak_flops(name) if name else None
     figures = summarise(outcomes, work_done, peak)
     print_losses(figures)
-    print("\n" + describe(figures))
+    print("\n" + describe(figures) + "\n" + conclude(figures))
     if options.save:
         print(f"kept in {save(options.save, entry(options, training, work_done, name, figures))}")
     return figures
@@ -82,7 +82,7 @@ def sides_of(options: Comparison) -> tuple[Side, ...]:
     if options.peer == "own":
         return ("whet", "whet-unshared")
     padding_free: tuple[Side, ...] = ("trl-padding-free",) if options.task == "sft" else ()
-    return ("whet", "trl-tuned", *padding_free, "trl-default")
+    return ("whet", "trl-tuned", "trl-one-by-one", *padding_free, "trl-default")
 
 
 def training_of(options: Comparison, work: Path) -> Training:

@@ -39,23 +39,26 @@ def row_tokens(task: Task, row: Row) -> int:
     return 2 * len(row["prompt"]) + len(row["chosen"]) + len(row["rejected"])
 
 
+def shared_tokens(task: Task, row: Row) -> int:
+    """Tokens that need to pass the model: a pair's prompt once."""
+    return row_tokens(task, row) - (0 if task == "sft" else len(row["prompt"]))
+
+
 def step_flops(task: Task, rows: Sequence[Row], shape: Shape, rank: int) -> float:
     """FLOPs of one optimiser step over `rows`."""
     return sum(row_flops(task, row, shape, rank) for row in rows)
 
 
 def row_flops(task: Task, row: Row, shape: Shape, rank: int) -> float:
+    tokens = shared_tokens(task, row)
     if task == "sft":
-        tokens = len(row["ids"])
         trained = sum(label != IGNORED for label in row["labels"][1:])
         seen = tokens * (tokens + 1) / 2
     else:
         prompt, responses = len(row["prompt"]), (len(row["chosen"]), len(row["rejected"]))
-        tokens = prompt + sum(responses)
-        trained = sum(responses)
+        trained = sum(responses) if task == "dpo" else 0
         seen = prompt * (prompt + 1) / 2 + sum(c * prompt + c * (c + 1) / 2 for c in responses)
-    head = 0 if task == "reward" else trained * shape.vocabulary * shape.hidden
-    frozen = 2 * (tokens * shape.layers * shape.layer_products + head)
+    frozen = 2 * (tokens * shape.layers * shape.layer_products + trained * shape.vocabulary * shape.hidden)
     attention = 4 * shape.attention_width * shape.layers * seen
     adapter = 2 * tokens * shape.lora_parameters(rank)
     reference = frozen + attention if task == "dpo" else 0

@@ -13,7 +13,8 @@ from typing import Literal
 
 Task = Literal["sft", "dpo", "reward"]
 TASKS: tuple[Task, ...] = ("sft", "dpo", "reward")
-Side = Literal["whet", "whet-unshared", "trl-default", "trl-tuned", "trl-padding-free"]
+Side = Literal["whet", "whet-unshared", "trl-tuned", "trl-one-by-one", "trl-padding-free", "trl-default"]
+"""Who trains, and how set up; the peers' settings are in their own modules."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,6 +36,17 @@ def describe(figures: Sequence[SideFigures]) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def conclude(figures: Sequence[SideFigures]) -> str:
+    """The comparison with the fastest of the other sides, in a sentence."""
+    first, *others = figures
+    if not others:
+        return ""
+    fastest = min(others, key=lambda side: side.step_seconds)
+    assert fastest.time_ratio is not None and fastest.memory_ratio is not None
+    time, memory = fastest.time_ratio.median, fastest.memory_ratio.median
+    return f"{first.side}: {time:.2f} times as fast as {fastest.side}, the fastest other, in {memory:.2f} of its memory"
+
+
 def _ratio(spread: Spread | None, unit: str) -> str:
     return f"{spread.median:.2f}{unit} ({spread.low:.2f}-{spread.high:.2f})" if spread else ""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,21 +38,33 @@ class Settings:
     """Type the frozen weights are loaded in."""
     log_every: int
     """Its logs cost little, and are not timed."""
+    micro_batch: int
+    """Records a forward pass; the step adds up its micro-batches."""
     padding_free: bool = False
     """SFT: rows laid end to end; attention sees the boundaries in the positions."""
 
 
 def settings_for(job: Job) -> Settings:
-    """`default` is what TRL does when nothing is set; the others are what a careful user would set."""
-    lean = "bfloat16" if job.training.precision == "bf16" else "float32"
-    quiet = job.training.steps + 1
+    """`default` is what TRL does when nothing is set; the others are what a careful user would set.
+
+    One by one, no row is padded to another's length (in a pair one still is), and a step needs less memory.
+    """
+    whole = job.training.batch_size
+    tuned = Settings(
+        gradient_checkpointing=False,
+        weights="bfloat16" if job.training.precision == "bf16" else "float32",
+        log_every=job.training.steps + 1,
+        micro_batch=whole,
+    )
     match job.side:
         case "trl-default":
-            return Settings(gradient_checkpointing=True, weights="float32", log_every=10)
+            return Settings(gradient_checkpointing=True, weights="float32", log_every=10, micro_batch=whole)
         case "trl-tuned":
-            return Settings(gradient_checkpointing=False, weights=lean, log_every=quiet)
+            return tuned
+        case "trl-one-by-one":
+            return replace(tuned, micro_batch=1)
         case "trl-padding-free":
-            return Settings(gradient_checkpointing=False, weights=lean, log_every=quiet, padding_free=True)
+            return replace(tuned, padding_free=True)
         case "whet" | "whet-unshared":
             raise ValueError(job.side)
 
@@ -64,6 +76,7 @@ class StepClock(TrainerCallback):
         self.seconds: list[float] = []
         self.losses: list[torch.Tensor] = []
         self._began = 0.0
+        self._parts: list[torch.Tensor] = []
 
     def watch(self, trainer: Trainer) -> None:
         """Stand before the two methods of the trainer that no callback sees, and change nothing of what they do."""
@@ -71,11 +84,12 @@ class StepClock(TrainerCallback):
 
         def timed_fetch(*args: Any) -> Any:
             self._began = time.perf_counter()
+            self._parts = []
             return fetch(*args)
 
         def noted_step(*args: Any) -> torch.Tensor:
             loss = train(*args)
-            self.losses.append(loss.detach())
+            self._parts.append(loss.detach())
             return loss
 
         trainer.get_batch_samples, trainer.training_step = timed_fetch, noted_step
@@ -85,6 +99,8 @@ class StepClock(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
         self.seconds.append(time.perf_counter() - self._began)
+        # Each micro-batch's loss is its share of the step's.
+        self.losses.append(torch.stack(self._parts).sum())
         return control
 
 
@@ -100,14 +116,20 @@ def train(job: Job) -> Trained:
     return Trained(
         step_seconds=clock.seconds,
         losses=[float(loss) for loss in clock.losses],
-        first_step={name: value for name, value in trainer.state.log_history[0].items() if isinstance(value, float)},
+        first_step=first_log(trainer.state.log_history[0]),
         total_seconds=time.perf_counter() - began,
         settings={
             "gradient checkpointing": str(settings.gradient_checkpointing),
             "frozen weights": settings.weights,
+            "records a forward pass": str(settings.micro_batch),
             "padding": "none" if settings.padding_free else "to the longest row",
         },
     )
+
+
+def first_log(log: dict[str, float]) -> dict[str, float]:
+    """Numbers of the first step under whet's names."""
+    return {"tokens" if name == "num_tokens" else name: value for name, value in log.items()}
 
 
 def build_trainer(job: Job, settings: Settings, rows: list[Row]) -> Trainer:
@@ -144,7 +166,8 @@ def common_arguments(job: Job, settings: Settings) -> dict[str, Any]:
     return {
         "output_dir": job.folder,
         "max_steps": training.steps,
-        "per_device_train_batch_size": training.batch_size,
+        "per_device_train_batch_size": settings.micro_batch,
+        "gradient_accumulation_steps": training.batch_size // settings.micro_batch,
         "learning_rate": training.learning_rate,
         "lr_scheduler_type": "constant",
         "train_sampling_strategy": "sequential",

@@ -23,7 +23,7 @@ def train(job: Job) -> Trained:
     return Trained(
         step_seconds=[row["step_seconds"] for row in steps],
         losses=[row["loss"] for row in steps],
-        first_step={name: value for name, value in steps[0].items() if isinstance(value, float)},
+        first_step={name: value for name, value in steps[0].items() if isinstance(value, int | float)},
         total_seconds=total,
     )
 

@@ -15,7 +15,7 @@ def measure(job: Job) -> Outcome:
     match job.side:
         case "whet" | "whet-unshared":
             from benchmarks.whet_side import train
-        case "trl-default" | "trl-tuned" | "trl-padding-free":
+        case "trl-tuned" | "trl-one-by-one" | "trl-padding-free" | "trl-default":
             from benchmarks.trl_side import train
     import torch
 
