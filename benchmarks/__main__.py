@@ -50,8 +50,8 @@ def add_options(task: argparse.ArgumentParser) -> None:
     add("--peer", choices=["trl", "own"], default="trl", help="own: whet without prefix sharing")
     add("--sides", help=f"only these, comma-separated, the first to compare with: {', '.join(get_args(Side))}")
     add("--data", nargs="+", help="files whet reads; without it texts are made up")
-    add("--prompt-tokens", type=int, default=128, help="made-up texts: mean tokens of a prompt")
-    add("--response-tokens", type=int, default=128, help="made-up texts: mean tokens of a response")
+    add("--prompt-tokens", type=int, help="made-up texts: mean tokens of a prompt (128)")
+    add("--response-tokens", type=int, help="made-up texts: mean tokens of a response (128; 76 behind long prompts)")
     add("--long-prompts", action="store_true", help="made-up prompts of four times the response")
     add("--max-length", type=int, default=512)
     add("--batch-size", type=int, help="records a step; by default by task and model")
@@ -66,14 +66,19 @@ def add_options(task: argparse.ArgumentParser) -> None:
 
 
 def comparison(options: argparse.Namespace) -> Comparison:
+    if options.data and (options.long_prompts or options.prompt_tokens or options.response_tokens):
+        raise UserError("lengths are those of the files", field="--data", fix="ask for lengths of made-up texts only")
+    if options.peer == "own" and options.command == "sft":
+        raise UserError("a conversation shares no prompt", field="--peer", found="own", fix="take dpo or reward")
+    response = options.response_tokens or (76 if options.long_prompts else 128)
     return Comparison(
         task=options.command,
         model=options.model,
         peer=options.peer,
         sides=tuple(options.sides.split(",")) if options.sides else None,
         data=tuple(str(Path(file).resolve()) for file in options.data or ()),
-        prompt_tokens=4 * options.response_tokens if options.long_prompts else options.prompt_tokens,
-        response_tokens=options.response_tokens,
+        prompt_tokens=4 * response if options.long_prompts else options.prompt_tokens or 128,
+        response_tokens=response,
         max_length=options.max_length,
         batch_size=options.batch_size,
         rounds=options.rounds,

@@ -26,7 +26,7 @@ from whet.data.sources import read_records
 from whet.data.tokens import load_tokenizer, texts_of
 from whet.errors import DataError, UserError
 from whet.models.tiny import train_tokenizer
-from whet.schema.records import Record
+from whet.schema.records import Record, RecordKind
 
 MAX_VOCABULARY = 32_768
 """Entries of the tokenizer, where the texts offer as many."""
@@ -48,7 +48,7 @@ def prepare(training: Training, size: str) -> None:
 
 
 def read(training: Training) -> list[Record]:
-    kind = "conversation" if training.task == "sft" else "preference"
+    kind: RecordKind = "conversation" if training.task == "sft" else "preference"
     records, _ = read_records(Data(files=training.data, on_bad_row="drop"), (kind,))
     return records
 

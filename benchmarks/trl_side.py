@@ -21,7 +21,12 @@ from benchmarks.job import Job, Trained, Training
 from whet.errors import UserError
 
 try:
-    from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+    from trl.trainer.dpo_config import DPOConfig
+    from trl.trainer.dpo_trainer import DPOTrainer
+    from trl.trainer.reward_config import RewardConfig
+    from trl.trainer.reward_trainer import RewardTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 except ImportError as error:
     raise UserError("TRL is not installed", field="--peer", fix="pip install 'trl>=1.16'") from error
 
@@ -69,7 +74,7 @@ def settings_for(job: Job) -> Settings:
             raise ValueError(job.side)
 
 
-class StepClock(TrainerCallback):
+class StepClock(TrainerCallback):  # type: ignore[misc]  # transformers is not type-checked
     """Seconds and loss of each step. A step begins where its rows are fetched and ends behind the optimiser."""
 
     def __init__(self) -> None:
@@ -80,7 +85,8 @@ class StepClock(TrainerCallback):
 
     def watch(self, trainer: Trainer) -> None:
         """Stand before the two methods of the trainer that no callback sees, and change nothing of what they do."""
-        fetch, train = trainer.get_batch_samples, trainer.training_step
+        fetch: Any = trainer.get_batch_samples
+        train: Any = trainer.training_step
 
         def timed_fetch(*args: Any) -> Any:
             self._began = time.perf_counter()
@@ -88,11 +94,12 @@ class StepClock(TrainerCallback):
             return fetch(*args)
 
         def noted_step(*args: Any) -> torch.Tensor:
-            loss = train(*args)
+            loss: torch.Tensor = train(*args)
             self._parts.append(loss.detach())
             return loss
 
-        trainer.get_batch_samples, trainer.training_step = timed_fetch, noted_step
+        trainer.get_batch_samples = timed_fetch
+        trainer.training_step = noted_step  # type: ignore[method-assign]
         trainer.add_callback(self)
 
     def on_step_end(

@@ -17,7 +17,9 @@ from benchmarks.rounds import check_same_work
 from benchmarks.shapes import SHAPES, Shape, batch_size, build_model
 from benchmarks.table import BEGIN, END, conclude, describe, save, write_readme
 from benchmarks.texts import Lengths, write_texts
-from whet.data.rendered import Rendered
+from benchmarks.whet_side import pack_apart
+from whet.data.pack import pack_groups
+from whet.data.rendered import Rendered, RenderedGroup
 from whet.errors import DataError, RunError
 from whet.models.tiny import train_tokenizer
 
@@ -34,8 +36,9 @@ def training(folder: Path, **changes: object) -> Training:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def outcome(seconds: list[float], peak: int = 4_000_000_000, **first_step: float) -> Outcome:
-    trained = Trained(step_seconds=seconds, losses=[0.7] * len(seconds), first_step=first_step, total_seconds=10.0)
+def outcome(seconds: list[float], first_step: dict[str, float] | None = None, peak: int = 4_000_000_000) -> Outcome:
+    losses = [0.7] * len(seconds)
+    trained = Trained(step_seconds=seconds, losses=losses, first_step=first_step or {}, total_seconds=10.0)
     return Outcome(trained=trained, peak_bytes=peak, imported_bytes=500_000_000, threads=1)
 
 
@@ -102,7 +105,7 @@ def test_jobs_and_outcomes_survive_their_files(tmp_path: Path) -> None:
     job = Job(side="trl-tuned", training=training(tmp_path), folder="x")
     write_job(tmp_path / "job.json", job)
     assert read_job(tmp_path / "job.json") == job
-    result = outcome([1.0, 2.0], loss=0.69)
+    result = outcome([1.0, 2.0], {"loss": 0.69})
     write_outcome(tmp_path / "out.json", result)
     assert read_outcome(tmp_path / "out.json") == result
 
@@ -141,12 +144,12 @@ def test_sides_that_did_other_work_are_not_compared(tmp_path: Path) -> None:
     made = training(tmp_path)
     Path(made.rows).write_text(json.dumps([PAIR] * 6), encoding="utf-8")
     logged = {"tokens": 18.0, "loss": 0.6931, "logps/chosen": -20.0, "logps/rejected": -10.0}
-    ours = outcome([1.0], **logged)
-    check_same_work({"whet": outcome([1.0], **logged | {"tokens": 12.0}), "trl-tuned": ours}, made)
+    ours = outcome([1.0], logged)
+    check_same_work({"whet": outcome([1.0], logged | {"tokens": 12.0}), "trl-tuned": ours}, made)
     with pytest.raises(RunError, match="did not train on the prepared rows"):
-        check_same_work({"whet": outcome([1.0], **logged | {"tokens": 13.0}), "trl-tuned": ours}, made)
+        check_same_work({"whet": outcome([1.0], logged | {"tokens": 13.0}), "trl-tuned": ours}, made)
     with pytest.raises(RunError, match="logps/chosen: whet and trl-tuned did not do the same work"):
-        check_same_work({"whet": outcome([1.0], **logged | {"logps/chosen": -20.3}), "trl-tuned": ours}, made)
+        check_same_work({"whet": outcome([1.0], logged | {"logps/chosen": -20.3}), "trl-tuned": ours}, made)
 
 
 def test_kept_results_become_a_table(tmp_path: Path) -> None:
@@ -181,6 +184,25 @@ def test_a_mistake_is_one_line(capsys: pytest.CaptureFixture[str], tmp_path: Pat
     assert "did you mean trl-tuned?" in capsys.readouterr().err
     assert main(["dpo", "--prompt-tokens", "600", "--work", str(tmp_path)]) == 2
     assert "--max-length: made-up rows would be cut" in capsys.readouterr().err
+    assert main(["sft", "--peer", "own"]) == 2
+    assert "a conversation shares no prompt" in capsys.readouterr().err
+    assert main(["dpo", "--data", "x.jsonl", "--long-prompts"]) == 2
+    assert "lengths are those of the files" in capsys.readouterr().err
+
+
+def test_without_sharing_every_response_has_a_prompt_of_its_own_and_the_same_targets() -> None:
+    groups = [
+        RenderedGroup(prompt_ids=(1, 2, 3), response_ids=((4, 5), (6,))),
+        RenderedGroup(prompt_ids=(7,), response_ids=((8,), (9, 10))),
+    ]
+    shared, apart = pack_groups(groups), pack_apart(groups)
+    assert (shared.num_tokens, apart.num_tokens) == (10, 14)
+    assert apart.num_rows == shared.num_rows == 4
+    assert apart.targets.tolist() == shared.targets.tolist() == [4, 5, 6, 8, 9, 10]
+    assert apart.target_rows.tolist() == shared.target_rows.tolist()
+    assert apart.input_ids[apart.sources].tolist() == shared.input_ids[shared.sources].tolist()
+    assert apart.position_ids[apart.sources].tolist() == shared.position_ids[shared.sources].tolist()
+    assert apart.input_ids[apart.ends].tolist() == [5, 6, 8, 10]
 
 
 def sharpen(checkpoint: str) -> None:
