@@ -1,4 +1,4 @@
-"""Pairwise formulas against numbers worked out by hand in float64."""
+"""Formulas of the difference h against numbers worked out by hand in float64: h = (2, -0.5), see `pairs`."""
 
 from __future__ import annotations
 
@@ -7,29 +7,18 @@ import math
 import pytest
 import torch
 
-from whet.objectives.pairwise import PairLogprobs, ipo_length, ipo_sum, sigmoid
-
-
-def pairs(
-    chosen=(-10.0, -4.0), rejected=(-12.0, -3.0), ref_chosen=(-11.0, -4.5), ref_rejected=(-11.0, -4.0)
-) -> PairLogprobs:
-    """Two pairs. r_w = (1, 0.5), r_l = (-1, 1), so h = (2, -0.5); lengths (5, 2) and (4, 4)."""
-
-    def tensor(values: tuple[float, ...]) -> torch.Tensor:
-        return torch.tensor(values, dtype=torch.float64)
-
-    return PairLogprobs(
-        chosen=tensor(chosen).requires_grad_(),
-        rejected=tensor(rejected).requires_grad_(),
-        reference_chosen=tensor(ref_chosen),
-        reference_rejected=tensor(ref_rejected),
-        chosen_length=tensor((5.0, 2.0)),
-        rejected_length=tensor((4.0, 4.0)),
-    )
-
-
-def softplus(x: float) -> float:
-    return math.log1p(math.exp(x))
+from tests.objectives.pairs import at_reference, means, pairs, sigma, softplus
+from whet.objectives.pairwise import (
+    PairLogprobs,
+    discopop,
+    exo,
+    hinge,
+    ipo_length,
+    ipo_sum,
+    robust,
+    sigmoid,
+    sigmoid_norm,
+)
 
 
 def test_sigmoid_is_minus_log_sigma_of_beta_h() -> None:
@@ -54,12 +43,31 @@ def test_gradient_weight_is_the_chance_of_the_wrong_order() -> None:
     torch.testing.assert_close(batch.rejected.grad, -expected)
 
 
-def test_at_the_reference_sigmoid_is_log_two_a_pair() -> None:
-    same = pairs(ref_chosen=(-10.0, -4.0), ref_rejected=(-12.0, -3.0))
-    for beta in (0.01, 0.1, 5.0):
-        assert sigmoid(same, beta=beta).total.item() == pytest.approx(2 * math.log(2), abs=1e-12)
-    assert ipo_sum(same, tau=0.1).total.item() == pytest.approx(2 * 25.0, abs=1e-12)
-    assert ipo_length(same, tau=0.1).total.item() == pytest.approx(2 * 25.0, abs=1e-12)
+def test_robust_takes_the_flipped_loss_off() -> None:
+    # ((1-e) l(z) - e l(-z)) / (1-2e), z = 1 and -0.25, e = 0.1: (0.9 * 0.3132617 - 0.1 * 1.3132617) / 0.8 = 0.1882617
+    # and (0.9 * 0.8259394 - 0.1 * 0.5759394) / 0.8 = 0.8571894
+    loss = robust(pairs(), beta=0.5, label_smoothing=0.1)
+    assert loss.total.item() == pytest.approx(0.188261687518 + 0.857189419879, abs=1e-9)
+
+
+def test_robust_is_unbiased_for_flipped_labels() -> None:
+    # Flip labels with probability e and average: what comes out is the DPO loss of the true labels.
+    e, straight = 0.2, pairs()
+    turned = pairs(chosen=(-12.0, -3.0), rejected=(-10.0, -4.0), ref_chosen=(-11.0, -4.0), ref_rejected=(-11.0, -4.5))
+    mean = (1 - e) * robust(straight, beta=0.5, label_smoothing=e).total + e * robust(
+        turned, beta=0.5, label_smoothing=e
+    ).total
+    assert mean.item() == pytest.approx(sigmoid(straight, beta=0.5).total.item(), abs=1e-12)
+
+
+def test_hinge_is_flat_beyond_its_margin() -> None:
+    # max(0, 1 - 0.5 * 2) = 0 and max(0, 1 - 0.5 * -0.5) = 1.25; with beta 1: 0 and 1.5
+    assert hinge(pairs(), beta=0.5).total.item() == pytest.approx(1.25, abs=1e-12)
+    batch = pairs()
+    loss = hinge(batch, beta=1.0)
+    assert loss.total.item() == pytest.approx(1.5, abs=1e-12)
+    loss.total.backward()
+    torch.testing.assert_close(batch.chosen.grad, torch.tensor([0.0, -1.0], dtype=torch.float64))
 
 
 def test_ipo_pulls_h_to_its_target() -> None:
@@ -69,17 +77,77 @@ def test_ipo_pulls_h_to_its_target() -> None:
     assert ipo_length(pairs(), tau=0.5).total.item() == pytest.approx(1.3025, abs=1e-12)
 
 
+def test_exo_is_the_reverse_kl_to_the_smoothed_label() -> None:
+    # q = sigma(z) against p = 0.9: q log(q/p) + (1-q) log((1-q)/(1-p)), z = 1 and -0.25
+    expected = 0.0
+    for z in (1.0, -0.25):
+        q = sigma(z)
+        expected += q * math.log(q / 0.9) + (1 - q) * math.log((1 - q) / 0.1)
+    loss = exo(pairs(), beta=0.5, label_smoothing=0.1)
+    assert loss.total.item() == pytest.approx(expected, abs=1e-12)
+    # It is zero where q is the label: beta h = log(0.9 / 0.1) for both pairs, here by h = 2.
+    same = pairs(rejected=(-12.0, -5.5))
+    assert exo(same, beta=math.log(9.0) / 2, label_smoothing=0.1).total.item() == pytest.approx(0.0, abs=1e-12)
+
+
+def test_discopop_blends_logistic_and_exponential() -> None:
+    # z = 1 and -0.25, m = sigma(z / 0.5) = sigma(2) and sigma(-0.5): (1 - m) log(1 + e^-z) + m e^-z
+    expected = sum((1 - sigma(z / 0.5)) * softplus(-z) + sigma(z / 0.5) * math.exp(-z) for z in (1.0, -0.25))
+    assert discopop(pairs(), beta=0.5, tau=0.5).total.item() == pytest.approx(expected, abs=1e-12)
+
+
+def test_discopop_stays_finite_far_from_the_reference() -> None:
+    batch = pairs(chosen=(-3000.0, 0.0), rejected=(0.0, -3000.0))
+    loss = discopop(batch, beta=1.0, tau=0.05)
+    loss.total.backward()
+    # z = -2999 on the first pair: the logistic loss alone, |z| of it; z = +2999.5 or so on the second: nothing.
+    assert loss.total.item() == pytest.approx(3000.0, abs=1e-6)
+    assert batch.chosen.grad is not None and batch.chosen.grad.tolist() == pytest.approx([-1.0, 0.0])
+
+
+def test_sigmoid_norm_takes_the_mean_token() -> None:
+    # h per token: 1/5 + 1/4 = 0.45 and 0.5/2 - 1/4 = 0; beta 5: log(1 + e^-2.25) + log 2
+    loss = sigmoid_norm(pairs(), beta=5.0)
+    assert loss.total.item() == pytest.approx(softplus(-2.25) + math.log(2.0), abs=1e-12)
+    smoothed = sigmoid_norm(pairs(), beta=5.0, label_smoothing=0.1).total.item()
+    assert smoothed == pytest.approx(0.9 * softplus(-2.25) + 0.1 * softplus(2.25) + math.log(2.0), abs=1e-12)
+
+
+def test_values_at_the_reference() -> None:
+    same = at_reference()
+    for beta in (0.01, 0.1, 5.0):
+        assert sigmoid(same, beta=beta).total.item() == pytest.approx(2 * math.log(2), abs=1e-12)
+        assert sigmoid(same, beta=beta, label_smoothing=0.2).total.item() == pytest.approx(2 * math.log(2), abs=1e-12)
+        assert robust(same, beta=beta, label_smoothing=0.1).total.item() == pytest.approx(2 * math.log(2), abs=1e-12)
+        assert sigmoid_norm(same, beta=beta).total.item() == pytest.approx(2 * math.log(2), abs=1e-12)
+        assert hinge(same, beta=beta).total.item() == pytest.approx(2.0, abs=1e-12)
+        assert discopop(same, beta=beta, tau=0.05).total.item() == pytest.approx(math.log(2) + 1, abs=1e-12)
+        e = 1e-3
+        constant = -math.log(2) - 0.5 * (math.log(1 - e) + math.log(e))
+        assert exo(same, beta=beta, label_smoothing=e).total.item() == pytest.approx(2 * constant, abs=1e-12)
+    assert ipo_sum(same, tau=0.1).total.item() == pytest.approx(2 * 25.0, abs=1e-12)
+    assert ipo_length(same, tau=0.1).total.item() == pytest.approx(2 * 25.0, abs=1e-12)
+
+
 def test_metrics_are_totals_over_pairs() -> None:
-    metrics = sigmoid(pairs(), beta=0.5).metrics
-    means = {name: total.total.item() / total.count for name, total in metrics.items()}
-    assert means["rewards/chosen"] == pytest.approx(0.5 * 0.75)
-    assert means["rewards/rejected"] == pytest.approx(0.0)
-    assert means["rewards/margins"] == pytest.approx(0.5 * 0.75)
-    assert means["rewards/accuracies"] == pytest.approx(0.5)
-    assert means["logps/chosen"] == pytest.approx(-7.0)
+    found = means(sigmoid(pairs(), beta=0.5))
+    assert found["rewards/chosen"] == pytest.approx(0.5 * 0.75)
+    assert found["rewards/rejected"] == pytest.approx(0.0)
+    assert found["rewards/margins"] == pytest.approx(0.5 * 0.75)
+    assert found["rewards/accuracies"] == pytest.approx(0.5)
+    assert found["logps/chosen"] == pytest.approx(-7.0)
 
 
 def test_a_tie_counts_half() -> None:
-    same = pairs(ref_chosen=(-10.0, -4.0), ref_rejected=(-12.0, -3.0))
-    accuracy = sigmoid(same, beta=0.1).metrics["rewards/accuracies"]
-    assert accuracy.total.item() / accuracy.count == 0.5
+    assert means(sigmoid(at_reference(), beta=0.1))["rewards/accuracies"] == 0.5
+
+
+def test_losses_are_sums_over_pairs() -> None:
+    both = pairs()
+    one, two = (
+        PairLogprobs(**{name: getattr(both, name)[place : place + 1] for name in both.__dataclass_fields__})
+        for place in (0, 1)
+    )
+    for formula in (sigmoid, hinge):
+        split = formula(one, beta=0.3).total + formula(two, beta=0.3).total
+        assert formula(both, beta=0.3).total.item() == pytest.approx(split.item(), abs=1e-12)
