@@ -25,6 +25,15 @@ TINY_TEXTS = (
 )
 
 
+@pytest.fixture(scope="session", autouse=True)
+def token_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A token cache of the tests' own: none reads what an earlier run left, none writes into the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WHET_CACHE", str(folder))
+        yield folder
+
+
 @pytest.fixture(scope="session")
 def repository() -> Path:
     """Root of the checkout: recipes, examples and documents are read from here."""

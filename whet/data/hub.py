@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 from whet.data.jsonrows import RawRow
 from whet.errors import DataError
@@ -14,6 +16,16 @@ def read_hub(name: str, *, subset: str | None = None, split: str = "train") -> I
 
     Raises DataError where the data set, subset or split cannot be had. `datasets` keeps what it downloads.
     """
+    for number, value in enumerate(_load(name, subset, split), 1):
+        yield Origin(file=f"{name}[{split}]", line=number), value
+
+
+def hub_files(name: str, *, subset: str | None = None, split: str = "train") -> list[Path]:
+    """The Arrow files in which `datasets` keeps a split; none where it has it in memory only. Raises as `read_hub`."""
+    return [Path(entry["filename"]) for entry in _load(name, subset, split).cache_files]
+
+
+def _load(name: str, subset: str | None, split: str) -> Any:
     try:
         import datasets
     except ImportError:
@@ -21,7 +33,7 @@ def read_hub(name: str, *, subset: str | None = None, split: str = "train") -> I
             "a hub data set needs the package datasets", file=name, fix="pip install datasets, or download the files"
         ) from None
     try:
-        table = datasets.load_dataset(name, subset, split=split)
+        return datasets.load_dataset(name, subset, split=split)
     except Exception as error:
         # `datasets` raises a dozen unrelated types (network, unknown name or split, broken files), all user input.
         found = " ".join(str(error).split())[:200]
@@ -31,5 +43,3 @@ def read_hub(name: str, *, subset: str | None = None, split: str = "train") -> I
             found=found,
             fix="check the name, `subset`, `split` and the network (HF_HUB_OFFLINE is off?); a local path must exist",
         ) from error
-    for number, value in enumerate(table, 1):
-        yield Origin(file=f"{name}[{split}]", line=number), value

@@ -151,14 +151,23 @@ def read_place(place: Place, ledger: Ledger) -> Iterator[Iterator[RawRow | DataE
     plain = place.format == "text"
     if place.hub is not None:
         yield read_hub(place.hub, subset=place.subset, split=place.split)
-    elif place.path is not None and place.path.is_dir():
-        for path in _files_of(place.path, place.name, ledger):
-            yield read_file(path, f"{place.name.rstrip('/')}/{path.name}", plain=plain)
-    elif place.path is not None:
-        yield read_file(place.path, place.name, plain=plain)
+    for path, name in files_of(place, ledger):
+        yield read_file(path, name, plain=plain)
 
 
-def _files_of(folder: Path, name: str, ledger: Ledger) -> list[Path]:
+def files_of(place: Place, ledger: Ledger) -> list[tuple[Path, str]]:
+    """The files of a place in the order in which they are read, and what errors and origins call them.
+
+    Raises DataError for a folder without data files; what else lies in it is noted. Of the hub there are none.
+    """
+    if place.path is None:
+        return []
+    if not place.path.is_dir():
+        return [(place.path, place.name)]
+    return [(path, f"{place.name.rstrip('/')}/{path.name}") for path in _data_files(place.path, place.name, ledger)]
+
+
+def _data_files(folder: Path, name: str, ledger: Ledger) -> list[Path]:
     """The data files that lie directly in a folder; the others are noted."""
     entries = sorted(folder.iterdir())
     files = [path for path in entries if path.is_file() and is_data_file(path)]

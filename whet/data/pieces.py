@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Pieces:
         self._tokenizer = tokenizer
         self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._cuts = cutting_tokens(self._backend, sample) if self._backend else ()
-        self._cut = re.compile("|".join(f"(?={re.escape(token)})" for token in self._cuts))
+        self._cut = re.compile("|".join(map(re.escape, self._cuts)))
         self.exact = bool(self._cuts) and self._holds()
         """Whether texts are cut; else they are tokenised whole."""
 
@@ -45,13 +45,18 @@ class Pieces:
         distinct = list(dict.fromkeys(texts))
         if not self.exact:
             return dict(zip(distinct, self._whole(distinct), strict=True))
-        cut = [[piece for piece in self._cut.split(text) if piece] for text in distinct]
+        cut = [self._parts(text) for text in distinct]
         pieces = list(dict.fromkeys(chain.from_iterable(cut)))
         known = dict(zip(pieces, self._encode(pieces), strict=True))
         return {
             text: list(chain.from_iterable([known[piece] for piece in parts]))
             for text, parts in zip(distinct, cut, strict=True)
         }
+
+    def _parts(self, text: str) -> list[str]:
+        """The text cut before each control token."""
+        starts = [match.start() for match in self._cut.finditer(text)]
+        return [text[start:end] for start, end in pairwise((0, *starts, len(text))) if start < end]
 
     def _encode(self, pieces: Sequence[str]) -> list[list[int]]:
         settle(self._backend)

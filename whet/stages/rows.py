@@ -1,20 +1,21 @@
-"""From the plan's files to rendered rows, with an account of every record."""
+"""From the plan's files to rows ready for training, with an account of every record."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from whet.config.stage import DpoStage, SftStage
-from whet.data.ledger import Ledger
-from whet.data.render import Renderer, fit, render_records
-from whet.data.sources import read_records, split_records
+from whet.data.render import Renderer
+from whet.data.tokenise import tokenise
 from whet.errors import DataError
 from whet.runs.files import write_json
-from whet.schema.records import Record, RecordKind
+from whet.schema.records import RecordKind
 from whet.stages.context import Context
 
 
@@ -22,46 +23,41 @@ from whet.stages.context import Context
 class Rows:
     """Rendered rows: `num_train` to train on, then those held out."""
 
-    rows: list[Any]
-    """`Rendered` for SFT, `RenderedGroup` for preferences."""
+    rows: Sequence[Any]
+    """`Rendered` for SFT, `RenderedGroup` for preferences; made when asked for."""
     num_train: int
+    lengths: NDArray[np.int64]
+    """[len(rows)] tokens of each row, a prompt counted once."""
+    digest: str
+    """Hash of the token ids of all rows, for what is computed from them once."""
 
     @property
     def num_held_out(self) -> int:
         return len(self.rows) - self.num_train
 
 
+def record_kinds(stage: SftStage | DpoStage) -> tuple[RecordKind, ...]:
+    """The kinds of record a stage trains on."""
+    match stage:
+        case SftStage():
+            return ("conversation",)
+        case DpoStage():
+            return ("preference",)
+
+
 def read_rows(stage: SftStage | DpoStage, context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
-    """Read, split, render and fit the stage's records; writes the data ledger to data.json.
+    """Read, split, render and fit the stage's records, or find them in the token cache; writes data.json.
 
     Raises DataError where nothing is left to train on.
     """
-    data = stage.data
-    kind: RecordKind = "conversation" if isinstance(stage, SftStage) else "preference"
-    records, ledger = read_records(data, (kind,), folders=context.folders)
-    held_out: list[Record] = []
-    held_ledger = ledger
-    if data.eval_files:
-        held_out, held_ledger = read_records(data, (kind,), folders=context.folders, files=data.eval_files)
-    elif data.eval_fraction:
-        records, held_out = split_records(records, data.eval_fraction, data.seed)
-    renderer = Renderer(tokenizer, system=data.system)
-    train = fit_records(renderer, records, stage, ledger)
-    held = fit_records(renderer, held_out, stage, held_ledger)
-    account = ledger.to_json() | {"rows": {"train": len(train), "eval": len(held)}}
-    if data.eval_files:
-        account["eval"] = held_ledger.to_json()
-    write_json(context.paths.data, account)
-    print(f"{stage.name}: {ledger.describe()}; {len(train)} rows to train on, {len(held)} held out")
-    if not train:
+    renderer = Renderer(tokenizer, system=stage.data.system)
+    made = tokenise(stage.data, record_kinds(stage), renderer, folders=context.folders)
+    write_json(context.paths.data, made.account)
+    held_out = len(made.rows) - made.num_train
+    text = f"{stage.name}: {made.summary}; {made.num_train} rows to train on, {held_out} held out"
+    print(f"{text}; {len(made.rows):,} rows from the token cache" if made.cached else text)
+    if not made.num_train:
         raise DataError(
-            "no rows left to train on", field="data.files", found=ledger.describe(), fix=f"see {context.paths.data}"
+            "no rows left to train on", field="data.files", found=made.summary, fix=f"see {context.paths.data}"
         )
-    return Rows(rows=[*train, *held], num_train=len(train))
-
-
-def fit_records(renderer: Renderer, records: Sequence[Record], stage: SftStage | DpoStage, ledger: Ledger) -> list[Any]:
-    """The stage's records, all of one kind, rendered and brought to `data.max_length`."""
-    data = stage.data
-    rows: Iterator[Any] = render_records(renderer, records, data.on_bad_row, ledger)
-    return fit(rows, data.max_length, data.on_overlong, ledger)
+    return Rows(rows=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest)
