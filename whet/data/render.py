@@ -93,7 +93,8 @@ class Renderer:
         """Changes whenever the same record could give other ids."""
         tokenizer = self.template.tokenizer
         state = sorted(tokenizer.get_vocab().items()) if not tokenizer.is_fast else _state(tokenizer)
-        parts = (VERSION, tokenizer.chat_template, self.system, sorted(tokenizer.special_tokens_map.items()), state)
+        special = sorted(tokenizer.special_tokens_map.items())
+        parts = (VERSION, tokenizer.chat_template, self.template.probe_text(), self.system, special, state)
         return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(

@@ -44,7 +44,7 @@ class Template:
         self.knows_system = True
         """False where the template refuses or ignores system turns: their text then begins the first user turn."""
         self._blank: dict[tuple[int, ...], bool] = {}
-        text = self._probe_text()
+        text = self.probe_text()
         self.pieces = Pieces(tokenizer, text)
         self.end_id = self._probe_end(text)
         """Token that ends an assistant turn: the last one a response learns, and where an engine has to stop."""
@@ -147,8 +147,8 @@ class Template:
             self._blank[ids] = not self._decode(ids).strip()
         return self._blank[ids]
 
-    def _probe_text(self) -> str:
-        """A question and its answer, as the template writes them."""
+    def probe_text(self) -> str:
+        """A question and its answer, as the template writes them now: some write the date."""
         turns = (Message("user", "question"), Message("assistant", _PROBE))
         try:
             text = self.text(turns, (), ask=False)

@@ -1,0 +1,96 @@
+"""Rows as flat arrays: every row comes back as it was, alone or among the chunks it was made in."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from whet.data.rendered import Rendered, RenderedGroup
+from whet.data.table import TokenRows, joined, table_of
+from whet.schema.records import Origin
+
+Row = Rendered | RenderedGroup
+
+IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
+ORIGINS = st.builds(Origin, file=st.sampled_from(["a.jsonl", "b.jsonl", "c/ü.json"]), line=st.integers(1, 1 << 40))
+CONVERSATIONS = IDS.flatmap(
+    lambda ids: st.builds(
+        Rendered, ids=st.just(ids), last=st.booleans(), origin=ORIGINS,
+        weights=st.tuples(*[st.sampled_from([0.0, 0.5, 1.0]) for _ in ids]),
+    )
+)  # fmt: skip
+GROUPS = st.lists(IDS, min_size=1, max_size=4).flatmap(
+    lambda answers: st.builds(
+        RenderedGroup, prompt_ids=IDS, response_ids=st.just(tuple(answers)), origin=ORIGINS,
+        values=st.just(()) | st.tuples(*[st.floats(allow_nan=False) for _ in answers]),
+    )
+)  # fmt: skip
+CHUNKS = st.lists(st.lists(CONVERSATIONS, max_size=4), min_size=1, max_size=4) | st.lists(
+    st.lists(GROUPS, max_size=4), min_size=1, max_size=4
+)
+
+
+def plain(row: Row) -> Row:
+    """The row with tuples where it has views of arrays."""
+    match row:
+        case Rendered():
+            ids, weights = (tuple(np.asarray(part).tolist()) for part in (row.ids, row.weights))
+            return Rendered(ids=ids, weights=weights, origin=row.origin, last=row.last)
+        case RenderedGroup():
+            prompt, *answers = (tuple(np.asarray(ids).tolist()) for ids in (row.prompt_ids, *row.response_ids))
+            return RenderedGroup(
+                prompt_ids=prompt, response_ids=tuple(answers), values=row.values, origin=row.origin
+            )  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(chunks=CHUNKS)
+def test_rows_come_back_as_they_were(chunks: list[list[Row]]) -> None:
+    given_rows = [row for chunk in chunks for row in chunk]
+    rows = TokenRows(joined([table_of(chunk) for chunk in chunks]))
+    assert [plain(row) for row in rows] == given_rows
+    assert rows.lengths.tolist() == [row.num_tokens for row in given_rows]
+    assert rows.digest == TokenRows(table_of(given_rows)).digest
+
+
+def test_arrays_of_two_preferences() -> None:
+    rows = [
+        RenderedGroup(prompt_ids=(7, 8), response_ids=((1,), (2, 3)), values=(0.5, 0.0)),
+        RenderedGroup(prompt_ids=(9,), response_ids=((4,), (5,))),
+    ]
+    table = table_of(rows)
+    assert table.grouped and table.arrays.ids.tolist() == [7, 8, 1, 2, 3, 9, 4, 5]
+    assert table.arrays.ends.tolist() == [0, 2, 3, 5, 6, 7, 8]
+    assert table.arrays.rows.tolist() == [0, 3, 6]
+    assert (table.arrays.values.tolist(), table.arrays.value_ends.tolist()) == ([0.5, 0.0], [0, 2, 2])
+    assert TokenRows(table).lengths.tolist() == [5, 3]
+
+
+def test_ids_are_views_of_four_bytes_each() -> None:
+    row = TokenRows(table_of([Rendered(ids=(1, 2), weights=(0.0, 1.0))]))[0]
+    assert isinstance(row, Rendered) and isinstance(row.ids, np.ndarray) and isinstance(row.weights, np.ndarray)
+    assert (row.ids.dtype, row.weights.dtype) == (np.int32, np.float32)
+    assert row.ids.base is not None
+
+
+def test_rows_are_a_sequence() -> None:
+    rows = TokenRows(table_of([Rendered(ids=(n,), weights=(1.0,)) for n in range(4)]))
+    assert plain(rows[-1]) == plain(rows[3])
+    assert [plain(row) for row in rows[1:3]] == [plain(rows[1]), plain(rows[2])]
+    assert len(rows) == 4 and rows[4:] == []
+    for index in (4, -5):
+        with pytest.raises(IndexError):
+            rows[index]
+
+
+def test_the_digest_is_of_the_ids_and_how_they_are_divided() -> None:
+    def digest(*rows: Row) -> str:
+        return TokenRows(table_of(rows)).digest
+
+    one = RenderedGroup(prompt_ids=(1, 2), response_ids=((3,), (4,)))
+    shifted = RenderedGroup(prompt_ids=(1,), response_ids=((2, 3), (4,)))
+    elsewhere = RenderedGroup(prompt_ids=(1, 2), response_ids=((3,), (4,)), origin=Origin(file="b", line=2))
+    assert digest(one) == digest(elsewhere)
+    assert len({digest(one), digest(shifted), digest(one, one), digest()}) == 4
