@@ -14,7 +14,7 @@ OVERLONG = "longer than max_length"
 PROMPT_OVERLONG = "prompt alone longer than max_length"
 SAME_AFTER_CUT = "responses equal once truncated"
 
-Row = TypeVar("Row", Rendered, RenderedGroup)
+Row = TypeVar("Row", bound=Rendered | RenderedGroup)
 
 
 def fit(
