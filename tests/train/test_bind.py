@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -25,7 +26,8 @@ from whet.config.objective import (
 )
 from whet.config.supervised import Dft, Nll
 from whet.errors import ConfigError
-from whet.objectives import absolute
+from whet.objectives import absolute, divergence, pairwise, reference_free, transport
+from whet.objectives.loss import Loss
 from whet.objectives.pairwise import PairLogprobs
 from whet.objectives.ranking import RankedScores
 from whet.objectives.unpaired import RatingLogprobs
@@ -204,6 +206,64 @@ def test_every_pair_has_rewards(objective: PairwiseObjective) -> None:
     assert expected <= metrics.keys()
     assert not any(metric.total.requires_grad for metric in metrics.values())
     assert all(metric.total.dim() == 0 for metric in metrics.values())
+
+
+E = 0.2
+NUMBERS: list[tuple[PairwiseObjective, Callable[[PairLogprobs], Loss]]] = [
+    (plan.Sigmoid(beta=0.3, label_smoothing=E), partial(pairwise.sigmoid, beta=0.3, label_smoothing=E)),
+    (plan.Robust(beta=0.3, label_smoothing=E), partial(pairwise.robust, beta=0.3, label_smoothing=E)),
+    (plan.Hinge(beta=0.3), partial(pairwise.hinge, beta=0.3)),
+    (plan.Exo(beta=0.3, label_smoothing=E), partial(pairwise.exo, beta=0.3, label_smoothing=E)),
+    (plan.Discopop(beta=0.3, tau=0.4), partial(pairwise.discopop, beta=0.3, tau=0.4)),
+    (plan.Ipo(tau=0.3), partial(pairwise.ipo_length, tau=0.3)),
+    (plan.Ipo(tau=0.3, normalise="sum"), partial(pairwise.ipo_sum, tau=0.3)),
+    (plan.SigmoidNorm(beta=3.0, label_smoothing=E), partial(pairwise.sigmoid_norm, beta=3.0, label_smoothing=E)),
+    (plan.Aot(beta=0.3, label_smoothing=E), partial(transport.aot, beta=0.3, label_smoothing=E)),
+    (plan.Aot(beta=0.3, form="unpaired"), partial(transport.aot_unpaired, beta=0.3)),
+    (plan.Nca(beta=0.3), partial(absolute.nca, beta=0.3)),
+    (plan.Bco(beta=0.3), partial(absolute.bco_shifted, beta=0.3)),
+    (plan.Bco(beta=0.3, shift="none"), partial(absolute.bco, beta=0.3)),
+    (plan.Sppo(beta=0.3), partial(absolute.sppo, beta=0.3)),
+    (plan.ApoZero(beta=0.3), partial(absolute.apo_zero, beta=0.3)),
+    (plan.ApoDown(beta=0.3), partial(absolute.apo_down, beta=0.3)),
+    (plan.KtoPair(beta=0.3), partial(absolute.kto_pair, beta=0.3)),
+    (
+        plan.Simpo(beta=3.0, gamma=0.7, label_smoothing=E),
+        partial(reference_free.simpo, beta=3.0, gamma=0.7, label_smoothing=E),
+    ),
+    (
+        plan.Cpo(beta=0.3, label_smoothing=E, nll_weight=0.0),
+        partial(reference_free.cpo, beta=0.3, label_smoothing=E),
+    ),
+    (plan.Orpo(odds_weight=0.3, nll_weight=0.0), partial(reference_free.orpo, odds_weight=0.3)),
+]
+
+
+@pytest.mark.parametrize(
+    ("objective", "formula"), NUMBERS, ids=lambda value: named(value) if hasattr(value, "type") else ""
+)
+def test_numbers_reach_their_formula(objective: PairwiseObjective, formula: Callable[[PairLogprobs], Loss]) -> None:
+    pairs = random_pairs()
+    plain = formula(pairs).total.item()
+    assert pairwise_objective(objective).formula(pairs).total.item() == plain
+    more = pairwise_objective(objective.model_copy(update={"nll_weight": 0.4})).formula(pairs)
+    nll = sum((-pairs.chosen / pairs.chosen_length).tolist())
+    assert more.total.item() == pytest.approx(plain + 0.4 * nll, rel=1e-12)
+    assert more.metrics["nll_loss"].total.item() == pytest.approx(nll, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "slope"),
+    [
+        ("reverse_kl", divergence.reverse_kl), ("forward_kl", divergence.forward_kl), ("js", divergence.js),
+        ("alpha", partial(divergence.alpha_divergence, alpha=0.3)),
+    ],
+)  # fmt: skip
+def test_divergences_reach_their_formula(name: Any, slope: divergence.Slope) -> None:
+    pairs = random_pairs()
+    for member, formula in ((plan.Sigmoid, pairwise.sigmoid), (plan.Hinge, pairwise.hinge)):
+        found = pairwise_objective(member(beta=0.3, divergence=name, divergence_alpha=0.3)).formula(pairs)
+        assert found.total.item() == formula(pairs, beta=0.3, slope=slope).total.item()
 
 
 def test_conservative_dpo_is_smoothed_dpo() -> None:

@@ -21,7 +21,6 @@ micro-batches that is the whole gradient, however the step is split.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -86,10 +85,6 @@ def supervised_formula(objective: plan.SupervisedObjective) -> Callable[[Tensor,
             return supervised.dft
 
 
-def pairwise_formula(objective: plan.PairwiseObjective) -> PairFormula:
-    return pairwise_objective(objective).formula
-
-
 def pairwise_objective(objective: plan.PairwiseObjective) -> PairObjective:
     match objective:
         case Mixture(parts=parts):
@@ -103,11 +98,8 @@ def pairwise_objective(objective: plan.PairwiseObjective) -> PairObjective:
 def _mixed(parts: tuple[MixturePart, ...]) -> PairObjective:
     """The sum; where a type stands twice its terms are logged with their place behind the name."""
     bound = [_term(part.objective) for part in parts]
-    twice = Counter(part.objective.type for part in parts)
-    names = [
-        part.objective.type if twice[part.objective.type] == 1 else f"{part.objective.type}-{place}"
-        for place, part in enumerate(parts, start=1)
-    ]
+    types = [part.objective.type for part in parts]
+    names = [t if types.count(t) == 1 else f"{t}-{place}" for place, t in enumerate(types, start=1)]
     terms = [Part(name, part.weight, one.formula) for name, part, one in zip(names, parts, bound, strict=True)]
     return PairObjective(
         partial(mixture, parts=terms),
@@ -175,10 +167,8 @@ def _slope(objective: pairs.OfDifference) -> divergence.Slope:
 
 def _of_lengths(objective: pairs.OfLengths) -> PairFormula:
     match objective:
-        case pairs.Ipo(tau=tau, normalise="length"):
-            return partial(pairwise.ipo_length, tau=tau)
-        case pairs.Ipo(tau=tau):
-            return partial(pairwise.ipo_sum, tau=tau)
+        case pairs.Ipo(tau=tau, normalise=normalise):
+            return partial(pairwise.ipo_length if normalise == "length" else pairwise.ipo_sum, tau=tau)
         case pairs.SigmoidNorm(beta=beta, label_smoothing=e):
             return partial(pairwise.sigmoid_norm, beta=beta, label_smoothing=e)
 
@@ -187,10 +177,8 @@ def _of_each(objective: pairs.OfEach) -> PairFormula:
     match objective:
         case pairs.Nca(beta=beta):
             return partial(absolute.nca, beta=beta)
-        case pairs.Bco(beta=beta, shift="none"):
-            return partial(absolute.bco, beta=beta)
-        case pairs.Bco(beta=beta):
-            return partial(absolute.bco_shifted, beta=beta)
+        case pairs.Bco(beta=beta, shift=shift):
+            return partial(absolute.bco_shifted if shift == "batch" else absolute.bco, beta=beta)
         case pairs.Sppo(beta=beta):
             return partial(absolute.sppo, beta=beta)
         case pairs.ApoZero(beta=beta):
