@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
+from whet.models.attention import NAME
 from whet.schema.artifacts import ModelRef
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -52,7 +53,7 @@ def load_tokenizer(
 
     Padding is always masked by position, never recognised by its id, so sharing EOS with it costs no learning.
     """
-    _check_directory(path)
+    check_directory(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError) as error:
@@ -60,7 +61,7 @@ def load_tokenizer(
             "no usable tokenizer",
             field="model.path",
             found=repr(path),
-            fix=f"check the checkpoint ({_first_line(error)})",
+            fix=f"check the checkpoint ({first_line(error)})",
         ) from error
     if not tokenizer("a").input_ids:
         raise ModelError("no usable tokenizer", field="model.path", found=repr(path), fix="tokenizer.json is missing")
@@ -83,27 +84,32 @@ def load_model(
     adapter of `ref` is continued, else a fresh one is made by `config.lora` (initialised from `seed`), else, with
     `lora: null`, every weight trains. Without `trainable` the model is in eval mode and nothing requires grad.
     """
-    _check_directory(ref.path)
+    check_directory(ref.path)
     device = pick_device(config.device)
     full = trainable and ref.adapter is None and config.lora is None
     try:
         model, report = AutoModelForCausalLM.from_pretrained(
             ref.path,
             dtype=torch.float32 if full else dtype,
-            attn_implementation=config.attention,
+            attn_implementation=NAME if config.attention == "sdpa" else config.attention,
             use_safetensors=True,
             trust_remote_code=config.trust_remote_code,
             output_loading_info=True,
         )
     except UNREADABLE as error:
         raise ModelError(
-            "cannot load the weights", field="model.path", found=repr(ref.path), fix=_first_line(error)
+            "cannot load the weights", field="model.path", found=repr(ref.path), fix=first_line(error)
         ) from error
-    _check_complete(report["missing_keys"], "model.path", ref.path)
+    if "score.weight" in report["unexpected_keys"] or (ref.adapter and _scores(ref.adapter)):
+        raise ModelError(
+            "a reward model, not a language model", field="model.path", found=repr(ref.adapter or ref.path),
+            fix="score with it (whet score); it cannot answer",
+        )  # fmt: skip
+    check_complete(report["missing_keys"], "model.path", ref.path)
     if ref.adapter is not None:
-        model = _with_adapter(model, ref.adapter, trainable=trainable)
+        model = with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:
-        model = _with_fresh_adapter(model, config.lora, seed=seed)
+        model = with_fresh_adapter(model, lora_config(config.lora), seed=seed)
     model.to(device)
     if not trainable:
         model.requires_grad_(False)
@@ -132,11 +138,29 @@ def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeni
         for config in model.peft_config.values():
             if isinstance(config.target_modules, set):
                 config.target_modules = sorted(config.target_modules)
-    model.save_pretrained(directory)
+    if isinstance(model, PeftModel):
+        model.save_pretrained(directory, selected_adapters=["default"])
+    else:
+        model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
-def _with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
+def with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
+    """The model with an adapter from a directory or hub id. Raises ModelError where a file is missing or incomplete."""
+    check_adapter(adapter)
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
+        stored = load_peft_weights(adapter, device="cpu")
+    except UNREADABLE as error:
+        raise ModelError(
+            "cannot load the adapter", field="model.adapter", found=repr(adapter), fix=first_line(error)
+        ) from error
+    check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)
+    return adapted
+
+
+def check_adapter(adapter: str) -> None:
+    """Say what a local adapter lacks. A path that does not exist is a hub id."""
     directory = Path(adapter)
     if directory.exists() and not (directory / "adapter_config.json").is_file():
         raise ModelError(
@@ -147,18 +171,18 @@ def _with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> P
             "adapter without safetensors weights", field="model.adapter", found=adapter,
             fix="adapter_model.safetensors is missing",
         )  # fmt: skip
+
+
+def _scores(adapter: str) -> bool:
+    """Whether an adapter on this disk is a reward model's."""
+    config = Path(adapter) / "adapter_config.json"
     try:
-        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
-        stored = load_peft_weights(adapter, device="cpu")
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the adapter", field="model.adapter", found=repr(adapter), fix=_first_line(error)
-        ) from error
-    _check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)
-    return adapted
+        return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+    except ValueError:
+        return False  # loading it will say that it is damaged
 
 
-def _check_complete(missing: Collection[str], field: str, place: str) -> None:
+def check_complete(missing: Collection[str], field: str, place: str) -> None:
     """The libraries fill what a file lacks with random numbers and a warning; nobody wants to train or measure that."""
     if missing:
         raise ModelError(
@@ -167,22 +191,27 @@ def _check_complete(missing: Collection[str], field: str, place: str) -> None:
         )  # fmt: skip
 
 
-def _with_fresh_adapter(model: PreTrainedModel, lora: Lora, *, seed: int) -> PeftModel:
+def lora_config(lora: Lora) -> LoraConfig:
+    """peft's words for the plan's adapter on a language model."""
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
-    config = LoraConfig(
+    return LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
     )
+
+
+def with_fresh_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:
+    """A new adapter on the model, its random numbers from `seed`."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
         except ValueError as error:
             raise ModelError(
-                "no such layers", field="model.lora.targets", found=str(lora.targets), fix=_first_line(error)
+                "no such layers", field="model.lora.targets", found=str(config.target_modules), fix=first_line(error)
             ) from error
 
 
-def _check_directory(path: str) -> None:
+def check_directory(path: str) -> None:
     """Say what a local path lacks. A path that does not exist is a hub id, if it looks like one."""
     directory = Path(path)
     if not directory.exists():
@@ -218,5 +247,5 @@ def _check_directory(path: str) -> None:
             )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
