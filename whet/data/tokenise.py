@@ -61,25 +61,27 @@ def _make(
         held_out, held_ledger = read_records(data, kinds, folders=folders, files=data.eval_files)
     elif data.eval_fraction:
         records, held_out = split_records(records, data.eval_fraction, data.seed)
-    train = rendered(renderer, records, data, ledger)
-    table = joined([train, rendered(renderer, held_out, data, held_ledger)])
-    rows, num_train = TokenRows(table), len(train.arrays.lines)
+    tables = list(rendered(renderer, records, data, ledger))
+    num_train = sum(len(table.arrays.lines) for table in tables)
+    tables += rendered(renderer, held_out, data, held_ledger)
+    del records, held_out  # no longer needed where memory is at its peak
+    table = joined(tables)
+    rows = TokenRows(table)
     account = ledger.to_json() | {"rows": {"train": num_train, "eval": len(rows) - num_train}}
     if data.eval_files:
         account["eval"] = held_ledger.to_json()
     return table, Tokenised(rows=rows, num_train=num_train, account=account, summary=ledger.describe())
 
 
-def rendered(renderer: Renderer, records: Sequence[Record], data: Data, ledger: Ledger) -> Table:
-    """The records, all of one kind, rendered and brought to `data.max_length`."""
+def rendered(renderer: Renderer, records: Sequence[Record], data: Data, ledger: Ledger) -> Iterator[Table]:
+    """The records, all of one kind, rendered and brought to `data.max_length`, some at a time."""
     job = Job(renderer=renderer, records=records, data=data)
     starts = range(0, len(records), CHUNK)
     processes = num_processes() if len(records) >= WORTH_PROCESSES else 1
-    tables = [table_of(())]
+    yield table_of(())
     for table, account in _forked(job, starts, processes) if processes > 1 else map(job.run, starts):
-        tables.append(table)
         ledger.merge(account)
-    return joined(tables)
+        yield table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
