@@ -24,7 +24,7 @@ from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.plan import Plan
 from whet.config.source import read_source, to_yaml
-from whet.config.stage import DpoStage, EvaluateStage, MergeStage, PrepareStage, SftStage, Stage
+from whet.config.stage import EvaluateStage, PolicyStage, PrepareStage, Stage, TrainStage
 from whet.errors import ConfigError, nearest
 
 
@@ -69,27 +69,15 @@ def dump_section(section: Section) -> str:
 
 
 def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
-    match stage:
-        case SftStage() | DpoStage() | PrepareStage():
-            _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
-            _check_references(stage.data, node, "data", earlier)
-        case EvaluateStage():
-            if not stage.tasks:
-                raise _error_at(
-                    node,
-                    "tasks",
-                    "the stage measures nothing",
-                    fix="add one, e.g. tasks=[{type: perplexity, data: {files: FILE}}]",
-                )
-        case MergeStage():
-            pass
-    tasks = (
-        stage.tasks
-        if isinstance(stage, EvaluateStage)
-        else ()
-        if isinstance(stage, PrepareStage | MergeStage)
-        else stage.watch
-    )
+    if isinstance(stage, TrainStage | PrepareStage):
+        _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
+        _check_references(stage.data, node, "data", earlier)
+    if isinstance(stage, EvaluateStage) and not stage.tasks:
+        raise _error_at(
+            node, "tasks", "the stage measures nothing",
+            fix="add one, e.g. tasks=[{type: perplexity, data: {files: FILE}}]",
+        )  # fmt: skip
+    tasks = stage.tasks if isinstance(stage, EvaluateStage) else stage.watch if isinstance(stage, PolicyStage) else ()
     for index, task in enumerate(tasks):
         place = f"{'tasks' if isinstance(stage, EvaluateStage) else 'watch'}.{index}.data"
         _need_files(task.data, node, place, "name the held-out file")

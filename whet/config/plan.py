@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.model import Model
-from whet.config.stage import DpoStage, EvaluateStage, MergeStage, SftStage, Stage
+from whet.config.stage import EvaluateStage, MergeStage, Stage, TrainStage
 
 
 class Plan(Section):
@@ -33,7 +33,7 @@ class Plan(Section):
                 if wanted not in models:
                     raise ValueError(f"stage {stage.name!r} asks for {wanted!r}; earlier models: {', '.join(models)}")
             names.add(stage.name)
-            if isinstance(stage, SftStage | DpoStage | MergeStage):
+            if isinstance(stage, TrainStage | MergeStage):
                 models.append(stage.name)
         return self
 

@@ -9,11 +9,21 @@ from pydantic import Field
 from whet.config.base import Section
 from whet.config.data import Data
 from whet.config.evaluate import Task
-from whet.config.objective import PairwiseObjective, SupervisedObjective
+from whet.config.objective import (
+    BradleyTerry,
+    Kto,
+    PairwiseObjective,
+    RewardWeighted,
+    SoftPreference,
+    SupervisedObjective,
+    UnpairedObjective,
+)
 from whet.config.pairwise import Sigmoid
+from whet.config.reference import Reference
+from whet.config.reward import RewardHead
 from whet.config.rollout import Checker, Judge, Pairs, Rollout
 from whet.config.supervised import Nll
-from whet.config.train import DpoTrain, Train
+from whet.config.train import DpoTrain, SftTrain, Train
 
 
 class _Stage(Section):
@@ -28,7 +38,7 @@ class SftStage(_Stage):
 
     kind: Literal["sft"] = "sft"
     data: Data = Data()
-    train: Train = Train()
+    train: SftTrain = SftTrain()
     objective: SupervisedObjective = Nll()
     watch: tuple[Task, ...] = ()
     """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
@@ -41,8 +51,55 @@ class DpoStage(_Stage):
     data: Data = Data()
     train: DpoTrain = DpoTrain()
     objective: PairwiseObjective = Sigmoid()
+    reference: Reference = Reference()
     watch: tuple[Task, ...] = ()
     """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class KtoStage(_Stage):
+    """Preference training on single responses called good or bad."""
+
+    kind: Literal["kto"] = "kto"
+    data: Data = Data()
+    train: DpoTrain = DpoTrain()
+    objective: UnpairedObjective = Kto()
+    reference: Reference = Reference()
+    watch: tuple[Task, ...] = ()
+    """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class RewardWeightedStage(_Stage):
+    """Training on stored responses by their stored rewards (offline; not GRPO)."""
+
+    kind: Literal["reward_weighted"] = "reward_weighted"
+    data: Data = Data()
+    train: DpoTrain = DpoTrain()
+    objective: RewardWeighted = RewardWeighted()
+    reference: Reference = Reference()
+    watch: tuple[Task, ...] = ()
+    """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class SoftPreferenceStage(_Stage):
+    """Training on all stored responses of a prompt, each by its share (offline; not GSPO)."""
+
+    kind: Literal["soft_preference"] = "soft_preference"
+    data: Data = Data()
+    train: DpoTrain = DpoTrain()
+    objective: SoftPreference = SoftPreference()
+    reference: Reference = Reference()
+    watch: tuple[Task, ...] = ()
+    """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class RewardStage(_Stage):
+    """A reward model from pairs or rankings: a sequence classifier with one label."""
+
+    kind: Literal["reward"] = "reward"
+    data: Data = Data()
+    train: Train = Train()
+    objective: BradleyTerry = BradleyTerry()
+    head: RewardHead = RewardHead()
 
 
 class PrepareStage(_Stage):
@@ -80,5 +137,11 @@ class MergeStage(_Stage):
     """Largest allowed difference of a next-token log-probability, adapter against merged, over the probe texts."""
 
 
-Stage = Annotated[SftStage | DpoStage | PrepareStage | EvaluateStage | MergeStage, Field(discriminator="kind")]
-STAGE_KINDS = ("sft", "prepare", "dpo", "evaluate", "merge")
+PolicyStage = SftStage | DpoStage | KtoStage | RewardWeightedStage | SoftPreferenceStage
+"""Stages that train a language model."""
+TrainStage = PolicyStage | RewardStage
+"""Stages that train."""
+Stage = Annotated[TrainStage | PrepareStage | EvaluateStage | MergeStage, Field(discriminator="kind")]
+STAGE_KINDS = (
+    "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "evaluate", "merge",
+)  # fmt: skip

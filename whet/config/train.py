@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from whet.config.base import Section
 
@@ -14,8 +14,9 @@ class Train(Section):
 
     batch_size: int = Field(8, ge=1)
     """Records per optimiser step and rank."""
-    micro_batch_size: int | None = Field(None, ge=1)
-    """Records per forward pass; null takes the whole batch. The gradient does not depend on it."""
+    micro_batch_tokens: int | None = Field(None, ge=1)
+    """Tokens per forward pass: records are packed up to it, and a longer one recomputes its activations in the
+    backward pass. null fits it to the model and the device. The gradient does not depend on it."""
     epochs: int = Field(1, ge=1)
     """Passes over the data, reshuffled each time."""
     max_steps: int | None = Field(None, ge=1)
@@ -61,11 +62,12 @@ class Train(Section):
     seed: int = 42
     """Data order, dropout and adapter initialisation."""
 
-    @model_validator(mode="after")
-    def _fits(self) -> Self:
-        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} is larger than batch_size {self.batch_size}")
-        return self
+
+class SftTrain(Train):
+    """The loop of supervised fine-tuning."""
+
+    neftune_alpha: float = Field(0.0, ge=0.0)
+    """Noise on the embeddings while training (NEFTune, Jain et al., 2310.05914, who take 5 to 15)."""
 
 
 class DpoTrain(Train):

@@ -1,52 +1,49 @@
-"""Batches: rendered rows as padded tensors. Four shapes serve every objective; the first two stand here.
+"""Batches: packed rows with what an objective needs to know of them. Four shapes serve every offline objective.
 
-TokenBatch  likelihood over tokens (SFT)          PairBatch  two responses to one prompt (the DPO family)
+TokenBatch    likelihood over tokens (SFT)
+GroupBatch    responses to prompts: pairs (the DPO family), responses with stored numbers
+RatingBatch   single responses called good or bad, each with another record's response for the KL estimate (KTO)
+RankingBatch  responses in an order (reward models)
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from whet.data.render import Rendered, RenderedPair
+from whet.data.pack import pack_groups, pack_rows
+from whet.data.rendered import Rendered, RenderedGroup
+from whet.schema.packed import Packed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenBatch:
-    """B rows, right-padded to L."""
-
-    input_ids: Tensor
-    """[B, L] int64."""
-    attention_mask: Tensor
-    """[B, L] int64, 1 on real tokens."""
-    target_mask: Tensor
-    """[B, L] bool, the trained tokens."""
+    packed: Packed
     weights: Tensor
-    """[N] float32, the weight of each trained token in row-major order, N = target_mask.sum()."""
+    """[N] float32, the weight of each target."""
     num_samples: int
 
     @property
     def num_tokens(self) -> int:
-        return int(self.attention_mask.sum())
+        return self.packed.num_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class PairBatch:
-    """P pairs as 2P rows: row p is pair p's prompt with the chosen response, row P + p with the rejected one."""
+class GroupBatch:
+    """G prompts with R responses in all; the rows of a prompt stand together, the chosen one of a pair first."""
 
-    input_ids: Tensor
-    """[2P, L] int64."""
-    attention_mask: Tensor
-    """[2P, L] int64."""
-    target_mask: Tensor
-    """[2P, L] bool, the response tokens."""
+    packed: Packed
     lengths: Tensor
-    """[2P] int64, response tokens per row."""
+    """[R] int64, tokens of each response."""
+    groups: Tensor
+    """[R] int64, the prompt of each response, 0 to G - 1."""
+    values: Tensor
+    """[R] float32, what the data says of each response; NaN where it says nothing."""
     indices: tuple[int, ...]
-    """[P] position of each pair in the data set: the key of its cached reference log-probs."""
+    """[G] place of each prompt in the data set: the key of its cached reference log-probs."""
 
     @property
     def num_samples(self) -> int:
@@ -54,49 +51,87 @@ class PairBatch:
 
     @property
     def num_tokens(self) -> int:
-        return int(self.attention_mask.sum())
+        return self.packed.num_tokens
 
 
-def collate_tokens(rows: Sequence[Rendered], *, pad_id: int, device: torch.device) -> TokenBatch:
-    """Pad rendered conversations. The first token of a row has nothing before it and is never a target."""
-    ids, mask = _pad([row.ids for row in rows], pad_id)
-    weights = torch.zeros(ids.shape, dtype=torch.float32)
-    for b, row in enumerate(rows):
-        weights[b, 1 : len(row.ids)] = torch.tensor(row.weights[1:], dtype=torch.float32)
-    target = weights != 0
-    return TokenBatch(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        target_mask=target.to(device),
-        weights=weights[target].to(device),
-        num_samples=len(rows),
-    )
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatingBatch:
+    rated: GroupBatch
+    """One response to each prompt; `values` 1 good, 0 bad."""
+    mismatched: GroupBatch
+    """The same prompts, each with the response of another record."""
+
+    @property
+    def num_samples(self) -> int:
+        return self.rated.num_samples
+
+    @property
+    def num_tokens(self) -> int:
+        return self.rated.num_tokens
 
 
-def collate_pairs(
-    rows: Sequence[RenderedPair], indices: Sequence[int], *, pad_id: int, device: torch.device
-) -> PairBatch:
-    """Pad pairs, chosen rows first."""
-    responses = [row.chosen_ids for row in rows] + [row.rejected_ids for row in rows]
-    prompts = [row.prompt_ids for row in rows] * 2
-    ids, mask = _pad([(*p, *r) for p, r in zip(prompts, responses, strict=True)], pad_id)
-    target = torch.zeros(ids.shape, dtype=torch.bool)
-    for b, (p, r) in enumerate(zip(prompts, responses, strict=True)):
-        target[b, len(p) : len(p) + len(r)] = True
-    return PairBatch(
-        input_ids=ids.to(device),
-        attention_mask=mask.to(device),
-        target_mask=target.to(device),
-        lengths=torch.tensor([len(r) for r in responses], device=device),
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankingBatch:
+    """G prompts with R responses in all."""
+
+    packed: Packed
+    groups: Tensor
+    """[R] int64, the prompt of each response."""
+    ranks: Tensor
+    """[R] float32, 1 the best."""
+    margins: Tensor
+    """[R] float32; the better of two responses should lead by the difference of theirs."""
+    num_samples: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.packed.num_tokens
+
+
+def collate_tokens(rows: Sequence[Rendered], *, device: torch.device) -> TokenBatch:
+    packed, weights = pack_rows(rows)
+    return TokenBatch(packed=packed.to(device), weights=weights.to(device), num_samples=len(rows))
+
+
+def collate_groups(rows: Sequence[RenderedGroup], indices: Sequence[int], *, device: torch.device) -> GroupBatch:
+    values = [value for row in rows for value in row.values or [float("nan")] * len(row.response_ids)]
+    return GroupBatch(
+        packed=pack_groups(rows).to(device),
+        lengths=torch.tensor([len(ids) for row in rows for ids in row.response_ids], device=device),
+        groups=torch.tensor([n for n, row in enumerate(rows) for _ in row.response_ids], device=device),
+        values=torch.tensor(values, dtype=torch.float32, device=device),
         indices=tuple(indices),
     )
 
 
-def _pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    longest = max(len(row) for row in rows)
-    ids = torch.full((len(rows), longest), pad_id, dtype=torch.int64)
-    mask = torch.zeros((len(rows), longest), dtype=torch.int64)
-    for b, row in enumerate(rows):
-        ids[b, : len(row)] = torch.tensor(row, dtype=torch.int64)
-        mask[b, : len(row)] = 1
-    return ids, mask
+def collate_ratings(
+    rows: Sequence[RenderedGroup], others: Sequence[RenderedGroup], indices: Sequence[int], *, device: torch.device
+) -> RatingBatch:
+    """`others[i]` is the record that lends row i its mismatched response."""
+    strangers = [
+        replace(row, response_ids=other.response_ids, values=()) for row, other in zip(rows, others, strict=True)
+    ]
+    return RatingBatch(
+        rated=collate_groups(rows, indices, device=device), mismatched=collate_groups(strangers, indices, device=device)
+    )
+
+
+def collate_rankings(rows: Sequence[RenderedGroup], *, device: torch.device) -> RankingBatch:
+    """Rankings and preferences alike: a preference is a ranking of two, and may know by how much."""
+    orders = [_ranks_and_margins(row) for row in rows]
+    return RankingBatch(
+        packed=pack_groups(rows).to(device),
+        groups=torch.tensor([n for n, row in enumerate(rows) for _ in row.response_ids], device=device),
+        ranks=torch.tensor([rank for ranks, _ in orders for rank in ranks], dtype=torch.float32, device=device),
+        margins=torch.tensor([m for _, margins in orders for m in margins], dtype=torch.float32, device=device),
+        num_samples=len(rows),
+    )
+
+
+def _ranks_and_margins(row: RenderedGroup) -> tuple[Sequence[float], Sequence[float]]:
+    """A preference's values are (margin, 0) or nothing; a ranking's are ranks, which begin at 1."""
+    if not row.values:
+        return (1.0, 2.0), (0.0, 0.0)
+    if row.values[-1] == 0.0:
+        return (1.0, 2.0), row.values
+    return row.values, [0.0] * len(row.values)

@@ -24,8 +24,10 @@ PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
 class Backbone:
     """The layers of one model between its embeddings and its head."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, keep_tokens: int | None = None) -> None:
+        """Rows of more than `keep_tokens` tokens keep no activations but each layer's input; None keeps all."""
         self._whole = unwrapped(model)
+        self._keep_tokens = keep_tokens
         self._layers: torch.nn.Module = getattr(self._whole, self._whole.base_model_prefix)
         self._window = _window(self._whole)
         self.refusal = self._why_not()
@@ -40,9 +42,22 @@ class Backbone:
 
     def hidden(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
         """[T, H]: the last layer's output for every token. `embedded` [T, H] replaces the tokens' embeddings."""
-        if self.refusal is not None or (self._window is not None and _longest(packed.trees) > self._window):
-            return self._padded(packed, embedded)
-        return self._packed(packed, embedded)
+        padded = self.refusal is not None or (self._window is not None and _longest(packed.trees) > self._window)
+        large = self._keep_tokens is not None and packed.num_tokens > self._keep_tokens
+        with self._recomputing(large and torch.is_grad_enabled()):
+            return self._padded(packed, embedded) if padded else self._packed(packed, embedded)
+
+    @contextmanager
+    def _recomputing(self, wanted: bool) -> Iterator[None]:
+        """Gradient checkpointing for one forward pass (Chen et al., 1604.06174)."""
+        if not wanted:
+            yield
+            return
+        self._whole.activation_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            self._whole.activation_checkpointing_disable()
 
     def _packed(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
         # transformers hands a mask of four dimensions on as it is; the attention of trees does not look at it.
@@ -93,7 +108,7 @@ class Backbone:
         device = next(self._whole.parameters()).device
         ids = torch.arange(1, 1 + sum(tree.num_tokens for tree in PROBE), device=device)
         probe = from_trees(ids, PROBE)
-        with torch.no_grad(), _evaluating(self._whole):
+        with torch.no_grad(), evaluating(self._whole):
             try:
                 packed, padded = self._packed(probe).float(), self._padded(probe).float()
             except (TypeError, ValueError, RuntimeError, IndexError):
@@ -163,7 +178,7 @@ def _window(whole: PreTrainedModel) -> int | None:
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     training = model.training
     model.eval()
     try:

@@ -23,19 +23,14 @@ class TokenScorer(torch.nn.Module):
     A module, so that a data-parallel wrapper sees the forward pass; its only parameters are the model's.
     """
 
-    def __init__(self, model: torch.nn.Module, *, noise: float = 0.0) -> None:
+    def __init__(self, model: torch.nn.Module, *, noise: float = 0.0, keep_tokens: int | None = None) -> None:
         """`noise` is NEFTune's alpha (Jain et al., 2310.05914): while training, every embedding of a row of L tokens
-        and width H gets uniform noise of +-alpha / sqrt(L H)."""
+        and width H gets uniform noise of +-alpha / sqrt(L H). Packed rows of more than `keep_tokens` recompute their
+        activations in the backward pass."""
         super().__init__()
         self.model = model
+        self.backbone = Backbone(model, keep_tokens=keep_tokens)
         self._noise = noise
-        self._backbone: Backbone | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        if self._backbone is None:
-            self._backbone = Backbone(self.model)
-        return self._backbone
 
     def forward(self, packed: Packed, *, statistics: bool = False) -> TokenScores:
         """Scores of the N targets, in their order; with `statistics` the entropy at each as well."""
@@ -58,28 +53,16 @@ class TokenScorer(torch.nn.Module):
 class RowScorer(torch.nn.Module):
     """A sequence classifier with one label as a function from a packed row to a score for each of its rows."""
 
-    def __init__(self, model: torch.nn.Module) -> None:
+    def __init__(self, model: torch.nn.Module, *, keep_tokens: int | None = None) -> None:
         super().__init__()
         self.model = model
-        self._backbone: Backbone | None = None
-
-    @property
-    def backbone(self) -> Backbone:
-        if self._backbone is None:
-            self._backbone = Backbone(self.model)
-        return self._backbone
+        self.backbone = Backbone(model, keep_tokens=keep_tokens)
 
     def forward(self, packed: Packed) -> Tensor:
         """[R] float32 scores, read at each row's last token."""
         hidden = self.backbone.hidden(packed)[packed.ends]
         scores: Tensor = unwrapped(self.model).score(hidden)
         return scores.squeeze(-1).float()
-
-
-def token_logprobs(model: torch.nn.Module, packed: Packed) -> Tensor:
-    """[N] log-probs of the targets of a packed row, fp32 at least."""
-    scores: TokenScores = TokenScorer(model)(packed)
-    return scores.logprobs
 
 
 def head_of(model: torch.nn.Module) -> Head | None:

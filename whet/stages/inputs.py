@@ -7,10 +7,10 @@ from pathlib import Path
 
 from whet.config.base import Section
 from whet.config.data import Data, Source
-from whet.config.evaluate import WinRateTask
+from whet.config.evaluate import Task, WinRateTask
 from whet.config.model import Model
 from whet.config.rollout import Checker, Judge
-from whet.config.stage import DpoStage, EvaluateStage, SftStage, Stage
+from whet.config.stage import EvaluateStage, PolicyStage, SftStage, Stage
 from whet.data.locate import locate
 from whet.errors import DataError
 from whet.runs.ledger import content_hash
@@ -35,13 +35,14 @@ def input_hashes(
 
 def models_in(stage: Stage) -> Iterator[str]:
     """Every model a stage asks for beside the one it starts from, as the plan names it."""
-    match stage:
-        case EvaluateStage(models=models, tasks=tasks):
-            yield from models
-        case SftStage(watch=tasks) | DpoStage(watch=tasks):
-            pass
-        case _:
-            tasks = ()
+    tasks: tuple[Task, ...] = ()
+    if isinstance(stage, EvaluateStage):
+        yield from stage.models
+        tasks = stage.tasks
+    if isinstance(stage, PolicyStage):
+        tasks = stage.watch
+    if isinstance(stage, PolicyStage) and not isinstance(stage, SftStage) and stage.reference.model != "start":
+        yield stage.reference.model
     for task in tasks:
         if isinstance(task, WinRateTask):
             yield from (name for name in (task.against, task.judge_model) if name != "self")

@@ -1,6 +1,6 @@
-"""Training on a fixed data set: SFT and the DPO family. The kinds differ in their rows and their learner; see `Work`.
+"""Training on a fixed data set: every stage that trains. The kinds differ in their rows and their learner; see `work`.
 
-read -> render -> fit to length -> [reference log-probs] -> loop -> the best checkpoint becomes the stage's model
+read -> render -> fit to length -> loop -> the best checkpoint becomes the stage's model
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,158 +15,118 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from whet.config.stage import DpoStage, SftStage
-from whet.data.batch import PairBatch, TokenBatch, collate_pairs, collate_tokens
-from whet.data.render import RenderedPair
+from whet.config.stage import PolicyStage, RewardStage, SftStage, TrainStage
+from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
+from whet.models.memory import token_budget
+from whet.models.reward import load_reward_model, save_reward_model
+from whet.models.scoring import RowScorer, TokenScorer
 from whet.runs.files import read_jsonl, writing
-from whet.runs.ledger import content_hash
 from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
 from whet.stages.rows import Rows, read_rows
-from whet.train.bind import pairwise_formula, supervised_formula
+from whet.stages.work import Ground, Work, work_of
 from whet.train.checkpoint import Checkpoints, Position
-from whet.train.feed import OfflineFeed
-from whet.train.learners import Learner, PairLearner, TokenLearner
+from whet.train.feed import OfflineFeed, packed
 from whet.train.loop import Loop, evaluate_loss
 from whet.train.parallel import Parallel
-from whet.train.reference import compute_reference, load_reference, reference_key, save_reference
+
+Trained = PreTrainedModel | PeftModel
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Work:
-    """What a kind of stage brings to the loop: how indices of rows become a batch, and a batch a loss."""
-
-    learner: Learner[Any]
-    collate: Callable[[Sequence[int]], Any]
-
-
-def run(stage: SftStage | DpoStage, context: Context) -> StageResult:
+def run(stage: TrainStage, context: Context) -> StageResult:
     """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics."""
     train = stage.train
     device = pick_device(context.model.device)
-    parallel = Parallel(device, compute_dtype(train.precision, device))
+    dtype = compute_dtype(train.precision, device)
+    parallel = Parallel(device, dtype)
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
     rows = read_rows(stage, context, tokenizer)
-    work = bind(stage, context, rows, tokenizer, parallel)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)
-    model = load_trainable(stage, context, checkpoints, parallel)
+    model = load_trainable(stage, context, checkpoints, dtype)
+    budget = train.micro_batch_tokens or token_budget(unwrapped(model), device, dtype)
+    scorer = scorer_of(stage, model, budget)
+    work = work_of(stage, Ground(context=context, rows=rows, scorer=scorer, parallel=parallel))
     with MetricsFile(context.paths.metrics) as metrics:
         position = Loop(
-            model=model,
+            model=scorer,
             learner=work.learner,
             feed=OfflineFeed(
-                rows.num_train, work.collate, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
-                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed,
-                lengths=[row.num_tokens for row in rows.rows], rank=parallel.rank, world=parallel.world,
+                rows.lengths[: rows.num_train], work.collate, batch_size=train.batch_size, micro_batch_tokens=budget,
+                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, rank=parallel.rank,
+                world=parallel.world,
             ),
             train=train,
             parallel=parallel,
             checkpoints=checkpoints,
-            save_model=lambda folder: save_trained(model, tokenizer, folder / artefact_name(model)),
+            save_model=lambda folder: save(stage, model, tokenizer, folder / artefact_name(model)),
             metrics=metrics,
-            evaluate=evaluator(stage, context, rows, work, model, tokenizer, parallel),
+            evaluate=evaluator(stage, context, rows, work, scorer, tokenizer, parallel, budget),
             title=stage.name,
         ).fit()  # fmt: skip
     return finish(stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
 
 
-def bind(
-    stage: SftStage | DpoStage, context: Context, rows: Rows, tokenizer: PreTrainedTokenizerBase, parallel: Parallel
-) -> Work:
-    """Batches and formula of the stage's kind; for pairs, their reference log-probs as well."""
-    pad_id, device = int(tokenizer.pad_token_id), parallel.device
-    match stage:
-        case SftStage():
-
-            def tokens(indices: Sequence[int]) -> TokenBatch:
-                return collate_tokens([rows.rows[i] for i in indices], pad_id=pad_id, device=device)
-
-            return Work(learner=TokenLearner(supervised_formula(stage.objective)), collate=tokens)
-        case DpoStage():
-
-            def pairs(indices: Sequence[int]) -> PairBatch:
-                return collate_pairs([rows.rows[i] for i in indices], indices, pad_id=pad_id, device=device)
-
-            reference = reference_logprobs(stage, context, rows.rows, pairs, parallel)
-            return Work(learner=PairLearner(pairwise_formula(stage.objective), reference), collate=pairs)
+def scorer_of(stage: TrainStage, model: Trained, budget: int) -> TokenScorer | RowScorer:
+    """What turns packed rows into log-probs or scores; rows beyond the budget recompute their activations."""
+    limit = 0 if stage.train.gradient_checkpointing else budget
+    if isinstance(stage, RewardStage):
+        return RowScorer(model, keep_tokens=limit)
+    noise = stage.train.neftune_alpha if isinstance(stage, SftStage) else 0.0
+    return TokenScorer(model, noise=noise, keep_tokens=limit)
 
 
-def reference_logprobs(
-    stage: DpoStage, context: Context, rows: Sequence[RenderedPair],
-    collate: Callable[[Sequence[int]], PairBatch], parallel: Parallel,
-) -> torch.Tensor:  # fmt: skip
-    """The starting model's log-probs of every pair, from the stage folder or computed now. [num_rows, 2]."""
-    start = [content_hash(Path(p)) if Path(p).exists() else p for p in (context.start.path, context.start.adapter) if p]
-    key = reference_key(rows, " ".join(start), compute_dtype(stage.train.precision, parallel.device))
-    path = context.paths.file("reference.safetensors")
-    cached = load_reference(path, key)
-    if cached is not None:
-        return cached
-    model = load_start(stage, context, context.start, parallel)
-    size = stage.train.micro_batch_size or stage.train.batch_size
-    logprobs = compute_reference(
-        model, len(rows), collate, batch_size=size, parallel=parallel, title=f"{stage.name} reference"
-    )
-    save_reference(path, key, logprobs)
-    return logprobs
-
-
-def load_trainable(
-    stage: SftStage | DpoStage, context: Context, checkpoints: Checkpoints, parallel: Parallel
-) -> PreTrainedModel | PeftModel:
+def load_trainable(stage: TrainStage, context: Context, checkpoints: Checkpoints, dtype: torch.dtype) -> Trained:
     """The model to train: as the latest checkpoint left it, else as the stage before did."""
-    position = checkpoints.latest()
-    ref = context.start
+    position, ref = checkpoints.latest(), context.start
     if position is not None:
         folder = checkpoints.folder(position.step)
         adapter = folder / "adapter"
         ref = (
             ModelRef(path=ref.path, adapter=str(adapter)) if adapter.is_dir() else ModelRef(path=str(folder / "model"))
         )
-    model = load_start(stage, context, ref, parallel)
-    if stage.train.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        model.enable_input_require_grads()
-    return model
-
-
-def load_start(
-    stage: SftStage | DpoStage, context: Context, ref: ModelRef, parallel: Parallel
-) -> PreTrainedModel | PeftModel:
-    dtype = compute_dtype(stage.train.precision, parallel.device)
+    if isinstance(stage, RewardStage):
+        return load_reward_model(
+            ref, context.model, stage.head, dtype=dtype, trainable=True, seed=stage.train.seed
+        )
     return load_model(ref, context.model, dtype=dtype, trainable=True, seed=stage.train.seed)
 
 
+def save(stage: TrainStage, model: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    if isinstance(stage, RewardStage):
+        save_reward_model(model, tokenizer, folder)
+    else:
+        save_trained(model, tokenizer, folder)
+
+
 def evaluator(
-    stage: SftStage | DpoStage, context: Context, rows: Rows, work: Work, model: torch.nn.Module,
-    tokenizer: PreTrainedTokenizerBase, parallel: Parallel,
+    stage: TrainStage, context: Context, rows: Rows, work: Work, scorer: TokenScorer | RowScorer,
+    tokenizer: PreTrainedTokenizerBase, parallel: Parallel, budget: int,
 ) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
     """What the loop measures: the objective on held-out rows, and the tasks to watch. None where there is neither."""
-    if not rows.num_held_out and not stage.watch:
+    tasks = stage.watch if isinstance(stage, PolicyStage) else ()
+    if not rows.num_held_out and not tasks:
         return None
-    size = stage.train.micro_batch_size or stage.train.batch_size
-    held_out = range(rows.num_train, len(rows.rows))
-    batches = [work.collate(held_out[i : i + size]) for i in range(0, len(held_out), size)]
+    batches = [work.collate(part) for part in packed(range(rows.num_train, len(rows.rows)), rows.lengths, budget)]
 
     def evaluate() -> dict[str, float]:
-        measured = evaluate_loss(model, work.learner, batches, parallel) if batches else {}
-        if stage.watch:
+        measured = evaluate_loss(scorer, work.learner, batches, parallel) if batches else {}
+        if isinstance(stage, PolicyStage) and tasks:
             from whet.stages.watch import watch
 
             with parallel.forward():
-                measured |= watch(stage, context, model, tokenizer)
+                measured |= watch(stage, context, scorer.model, tokenizer)
         return measured
 
     return evaluate
 
 
 def finish(
-    stage: SftStage | DpoStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str,
+    stage: TrainStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str,
     num_held_out: int,
 ) -> StageResult:  # fmt: skip
     """Publish the chosen checkpoint's weights as the stage's model, and sum up its metrics."""
@@ -187,10 +146,10 @@ def finish(
 
 
 def held_out_accuracy(
-    stage: SftStage | DpoStage, metrics: Mapping[str, float], num_held_out: int
+    stage: TrainStage, metrics: Mapping[str, float], num_held_out: int
 ) -> tuple[Measure, ...]:
-    """Share of held-out pairs that the kept model orders rightly, with its Wilson interval; nothing for SFT."""
-    accuracy = metrics.get("eval/rewards/accuracies")
+    """Share of held-out pairs that the kept model orders rightly, with its Wilson interval; nothing where none are compared."""
+    accuracy = metrics.get("eval/accuracy" if isinstance(stage, RewardStage) else "eval/rewards/accuracies")
     if accuracy is None:
         return ()
     low, high = wilson(accuracy, num_held_out)

@@ -18,7 +18,7 @@ import yaml
 
 from whet.config.load import dump_plan
 from whet.config.plan import Plan
-from whet.config.stage import DpoStage, EvaluateStage, MergeStage, PrepareStage, SftStage, Stage
+from whet.config.stage import EvaluateStage, MergeStage, PrepareStage, RewardStage, Stage, TrainStage
 from whet.errors import RunError, UserError
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, write_json, write_text, writing
@@ -56,7 +56,9 @@ def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
             done.append(status)
             folders[stage.name] = stage_paths.root
             if status.result.model is not None:
-                models[stage.name] = models["previous"] = status.result.model
+                models[stage.name] = status.result.model
+                if not isinstance(stage, RewardStage):  # a classifier: what follows goes on from a language model
+                    models["previous"] = status.result.model
         return write_summary(paths, plan, done)
 
 
@@ -112,11 +114,11 @@ def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) 
 
 def dispatch(stage: Stage, context: Context) -> StageResult:
     """Each kind of stage in its own module, imported when it is needed."""
-    match stage:
-        case SftStage() | DpoStage():
-            from whet.stages import offline
+    if isinstance(stage, TrainStage):
+        from whet.stages import offline
 
-            return offline.run(stage, context)
+        return offline.run(stage, context)
+    match stage:
         case PrepareStage():
             from whet.stages import prepare
 

@@ -10,7 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from whet.config.stage import DpoStage, SftStage
+from whet.config.stage import (
+    DpoStage,
+    KtoStage,
+    RewardStage,
+    RewardWeightedStage,
+    SftStage,
+    SoftPreferenceStage,
+    TrainStage,
+)
 from whet.data.render import Renderer
 from whet.data.tokenise import tokenise
 from whet.errors import DataError
@@ -30,22 +38,30 @@ class Rows:
     """[len(rows)] tokens of each row, a prompt counted once."""
     digest: str
     """Hash of the token ids of all rows, for what is computed from them once."""
+    formats: frozenset[str]
+    """The formats the files were read as."""
 
     @property
     def num_held_out(self) -> int:
         return len(self.rows) - self.num_train
 
 
-def record_kinds(stage: SftStage | DpoStage) -> tuple[RecordKind, ...]:
+def record_kinds(stage: TrainStage) -> tuple[RecordKind, ...]:
     """The kinds of record a stage trains on."""
     match stage:
         case SftStage():
             return ("conversation",)
         case DpoStage():
             return ("preference",)
+        case KtoStage():
+            return ("rating",)
+        case RewardStage():
+            return ("preference", "ranking")
+        case RewardWeightedStage() | SoftPreferenceStage():
+            return ("scored",)
 
 
-def read_rows(stage: SftStage | DpoStage, context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def read_rows(stage: TrainStage, context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Read, split, render and fit the stage's records, or find them in the token cache; writes data.json.
 
     Raises DataError where nothing is left to train on.
@@ -60,4 +76,7 @@ def read_rows(stage: SftStage | DpoStage, context: Context, tokenizer: PreTraine
         raise DataError(
             "no rows left to train on", field="data.files", found=made.summary, fix=f"see {context.paths.data}"
         )
-    return Rows(rows=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest)
+    return Rows(
+        rows=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest,
+        formats=frozenset(made.account["formats"].values()),
+    )  # fmt: skip

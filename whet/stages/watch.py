@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from whet.config.stage import DpoStage, SftStage
+from whet.config.stage import PolicyStage
 from whet.data.render import Renderer
 from whet.stages.context import Context
 from whet.stages.evaluate import measure_task
 
 
 def watch(
-    stage: SftStage | DpoStage, context: Context, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
+    stage: PolicyStage, context: Context, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float]:
     """Measure the stage's `watch` tasks; keys are `watch/TASK/METRIC`."""
     renderer = Renderer(tokenizer, system=stage.data.system)

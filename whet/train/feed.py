@@ -12,6 +12,8 @@ from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 
+from whet.data.pack import fill
+
 Batch = TypeVar("Batch")
 BatchOut = TypeVar("BatchOut", covariant=True)
 
@@ -41,30 +43,28 @@ class OfflineFeed(Generic[Batch]):
     """A fixed data set, reshuffled each epoch; the last, smaller batch of an epoch is trained on too.
 
     A step takes `batch_size` records on each of `world` ranks; where an epoch's last step has too few for every rank,
-    some ranks get fewer and, at worst, none.
+    some ranks get fewer and, at worst, none. A step's records are packed into micro-batches of at most
+    `micro_batch_tokens` tokens, which changes nothing about the gradient.
     """
 
     def __init__(
         self,
-        num_records: int,
+        lengths: Sequence[int],
         collate: Callable[[Sequence[int]], Batch],
         *,
         batch_size: int,
-        micro_batch_size: int | None,
+        micro_batch_tokens: int,
         epochs: int,
         max_steps: int | None,
         seed: int,
-        lengths: Sequence[int] | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        """With `lengths` (tokens per record) a step's micro-batches hold rows of like length: the same gradient, less
-        padding."""
-        self._lengths = lengths
-        self._num_records, self._collate, self._seed = num_records, collate, seed
-        self._batch_size, self._micro_batch_size = batch_size, micro_batch_size or batch_size
+        """`lengths` are the tokens of each record."""
+        self._lengths, self._collate, self._seed = lengths, collate, seed
+        self._batch_size, self._micro_batch_tokens = batch_size, micro_batch_tokens
         self._rank, self._world = rank, world
-        self._steps_per_epoch = math.ceil(num_records / (batch_size * world))
+        self._steps_per_epoch = math.ceil(len(lengths) / (batch_size * world))
         self._num_steps = max_steps if max_steps is not None else self._steps_per_epoch * epochs
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -83,12 +83,14 @@ class OfflineFeed(Generic[Batch]):
         epoch, place = divmod(step, self._steps_per_epoch)
         if self._order[0] != epoch:
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
-            self._order = (epoch, generator.permutation(self._num_records))
+            self._order = (epoch, generator.permutation(len(self._lengths)))
         size = self._batch_size * self._world
         return [int(i) for i in self._order[1][place * size : (place + 1) * size][self._rank :: self._world]]
 
     def micro_batches(self, step: int) -> list[Batch]:
-        records, size = self.indices(step), self._micro_batch_size
-        if self._lengths is not None:
-            records.sort(key=self._lengths.__getitem__)
-        return [self._collate(records[i : i + size]) for i in range(0, len(records), size)]
+        return [self._collate(part) for part in packed(self.indices(step), self._lengths, self._micro_batch_tokens)]
+
+
+def packed(records: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """The records in micro-batches of at most `capacity` tokens."""
+    return [[records[i] for i in part] for part in fill([int(lengths[r]) for r in records], capacity)]

@@ -1,19 +1,33 @@
-"""Learners: how a batch becomes a loss. They know the model and the batch, and take the formula as a function."""
+"""Learners: how a batch becomes a loss. They know the shape of the batch and take scorer and formula as functions.
+
+Some formulas need to know the whole optimiser step before its first backward pass (a KL estimate, an order over all
+pairs): `survey` measures that without gradient, and `loss` gets it with every micro-batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from whet.data.batch import PairBatch, TokenBatch
-from whet.models.scoring import token_logprobs
-from whet.objectives.loss import Loss
+from whet.data.batch import GroupBatch, RankingBatch, RatingBatch, TokenBatch
+from whet.models.head import TokenScores
+from whet.objectives.loss import Loss, Total
 from whet.objectives.pairwise import PairLogprobs
+from whet.objectives.ranking import RankedScores
+from whet.objectives.sums import row_sums
+from whet.objectives.unpaired import RatingLogprobs
+from whet.objectives.weighted import ScoredLogprobs
+from whet.train.bind import PairObjective, RatingObjective, ScoredObjective
+from whet.train.parallel import Parallel
+from whet.train.reference import Reference
 
 Batch = TypeVar("Batch", contravariant=True)
+Score = Callable[..., Any]
+"""A scorer of `whet.models.scoring`, or the data-parallel wrapper around it."""
 
 
 class Learner(Protocol[Batch]):
@@ -23,7 +37,11 @@ class Learner(Protocol[Batch]):
         """How many of the formula's units the batch holds; known before any forward pass."""
         ...
 
-    def loss(self, model: torch.nn.Module, batch: Batch) -> Loss:
+    def survey(self, score: Score, batches: Sequence[Batch], parallel: Parallel) -> Any:
+        """What the formula must know of all micro-batches of a step, on all ranks; None where it need not."""
+        ...
+
+    def loss(self, score: Score, batch: Batch, surveyed: Any) -> Loss:
         """The formula's sum over the batch."""
         ...
 
@@ -37,41 +55,163 @@ class TokenLearner:
     def units(self, batch: TokenBatch) -> float:
         return float(batch.weights.sum())
 
-    def loss(self, model: torch.nn.Module, batch: TokenBatch) -> Loss:
-        logprobs = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.target_mask)
-        return self._formula(logprobs, batch.weights)
+    def survey(self, score: Score, batches: Sequence[TokenBatch], parallel: Parallel) -> None:
+        return None
+
+    def loss(self, score: Score, batch: TokenBatch, surveyed: None = None) -> Loss:
+        scores: TokenScores = score(batch.packed, statistics=True)
+        loss = self._formula(scores.logprobs, batch.weights)
+        num = float(len(batch.weights))
+        metrics = {"mean_token_accuracy": Total(scores.top1.float().sum(), num)}
+        if scores.entropy is not None:
+            metrics["entropy"] = Total(scores.entropy.sum(), num)
+        return Loss(loss.total, {**loss.metrics, **metrics})
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """P pairs as three tensors [P, 2], chosen first; `indices` [P] says which they are."""
+
+    indices: Tensor
+    policy: Tensor
+    reference: Tensor
+    lengths: Tensor
+
+    def logprobs(self) -> PairLogprobs:
+        return PairLogprobs(
+            chosen=self.policy[:, 0],
+            rejected=self.policy[:, 1],
+            reference_chosen=self.reference[:, 0],
+            reference_rejected=self.reference[:, 1],
+            chosen_length=self.lengths[:, 0],
+            rejected_length=self.lengths[:, 1],
+        )
 
 
 class PairLearner:
-    """Preference objectives: unit is the pair.
+    """Preference objectives: unit is the pair. `reference` may be None for formulas without one."""
 
-    `reference` is [num_pairs, 2], the reference policy's summed log-probs of every pair (chosen, rejected).
-    """
+    def __init__(self, objective: PairObjective, reference: Reference | None) -> None:
+        self._objective, self._reference = objective, reference
 
-    def __init__(self, formula: Callable[[PairLogprobs], Loss], reference: Tensor) -> None:
-        self._formula, self._reference = formula, reference
-
-    def units(self, batch: PairBatch) -> float:
+    def units(self, batch: GroupBatch) -> float:
         return float(batch.num_samples)
 
-    def loss(self, model: torch.nn.Module, batch: PairBatch) -> Loss:
-        policy = response_logprobs(model, batch)
-        num = batch.num_samples
-        reference = self._reference[list(batch.indices)].to(policy.device)
-        return self._formula(
-            PairLogprobs(
-                chosen=policy[:num],
-                rejected=policy[num:],
-                reference_chosen=reference[:, 0],
-                reference_rejected=reference[:, 1],
-                chosen_length=batch.lengths[:num],
-                rejected_length=batch.lengths[num:],
+    def survey(self, score: Score, batches: Sequence[GroupBatch], parallel: Parallel) -> Pairs | None:
+        """All pairs of the step, for a formula in which they depend on each other."""
+        if not self._objective.coupled or (len(batches) == 1 and parallel.world == 1):
+            return None
+        with torch.no_grad():
+            parts = [self._pairs(score, batch) for batch in batches]
+        return Pairs(
+            indices=parallel.gather(torch.cat([part.indices for part in parts])),
+            policy=parallel.gather(torch.cat([part.policy for part in parts])),
+            reference=parallel.gather(torch.cat([part.reference for part in parts])),
+            lengths=parallel.gather(torch.cat([part.lengths for part in parts])),
+        )
+
+    def loss(self, score: Score, batch: GroupBatch, surveyed: Pairs | None = None) -> Loss:
+        pairs = self._pairs(score, batch)
+        if surveyed is None:
+            return self._objective.formula(pairs.logprobs())
+        # The step's pairs, of which only this batch's carry a gradient; its loss is this batch's share of the step's.
+        place = (surveyed.indices[:, None] == pairs.indices[None, :]).long().argmax(dim=0)
+        policy = surveyed.policy.index_put((place,), pairs.policy)
+        whole = self._objective.formula(
+            Pairs(surveyed.indices, policy, surveyed.reference, surveyed.lengths).logprobs()
+        )
+        share = len(pairs.indices) / len(surveyed.indices)
+        total = whole.total + ((share - 1.0) * whole.total).detach()
+        metrics = {name: Total(share * metric.total, share * metric.count) for name, metric in whole.metrics.items()}
+        return Loss(total, metrics)
+
+    def _pairs(self, score: Score, batch: GroupBatch) -> Pairs:
+        policy = response_logprobs(score, batch)
+        # The reference comes second: on a GPU it is then asked while the policy's graph is there, and may move away.
+        reference = self._reference(batch) if self._reference is not None else torch.zeros_like(policy)
+        indices = torch.tensor(batch.indices, device=policy.device)
+        return Pairs(indices, policy.view(-1, 2), reference.view(-1, 2), batch.lengths.view(-1, 2))
+
+
+class RatingLearner:
+    """Single responses called good or bad: unit is the response. Both references are those of `RatingBatch`'s halves."""
+
+    def __init__(self, objective: RatingObjective, reference: Reference, mismatched: Reference) -> None:
+        self._objective, self._reference, self._mismatched = objective, reference, mismatched
+
+    def units(self, batch: RatingBatch) -> float:
+        return float(batch.num_samples)
+
+    def survey(self, score: Score, batches: Sequence[RatingBatch], parallel: Parallel) -> float:
+        """z_0: the mean log-ratio of mismatched responses over the step, at least 0."""
+        if not self._objective.needs_kl:
+            return 0.0
+        total, count = 0.0, 0
+        with torch.no_grad():
+            for batch in batches:
+                ratio = response_logprobs(score, batch.mismatched) - self._mismatched(batch.mismatched)
+                total, count = total + float(ratio.double().sum()), count + len(ratio)
+        return max(0.0, parallel.sum(total) / max(1.0, parallel.sum(count)))
+
+    def loss(self, score: Score, batch: RatingBatch, surveyed: float) -> Loss:
+        policy = response_logprobs(score, batch.rated)
+        return self._objective.formula(
+            RatingLogprobs(
+                policy=policy,
+                reference=self._reference(batch.rated),
+                good=batch.rated.values > 0.5,
+                kl=policy.new_tensor(surveyed),
             )
         )
 
 
-def response_logprobs(model: torch.nn.Module, batch: PairBatch) -> Tensor:
-    """Summed log-prob of each response, [2P] in the batch's row order."""
-    logprobs = token_logprobs(model, batch.input_ids, batch.attention_mask, batch.target_mask)
-    rows = torch.repeat_interleave(torch.arange(len(batch.lengths), device=logprobs.device), batch.lengths)
-    return torch.zeros(len(batch.lengths), device=logprobs.device).index_add(0, rows, logprobs)
+class ScoredLearner:
+    """Stored responses with their numbers: unit is the prompt. `moments` are mean and deviation of all numbers."""
+
+    def __init__(self, objective: ScoredObjective, reference: Reference | None, moments: tuple[float, float]) -> None:
+        self._objective, self._reference, self._moments = objective, reference, moments
+
+    def units(self, batch: GroupBatch) -> float:
+        return float(batch.num_samples)
+
+    def survey(self, score: Score, batches: Sequence[GroupBatch], parallel: Parallel) -> None:
+        return None
+
+    def loss(self, score: Score, batch: GroupBatch, surveyed: None = None) -> Loss:
+        mean, std = self._moments
+        return self._objective.formula(
+            ScoredLogprobs(
+                policy=response_logprobs(score, batch),
+                reference=self._reference(batch) if self._reference is not None else None,
+                lengths=batch.lengths,
+                groups=batch.groups,
+                values=batch.values,
+                mean=mean,
+                std=std,
+            )
+        )
+
+
+class RankingLearner:
+    """Reward models: unit is the prompt."""
+
+    def __init__(self, formula: Callable[[RankedScores], Loss]) -> None:
+        self._formula = formula
+
+    def units(self, batch: RankingBatch) -> float:
+        return float(batch.num_samples)
+
+    def survey(self, score: Score, batches: Sequence[RankingBatch], parallel: Parallel) -> None:
+        return None
+
+    def loss(self, score: Score, batch: RankingBatch, surveyed: None = None) -> Loss:
+        scores: Tensor = score(batch.packed)
+        return self._formula(
+            RankedScores(scores=scores, groups=batch.groups, ranks=batch.ranks, margins=batch.margins)
+        )
+
+
+def response_logprobs(score: Score, batch: GroupBatch) -> Tensor:
+    """Summed log-prob of each response, [R]."""
+    scores: TokenScores = score(batch.packed)
+    return row_sums(scores.logprobs, batch.packed.target_rows, batch.packed.num_rows)

@@ -44,7 +44,7 @@ class Loop(Generic[B]):
     """Everything a training needs. `fit` runs it from wherever its checkpoints stand to the end."""
 
     model: torch.nn.Module
-    """On its device, trainable weights fp32, already loaded from `checkpoints.latest()` where there is one."""
+    """The scorer around the model; on its device, already loaded from `checkpoints.latest()` where there is one."""
     learner: Learner[B]
     feed: Feed[B]
     train: Train
@@ -102,9 +102,11 @@ class Loop(Generic[B]):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         logged: list[Mapping[str, Mean]] = []
+        with self.parallel.forward():
+            surveyed = self.learner.survey(model, batches, self.parallel)
         for batch in batches:
             with self.parallel.forward():
-                loss = self.learner.loss(model, batch)
+                loss = self.learner.loss(model, batch, surveyed)
             self.parallel.backward(loss.total / max(units, 1e-12))
             logged.append(self.parallel.means({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics}))
         norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
@@ -194,11 +196,16 @@ def better(value: float, than: float, name: str, train: Train) -> bool:
 def evaluate_loss(
     model: torch.nn.Module, learner: Learner[B], batches: Sequence[B], parallel: Parallel
 ) -> dict[str, float]:
-    """The objective and its metrics on held-out batches, as `eval/...`; each exactly averaged over its units."""
+    """The objective and its metrics on held-out batches, as `eval/...`; each exactly averaged over its units.
+
+    A formula that looks at a whole step takes the held-out batches together for one.
+    """
     totals: list[Mapping[str, Mean]] = []
-    with torch.inference_mode():
+    with torch.no_grad():
+        with parallel.forward():
+            surveyed = learner.survey(model, batches, parallel)
         for batch in batches:
             with parallel.forward():
-                loss = learner.loss(model, batch)
+                loss = learner.loss(model, batch, surveyed)
             totals.append(parallel.means({"loss": Total(loss.total, learner.units(batch)), **loss.metrics}))
     return {f"eval/{name}": value for name, value in values(merge(totals)).items()}

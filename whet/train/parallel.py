@@ -58,6 +58,14 @@ class Parallel:
         total = self._accelerator.reduce(torch.tensor(value, dtype=wide, device=self.device), reduction="sum")
         return float(total)
 
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all ranks, one after the other; ranks may hold different numbers of them."""
+        if self.world == 1:
+            return rows
+        parts: list[Tensor | None] = [None] * self.world
+        torch.distributed.all_gather_object(parts, rows.cpu())
+        return torch.cat([part for part in parts if part is not None]).to(rows.device)
+
     def means(self, totals: Mapping[str, Total]) -> dict[str, Mean]:
         """Bring device-side totals to the host, added over all ranks: one transfer, whatever their number."""
         if not totals:

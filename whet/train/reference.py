@@ -1,7 +1,7 @@
-"""Reference log-probs of static pairs, computed once with the starting model and kept under a hash of what made them.
+"""Log-probs of the reference policy on a fixed data set: measured when a row is first met, kept for every epoch after.
 
-The reference is the policy as it stands before the first step. For fixed data its log-probs never change, so one
-pass before training replaces a second model, or a second forward pass in every epoch.
+The reference never changes, so one pass over the data is all it costs. What has been measured lies in the stage folder
+under a hash of the rows, the reference and the arithmetic; a run that is killed goes on with it.
 """
 
 from __future__ import annotations
@@ -11,60 +11,79 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from whet.data.batch import PairBatch
-from whet.data.render import RenderedPair
-from whet.runs.files import writing
-from whet.runs.sinks import Progress
-from whet.train.learners import response_logprobs
-from whet.train.parallel import Parallel
+from whet.data.batch import GroupBatch
+from whet.models.reference import Scores
+from whet.objectives.sums import row_sums
+from whet.runs.files import read_json, write_json, writing
+
+Reference = Callable[[GroupBatch], Tensor]
+"""Summed reference log-prob of every response of a batch, [R] float32 on the batch's device."""
 
 
-def reference_key(rows: Sequence[RenderedPair], model: str, dtype: torch.dtype) -> str:
-    """Hash of the token ids, the starting model's content hash and the arithmetic."""
-    digest = hashlib.sha256(json.dumps([model, str(dtype)]).encode())
-    for row in rows:
-        digest.update(json.dumps([row.prompt_ids, row.chosen_ids, row.rejected_ids]).encode())
-    return digest.hexdigest()
+def reference_key(rows: str, model: str, dtype: torch.dtype) -> str:
+    """Hash of the rows' key, the reference model's content and the arithmetic."""
+    return hashlib.sha256(json.dumps([rows, model, str(dtype)]).encode()).hexdigest()
 
 
-def load_reference(path: Path, key: str) -> Tensor | None:
-    """The cached [num_pairs, 2] log-probs, or None where the file is absent or was made from something else."""
-    if not path.exists():
-        return None
-    with safe_open(path, framework="pt") as file:
-        return file.get_tensor("logprobs") if (file.metadata() or {}).get("key") == key else None
+class ReferenceCache:
+    """[num_rows, columns] float32 on disk, NaN where nothing has been measured; written in place as training goes on.
+
+    A number is written once and whole (four bytes), so a kill leaves nothing torn.
+    """
+
+    def __init__(self, path: Path, key: str, shape: tuple[int, int], *, create: bool = True) -> None:
+        """Opens the file at `path`; with `create`, makes a new one where it is absent or was made from something else.
+        Of several ranks one creates, the others open after it."""
+        described = path.with_suffix(".json")
+        known = {"key": key, "shape": list(shape)}
+        if create and not (path.exists() and described.exists() and read_json(described) == known):
+            temporary = path.with_name(f".{path.name}.tmp")
+            with writing(path):
+                np.full(shape, np.nan, dtype=np.float32).tofile(temporary)
+                described.unlink(missing_ok=True)
+                temporary.replace(path)
+            write_json(described, known)
+        self._numbers = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+
+    def read(self, rows: Sequence[int], column: int, widths: Sequence[int]) -> Tensor:
+        """The first `widths[i]` numbers from `column` on of each row, one after the other."""
+        parts = [self._numbers[row, column : column + width] for row, width in zip(rows, widths, strict=True)]
+        return torch.from_numpy(np.concatenate(parts))
+
+    def write(self, rows: Sequence[int], column: int, widths: Sequence[int], numbers: Tensor) -> None:
+        place = 0
+        for row, width in zip(rows, widths, strict=True):
+            self._numbers[row, column : column + width] = numbers[place : place + width].numpy()
+            place += width
 
 
-def compute_reference(
-    model: torch.nn.Module,
-    num_pairs: int,
-    collate: Callable[[Sequence[int]], PairBatch],
-    *,
-    batch_size: int,
-    parallel: Parallel,
-    title: str = "reference",
-) -> Tensor:
-    """Score every pair once, in fixed batches of neighbours. Returns [num_pairs, 2] float32 on the CPU."""
-    model.eval()
-    logprobs = torch.empty(num_pairs, 2)
-    with Progress(title, num_pairs) as progress, torch.inference_mode():
-        for start in range(0, num_pairs, batch_size):
-            indices = list(range(start, min(start + batch_size, num_pairs)))
-            with parallel.forward():
-                both = response_logprobs(model, collate(indices)).cpu()
-            logprobs[indices, 0], logprobs[indices, 1] = both[: len(indices)], both[len(indices) :]
-            progress.update(len(indices))
-    model.train()
-    return logprobs
+def measured(score: Scores) -> Reference:
+    """The reference asked anew for every batch."""
+
+    def reference(batch: GroupBatch) -> Tensor:
+        return row_sums(score(batch.packed), batch.packed.target_rows, batch.packed.num_rows)
+
+    return reference
 
 
-def save_reference(path: Path, key: str, logprobs: Tensor) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        save_file({"logprobs": logprobs}, temporary, metadata={"key": key})
-        temporary.replace(path)
+def cached(measure: Reference, cache: ReferenceCache, *, column: int = 0) -> Reference:
+    """The reference asked only for batches with a row that it was never asked for.
+
+    `column` is where a row's numbers begin: KTO keeps two, of its own response and of the mismatched one.
+    """
+
+    def reference(batch: GroupBatch) -> Tensor:
+        widths = batch.groups.bincount(minlength=batch.num_samples).tolist()
+        known = cache.read(batch.indices, column, widths)
+        if known.isnan().any():
+            # Known numbers are kept as they are: the same row has the same number whatever it is batched with.
+            new = measure(batch).float().cpu()
+            known = torch.where(known.isnan(), new, known)
+            cache.write(batch.indices, column, widths, known)
+        return known.to(batch.lengths.device)
+
+    return reference

@@ -14,7 +14,7 @@ from whet.data.batch import collate_tokens
 from whet.data.ledger import Ledger
 from whet.data.render import Rendered, fit, render_records
 from whet.errors import DataError
-from whet.models.scoring import token_logprobs
+from whet.models.scoring import TokenScorer
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import Measure
 from whet.schema.records import Conversation
@@ -60,15 +60,15 @@ def _row_nll(
 ) -> Iterator[tuple[int, float, float]]:
     """Index of the record, weighted negative log-likelihood and weight of each row that has tokens to score.
 
-    The longest go first, so that a batch too large for the memory fails at once, and little is padded.
+    The longest go first, so that a batch too large for the memory fails at once.
     """
-    pad_id, device = int(subject.tokenizer.pad_token_id), next(subject.model.parameters()).device
+    scorer, device = TokenScorer(subject.model), next(subject.model.parameters()).device
     order = sorted(rows, key=lambda pair: len(pair[1].ids), reverse=True)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = collate_tokens([row for _, row in part], pad_id=pad_id, device=device)
-        logprobs = token_logprobs(subject.model, batch.input_ids, batch.attention_mask, batch.target_mask)
-        counts = batch.target_mask.sum(dim=1).tolist()
+        batch = collate_tokens([row for _, row in part], device=device)
+        logprobs = scorer(batch.packed).logprobs
+        counts = batch.packed.target_rows.bincount(minlength=len(part)).tolist()
         totals, weights = torch.split(-logprobs * batch.weights, counts), torch.split(batch.weights, counts)
         for (index, _), total, weight in zip(part, totals, weights, strict=True):
             if len(total):

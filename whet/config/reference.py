@@ -1,0 +1,19 @@
+"""The reference policy that preference training is tied to."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from whet.config.base import Section
+
+
+class Reference(Section):
+    """Log-probs of another policy on the same responses."""
+
+    model: str = "start"
+    """`start` (the model this stage starts from), `base`, a stage name, or a checkpoint. `start` with an adapter needs
+    no second model: the adapter is switched off."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where a second model computes; `auto` is the device of training, or the CPU where its memory does not suffice."""
+    cache: bool = True
+    """Keep the log-probs of every row in the stage folder: measured once, used in all epochs."""

@@ -1,0 +1,84 @@
+"""The reference policy: what scores a packed row as the model did before it was trained.
+
+Where an adapter trains, the reference is the same weights without it (or with a frozen copy of the adapter that
+training went on from): no second model is held. Else it is a second model, on a device of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from whet.models.backbone import evaluating
+from whet.models.scoring import TokenScorer
+from whet.schema.packed import Packed
+
+FROZEN = "reference"
+"""Name of the frozen copy of an adapter."""
+
+Scores = Callable[[Packed], Tensor]
+"""From a packed row to the [N] log-probs of its targets, without gradient."""
+
+
+def by_adapter(scorer: TokenScorer, adapter: str | None) -> Scores:
+    """The model that `scorer` trains, its adapter switched off; or with the adapter saved at `adapter` in its place."""
+    model = scorer.model
+    assert isinstance(model, PeftModel), "there is an adapter to switch"
+    if adapter is not None:
+        model.load_adapter(adapter, FROZEN, is_trainable=False)
+
+    def score(packed: Packed) -> Tensor:
+        with torch.no_grad(), evaluating(model), _as_before(model, frozen=adapter is not None):
+            logprobs: Tensor = scorer(packed).logprobs
+        return logprobs
+
+    return score
+
+
+@contextmanager
+def _as_before(model: PeftModel, *, frozen: bool) -> Iterator[None]:
+    if not frozen:
+        with model.disable_adapter():
+            yield
+        return
+    trained = model.active_adapter
+    model.set_adapter(FROZEN)
+    try:
+        yield
+    finally:
+        model.set_adapter(trained)
+
+
+class SecondModel:
+    """A frozen model of its own; where the device's memory runs out it moves to the CPU and says so."""
+
+    def __init__(self, load: Callable[[torch.device], torch.nn.Module], device: torch.device, *, fall_back: bool) -> None:
+        """`load` gives the model on a device. Without `fall_back` running out of memory stays an error."""
+        self._load, self._device, self._fall_back = load, device, fall_back
+        self._scorer: TokenScorer | None = None
+
+    @property
+    def device(self) -> torch.device:
+        return self._device
+
+    def __call__(self, packed: Packed) -> Tensor:
+        try:
+            return self._score(packed)
+        except torch.OutOfMemoryError:
+            if not self._fall_back or self._device.type == "cpu":
+                raise
+        print(f"no room for the reference model on {self._device}: it goes on on the CPU, more slowly", flush=True)
+        self._scorer, self._device = None, torch.device("cpu")
+        torch.cuda.empty_cache()
+        return self._score(packed)
+
+    def _score(self, packed: Packed) -> Tensor:
+        if self._scorer is None:
+            self._scorer = TokenScorer(self._load(self._device)).eval()
+        with torch.no_grad():
+            logprobs: Tensor = self._scorer(packed.to(self._device)).logprobs
+        return logprobs.to(packed.input_ids.device)

@@ -1,0 +1,64 @@
+"""The reference log-probs of a preference stage, by the cheapest exact way the plan leaves open."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from peft import PeftModel
+
+from whet.config.stage import PolicyStage, SftStage
+from whet.models.load import compute_dtype, load_model, pick_device
+from whet.models.reference import Scores, SecondModel, by_adapter
+from whet.models.scoring import TokenScorer
+from whet.runs.ledger import content_hash
+from whet.schema.artifacts import ModelRef
+from whet.stages.context import Context
+from whet.stages.inputs import ref_of
+from whet.stages.rows import Rows
+from whet.train.parallel import Parallel
+from whet.train.reference import Reference, ReferenceCache, cached, measured, reference_key
+
+
+class References:
+    """The reference of one stage. Each of the `columns` numbers of a row is measured once."""
+
+    def __init__(
+        self, stage: PolicyStage, context: Context, rows: Rows, scorer: TokenScorer, parallel: Parallel, *, columns: int
+    ) -> None:
+        assert not isinstance(stage, SftStage), "SFT has no reference"
+        self._config, self._context, self._stage, self._parallel = stage.reference, context, stage, parallel
+        self._measure = measured(self._scores(scorer))
+        self._cache = self._open(rows, columns) if self._config.cache else None
+
+    def of(self, column: int = 0) -> Reference:
+        """Reference log-probs; KTO keeps those of its mismatched responses in a column of their own."""
+        return self._measure if self._cache is None else cached(self._measure, self._cache, column=column)
+
+    def _scores(self, scorer: TokenScorer) -> Scores:
+        """Adapter off where one trains from the reference; else a second model."""
+        if self._config.model == "start" and isinstance(scorer.model, PeftModel):
+            return by_adapter(scorer, self._context.start.adapter)
+        wanted = self._config.device
+        device = self._parallel.device if wanted == "auto" else torch.device(wanted)
+        return SecondModel(self._load, device, fall_back=wanted == "auto")
+
+    def _load(self, device: torch.device) -> torch.nn.Module:
+        config = self._context.model.model_copy(update={"device": device.type})
+        return load_model(self._model, config, dtype=compute_dtype(self._stage.train.precision, device))
+
+    @property
+    def _model(self) -> ModelRef:
+        name = self._config.model
+        return self._context.start if name == "start" else ref_of(name, self._context.models)
+
+    def _open(self, rows: Rows, columns: int) -> ReferenceCache:
+        model = self._model
+        hashes = [content_hash(Path(p)) if Path(p).exists() else p for p in (model.path, model.adapter) if p]
+        dtype = compute_dtype(self._stage.train.precision, pick_device(self._context.model.device))
+        key = reference_key(rows.digest, " ".join(hashes), dtype)
+        path, shape = self._context.paths.file("reference.f32"), (len(rows.rows), columns)
+        if self._parallel.is_main:
+            ReferenceCache(path, key, shape)
+        self._parallel.wait()
+        return ReferenceCache(path, key, shape, create=False)
