@@ -13,8 +13,9 @@ from peft import LoraConfig, get_peft_model
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from whet.config.train import Train
-from whet.data.batch import collate_pairs, collate_tokens
-from whet.data.render import Rendered, RenderedPair
+from whet.data.batch import collate_groups, collate_tokens
+from whet.data.render import Rendered, RenderedGroup
+from whet.models.scoring import TokenScorer
 from whet.objectives.supervised import nll
 from whet.runs.sinks import MetricsFile
 from whet.train.checkpoint import Checkpoints
@@ -25,7 +26,6 @@ from whet.train.parallel import Parallel
 
 CPU = torch.device("cpu")
 VOCABULARY = 300
-PAD = 0
 
 
 class RecordingParallel(Parallel):
@@ -63,11 +63,11 @@ def make_rows() -> Callable[[int], list[Rendered]]:
 
 
 @pytest.fixture
-def make_pairs() -> Callable[[int], list[RenderedPair]]:
-    def make(num: int) -> list[RenderedPair]:
+def make_pairs() -> Callable[[int], list[RenderedGroup]]:
+    def make(num: int) -> list[RenderedGroup]:
         g = random.Random(6)
         return [
-            RenderedPair(prompt_ids=_ids(g, 1, 10), chosen_ids=_ids(g, 1, 14), rejected_ids=_ids(g, 1, 9))
+            RenderedGroup(prompt_ids=_ids(g, 1, 10), response_ids=(_ids(g, 1, 14), _ids(g, 1, 9)))
             for _ in range(num)
         ]
 
@@ -106,34 +106,18 @@ def make_model() -> Callable[..., torch.nn.Module]:
 
 @pytest.fixture
 def collate() -> Callable[[Sequence[Any]], Callable[[Sequence[int]], Any]]:
-    """Rows to a collate function of their indices; `extra` adds that many columns of padding."""
+    """Rows to a collate function of their indices."""
 
-    def of(rows: Sequence[Any], *, extra: int = 0) -> Callable[[Sequence[int]], Any]:
+    def of(rows: Sequence[Any]) -> Callable[[Sequence[int]], Any]:
         def batch(indices: Sequence[int]) -> Any:
             chosen = [rows[i] for i in indices]
             if isinstance(chosen[0], Rendered):
-                return _widened(collate_tokens(chosen, pad_id=PAD, device=CPU), extra)
-            return _widened(collate_pairs(chosen, indices, pad_id=PAD, device=CPU), extra)
+                return collate_tokens(chosen, device=CPU)
+            return collate_groups(chosen, indices, device=CPU)
 
         return batch
 
     return of
-
-
-def _widened(batch: Any, extra: int) -> Any:
-    if not extra:
-        return batch
-    from dataclasses import replace
-
-    def wide(tensor: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.pad(tensor, (0, extra))
-
-    return replace(
-        batch,
-        input_ids=wide(batch.input_ids),
-        attention_mask=wide(batch.attention_mask),
-        target_mask=wide(batch.target_mask),
-    )
 
 
 @pytest.fixture
@@ -146,11 +130,11 @@ def make_loop(tmp_path: Path) -> Callable[..., Loop[Any]]:
         evaluate: Callable[[], Mapping[str, float]] | None = None,
     ) -> Loop[Any]:  # fmt: skip
         return Loop(
-            model=model,
+            model=TokenScorer(model),
             learner=learner or TokenLearner(nll),
             feed=OfflineFeed(
-                len(rows), collate, batch_size=train.batch_size, micro_batch_size=train.micro_batch_size,
-                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed,
+                [row.num_tokens for row in rows], collate, batch_size=train.batch_size,
+                micro_batch_tokens=train.micro_batch_tokens or 10_000, epochs=train.epochs, max_steps=train.max_steps, seed=train.seed,
             ),
             train=train,
             parallel=RecordingParallel(dtype),

@@ -8,13 +8,14 @@ from whet.train.feed import OfflineFeed
 
 
 def feed(
-    num: int, *, batch: int = 4, micro: int | None = None, epochs: int = 2, rank: int = 0, world: int = 1, steps=None
+    num: int, *, batch: int = 4, tokens: int = 100, epochs: int = 2, rank: int = 0, world: int = 1, steps=None
 ) -> OfflineFeed:
+    """Rows of one token each."""
     return OfflineFeed(
-        num,
+        [1] * num,
         list,
         batch_size=batch,
-        micro_batch_size=micro,
+        micro_batch_tokens=tokens,
         epochs=epochs,
         max_steps=steps,
         seed=7,
@@ -40,10 +41,10 @@ def test_epochs_differ_and_repeat_exactly() -> None:
     assert [first.indices(s) for s in (0, 1)] == [again.indices(s) for s in (1, 0)][::-1]
 
 
-def test_micro_batches_split_but_never_reorder() -> None:
-    whole, split = feed(10, batch=8), feed(10, batch=8, micro=3)
+def test_micro_batches_split_a_step_and_nothing_else() -> None:
+    whole, split = feed(10, batch=8), feed(10, batch=8, tokens=3)
     for step in range(whole.num_steps):
-        assert [i for part in split.micro_batches(step) for i in part] == whole.micro_batches(step)[0]
+        assert sorted(i for part in split.micro_batches(step) for i in part) == sorted(whole.micro_batches(step)[0])
     assert [len(part) for part in split.micro_batches(0)] == [3, 3, 2]
 
 
@@ -60,12 +61,8 @@ def test_max_steps_wins_over_epochs() -> None:
     assert feed(10, epochs=5, steps=2).num_steps == 2
 
 
-def test_lengths_put_like_rows_together_within_a_step_only() -> None:
-    lengths = [(7 * i) % 10 for i in range(10)]
-    sorted_feed = OfflineFeed(
-        10, list, batch_size=5, micro_batch_size=2, epochs=1, max_steps=None, seed=7, lengths=lengths
-    )
-    for step in range(2):
-        flat = [i for part in sorted_feed.micro_batches(step) for i in part]
-        assert [lengths[i] for i in flat] == sorted(lengths[i] for i in flat)
-        assert set(flat) == set(sorted_feed.indices(step))
+def test_micro_batches_are_filled_up_to_the_budget_and_a_longer_row_stands_alone() -> None:
+    lengths = [5, 9, 2, 7, 30, 1]
+    of = OfflineFeed(lengths, list, batch_size=6, micro_batch_tokens=10, epochs=1, max_steps=None, seed=7)
+    parts = of.micro_batches(0)
+    assert sorted(sorted(lengths[i] for i in part) for part in parts) == [[1, 9], [2, 7], [5], [30]]
