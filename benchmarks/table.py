@@ -53,6 +53,7 @@ def _ratio(spread: Spread | None, unit: str) -> str:
 
 def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
     """Append a result to `results/NAME.json`."""
+    folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
     entries = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     path.write_text(json.dumps([*entries, entry], indent=1) + "\n", encoding="utf-8")

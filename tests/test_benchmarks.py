@@ -8,16 +8,17 @@ from pathlib import Path
 
 import pytest
 
+import whet.data.batch
+from benchmarks import whet_side
 from benchmarks.__main__ import main
 from benchmarks.figures import Work, summarise, work_of
 from benchmarks.flops import peak_flops, row_flops, row_tokens, shared_tokens
-from benchmarks.job import Job, Outcome, Trained, Training, read_job, read_outcome, write_job, write_outcome
+from benchmarks.job import Job, Outcome, Side, Trained, Training, read_job, read_outcome, write_job, write_outcome
 from benchmarks.prepare import prepare, visited
 from benchmarks.rounds import check_same_work
 from benchmarks.shapes import SHAPES, Shape, batch_size, build_model
 from benchmarks.table import BEGIN, END, conclude, describe, save, write_readme
 from benchmarks.texts import Lengths, write_texts
-from benchmarks.whet_side import pack_apart
 from whet.data.pack import pack_groups
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.errors import DataError, RunError
@@ -195,7 +196,7 @@ def test_without_sharing_every_response_has_a_prompt_of_its_own_and_the_same_tar
         RenderedGroup(prompt_ids=(1, 2, 3), response_ids=((4, 5), (6,))),
         RenderedGroup(prompt_ids=(7,), response_ids=((8,), (9, 10))),
     ]
-    shared, apart = pack_groups(groups), pack_apart(groups)
+    shared, apart = pack_groups(groups), whet_side.pack_apart(groups)
     assert (shared.num_tokens, apart.num_tokens) == (10, 14)
     assert apart.num_rows == shared.num_rows == 4
     assert apart.targets.tolist() == shared.targets.tolist() == [4, 5, 6, 8, 9, 10]
@@ -216,21 +217,48 @@ def sharpen(checkpoint: str) -> None:
     model.save_pretrained(checkpoint)
 
 
-@pytest.mark.parametrize("task", ["sft", "dpo", "reward"])
-def test_trl_trains_on_the_prepared_rows_however_it_is_set_up(task: str, tmp_path: Path) -> None:
-    pytest.importorskip("trl", minversion="1.16.0")
-    from benchmarks.trl_side import train
+def first_rows(made: Training) -> list[dict[str, list[int]]]:
+    rows: list[dict[str, list[int]]] = json.loads(Path(made.rows).read_text(encoding="utf-8"))
+    return rows[: made.batch_size]
 
-    made = training(tmp_path, task=task, precision="fp32")
+
+def prepared(folder: Path, task: str) -> Training:
+    made = training(folder, task=task, precision="fp32")
     write_texts(Path(made.data[0]), made.task, 8, Lengths(prompt=12, response=8))
     prepare(made, "tiny")
     sharpen(made.model)
-    tuned = train(Job(side="trl-tuned", training=made, folder=str(tmp_path / "tuned")))
-    others = ["trl-one-by-one", "trl-default", *(["trl-padding-free"] if task == "sft" else [])]
-    for side in others:
-        other = train(Job(side=side, training=made, folder=str(tmp_path / side)))  # type: ignore[arg-type]
-        assert len(other.step_seconds) == 3
+    return made
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo", "reward"])
+def test_whet_visits_the_prepared_rows_with_and_without_sharing(
+    task: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = prepared(tmp_path, task)
+    shared = whet_side.train(Job(side="whet", training=made, folder=str(tmp_path / "shared")))
+    assert len(shared.step_seconds) == len(shared.losses) == 3
+    assert shared.first_step["tokens"] == sum(shared_tokens(made.task, row) for row in first_rows(made))
+    monkeypatch.setattr(whet.data.batch, "pack_groups", whet_side.pack_apart)
+    apart = whet_side.train(Job(side="whet", training=made, folder=str(tmp_path / "apart")))
+    assert apart.first_step["tokens"] == sum(row_tokens(made.task, row) for row in first_rows(made))
+    assert apart.losses == pytest.approx(shared.losses, rel=1e-4)
+
+
+@pytest.mark.parametrize("task", ["sft", "dpo", "reward"])
+def test_trl_does_the_same_work_however_it_is_set_up(task: str, tmp_path: Path) -> None:
+    pytest.importorskip("trl", minversion="1.16.0")
+    from benchmarks import trl_side
+
+    made = prepared(tmp_path, task)
+    tuned = trl_side.train(Job(side="trl-tuned", training=made, folder=str(tmp_path / "tuned")))
+    assert tuned.first_step["tokens"] == sum(row_tokens(made.task, row) for row in first_rows(made))
+    sides: list[Side] = ["trl-one-by-one", "trl-default"]
+    if task == "sft":
+        sides.append("trl-padding-free")
+    for side in sides:
+        other = trl_side.train(Job(side=side, training=made, folder=str(tmp_path / side)))
         assert other.losses == pytest.approx(tuned.losses, rel=1e-4)
         assert other.first_step["tokens"] == tuned.first_step["tokens"]
-    rows = json.loads(Path(made.rows).read_text(encoding="utf-8"))[:2]
-    assert tuned.first_step["tokens"] == sum(row_tokens(made.task, row) for row in rows)
+    ours = whet_side.train(Job(side="whet", training=made, folder=str(tmp_path / "whet")))
+    for name in {"loss", "logps/chosen", "logps/rejected"} & set(tuned.first_step):
+        assert ours.first_step[name] == pytest.approx(tuned.first_step[name], rel=0.5 if task == "reward" else 1e-4)
