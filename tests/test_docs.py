@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import typer.main
 import yaml
+from pydantic import BaseModel
 
 from whet.cli import app
 from whet.config.catalogue import entries, paths, stage_models, top_keys
@@ -302,6 +303,8 @@ def _listed(path: str) -> bool:
 
 def _plain_default(value: object, key: str) -> bool:
     """Whether a default is printed as it is: a section is described, and a type is named by the stage's default."""
+    if isinstance(value, tuple) and any(isinstance(entry, BaseModel) for entry in value):
+        return False
     plain = value is None or isinstance(value, bool | int | float | list | tuple | str)
     return plain and value != "" and not key.endswith(".type")
 
