@@ -46,6 +46,8 @@ class Workplace:
         """One training of one side in a fresh process. Raises RunError where it fails."""
         name = f"{round_number:02d}-{side}"
         folder, job, outcome = self.root / name, self.root / f"{name}.json", self.root / f"{name}.out.json"
+        shutil.rmtree(folder, ignore_errors=True)  # what a failed comparison left
+        outcome.unlink(missing_ok=True)
         write_job(job, Job(side=side, training=self.training, folder=str(folder)))
         self._call("benchmarks.worker", str(job), str(outcome))
         shutil.rmtree(folder, ignore_errors=True)
