@@ -51,7 +51,7 @@ class ScoreHead(torch.nn.Module):
 
 
 def fresh_head(layers: int, width: int, *, std: float, seed: int) -> Tensor:
-    """Normal weights from `seed`, of deviation `std` in the last layer; the others keep the length of what they read."""
+    """Normal weights from `seed`, of deviation `std` in the last layer; the others keep a vector as long as it is."""
     weight = torch.randn((layers - 1) * width + 1, width, generator=torch.Generator().manual_seed(seed))
     weight[:-1] *= width**-0.5
     weight[-1] *= std
