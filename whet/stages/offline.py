@@ -26,6 +26,7 @@ from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
+from whet.stages.reward_report import Heard, reward_report
 from whet.stages.rows import Rows, read_rows
 from whet.stages.work import Ground, Work, work_of
 from whet.train.checkpoint import Checkpoints, Position
@@ -114,6 +115,9 @@ def evaluator(
     batches = [work.collate(part) for part in packed(range(rows.num_train, len(rows.rows)), rows.lengths, budget)]
 
     def evaluate() -> dict[str, float]:
+        if isinstance(scorer, RowScorer):
+            heard = Heard(scorer)
+            return evaluate_loss(heard, work.learner, batches, parallel) | reward_report(heard.scores, batches)
         measured = evaluate_loss(scorer, work.learner, batches, parallel) if batches else {}
         if isinstance(stage, PolicyStage) and tasks:
             from whet.stages.watch import watch
