@@ -81,8 +81,9 @@ def test_an_entry_that_is_not_whole_is_made_again(cache: Path, name: str, how: s
         case "cut":
             path.write_bytes(raw[:-1] if name != "about.json" else raw[:-20])
         case "changed":
+            swapped = bytes(raw).replace(b"3 read", b"4 read")  # still sound JSON
             raw[-2] ^= 1
-            path.write_bytes(raw if name != "about.json" else bytes(raw).replace(b"3 read", b"4 read"))
+            path.write_bytes(raw if name != "about.json" else swapped)
         case "gone":
             path.unlink()
         case "empty":
