@@ -22,19 +22,39 @@ def merge_adapter(
     the unmerged model (the far tail of a bf16 softmax is noise). Raises ModelError above `tolerance`.
     """
     before = [_next_token_logprobs(model, ids) for ids in probes]
-    merged = model.merge_and_unload(safe_merge=True).to(dtype)
+    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True).to(dtype)
     differences = [
         (_next_token_logprobs(merged, ids) - expected).abs()[_likely(expected)]
         for ids, expected in zip(probes, before, strict=True)
     ]
-    worst = float(torch.cat(differences).max())
+    return merged, _within(torch.cat(differences), tolerance)
+
+
+def merge_reward_adapter(
+    model: PeftModel, probes: Sequence[Sequence[int]], *, dtype: torch.dtype, tolerance: float
+) -> tuple[PreTrainedModel, float]:
+    """Fold a reward model's adapter into its layers, cast these to `dtype`, and compare the scores of the probe texts.
+
+    The head stays fp32. Returns the merged model and the largest absolute difference. Raises ModelError above
+    `tolerance`.
+    """
+    before = [_score(model, ids) for ids in probes]
+    merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
+    merged.base_model.to(dtype)
+    differences = [(_score(merged, ids) - expected).abs() for ids, expected in zip(probes, before, strict=True)]
+    return merged, _within(torch.stack(differences), tolerance)
+
+
+def _within(differences: Tensor, tolerance: float) -> float:
+    """The largest difference. Raises ModelError above the tolerance."""
+    worst = float(differences.max())
     # Written so that NaN, which compares as false with everything, is refused.
     if not worst <= tolerance:
         raise ModelError(
             "merged model differs from its adapter", field="tolerance", found=f"{worst:.4f} > {tolerance}",
             fix="write it as fp32, or raise the tolerance if you accept the difference",
         )  # fmt: skip
-    return merged, worst
+    return worst
 
 
 def _likely(logprobs: Tensor) -> Tensor:
@@ -44,7 +64,16 @@ def _likely(logprobs: Tensor) -> Tensor:
 
 def _next_token_logprobs(model: torch.nn.Module, ids: Sequence[int]) -> Tensor:
     """[L, V] float32 on the CPU."""
+    return torch.log_softmax(_logits(model, ids)[0].float(), dim=-1).cpu()
+
+
+def _score(model: torch.nn.Module, ids: Sequence[int]) -> Tensor:
+    """float32 on the CPU."""
+    return _logits(model, ids).squeeze().float().cpu()
+
+
+def _logits(model: torch.nn.Module, ids: Sequence[int]) -> Tensor:
     device = next(model.parameters()).device
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits
-    return torch.log_softmax(logits[0].float(), dim=-1).cpu()
+        logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits
+    return logits

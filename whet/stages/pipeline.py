@@ -43,6 +43,7 @@ def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
         base = ModelRef(path=plan.model.path, adapter=plan.model.adapter)
         models, folders = {"base": base, "previous": base}, dict[str, Path]()
         done: list[Status] = []
+        classifiers = set[str]()
         for number, stage in enumerate(plan.stages, start=1):
             stage_paths = paths.stage(number, stage.name)
             context = Context(
@@ -57,7 +58,9 @@ def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
             folders[stage.name] = stage_paths.root
             if status.result.model is not None:
                 models[stage.name] = status.result.model
-                if not isinstance(stage, RewardStage):  # a classifier: what follows goes on from a language model
+                if isinstance(stage, RewardStage) or (isinstance(stage, MergeStage) and stage.start in classifiers):
+                    classifiers.add(stage.name)  # what follows goes on from a language model
+                else:
                     models["previous"] = status.result.model
         return write_summary(paths, plan, done)
 
