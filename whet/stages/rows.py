@@ -32,7 +32,7 @@ class Rows:
     """Rendered rows: `num_train` to train on, then those held out."""
 
     rows: Sequence[Any]
-    """`Rendered` for SFT, `RenderedGroup` for preferences; made when asked for."""
+    """`Rendered` for SFT, `RenderedGroup` for all else; made when asked for."""
     num_train: int
     lengths: NDArray[np.int64]
     """[len(rows)] tokens of each row, a prompt counted once."""
