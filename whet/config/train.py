@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.base import Section
 
@@ -23,6 +23,11 @@ class Train(Section):
     """Stop after this many optimiser steps, whatever `epochs` says."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak of the schedule (AdamW)."""
+    optimizer: Literal["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"] = "adamw"
+    """AdamW; with its running averages in 8 bits, or paged out of a full GPU, both by the package bitsandbytes."""
+    weights: Literal["fp32", "bf16_master", "bf16_stochastic"] = "fp32"
+    """How the weights that train are held. bf16_master: bf16 in the model, fp32 in the optimiser, so that no update is
+    lost. bf16_stochastic: bf16 only, each update rounded at random, right on average."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Learning rate after the warm-up."""
     warmup_ratio: float = Field(0.03, ge=0.0, le=1.0)
@@ -40,8 +45,7 @@ class Train(Section):
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the gradient to this norm; null leaves it."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the forward pass; trainable weights stay fp32. `auto` is bf16 where the device has
-    it, else fp32."""
+    """Arithmetic of the forward pass. `auto` is bf16 where the device has it or the weights are bf16, else fp32."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     eval_every: int | None = Field(None, ge=1)
@@ -61,6 +65,17 @@ class Train(Section):
     """Console progress every so many steps; metrics.jsonl always has every step."""
     seed: int = 42
     """Data order, dropout and adapter initialisation."""
+
+    @model_validator(mode="after")
+    def _bf16_weights_compute_in_bf16(self) -> Self:
+        if self.weights != "fp32" and self.precision not in ("auto", "bf16"):
+            raise ValueError(f"weights {self.weights} compute in bf16, not in precision {self.precision}")
+        return self
+
+    @property
+    def arithmetic(self) -> Literal["auto", "bf16", "fp16", "fp32"]:
+        """`precision`, `auto` decided where the weights decide it."""
+        return "bf16" if self.weights != "fp32" else self.precision
 
 
 class SftTrain(Train):

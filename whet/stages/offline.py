@@ -41,7 +41,7 @@ def run(stage: TrainStage, context: Context) -> StageResult:
     """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics."""
     train = stage.train
     device = pick_device(context.model.device)
-    dtype = compute_dtype(train.precision, device)
+    dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype)
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code

@@ -45,7 +45,7 @@ class References:
 
     def _load(self, device: torch.device) -> torch.nn.Module:
         config = self._context.model.model_copy(update={"device": device.type})
-        return load_model(self._model, config, dtype=compute_dtype(self._stage.train.precision, device))
+        return load_model(self._model, config, dtype=compute_dtype(self._stage.train.arithmetic, device))
 
     @property
     def _model(self) -> ModelRef:
@@ -55,7 +55,7 @@ class References:
     def _open(self, rows: Rows, columns: int) -> ReferenceCache:
         model = self._model
         hashes = [content_hash(Path(p)) if Path(p).exists() else p for p in (model.path, model.adapter) if p]
-        dtype = compute_dtype(self._stage.train.precision, pick_device(self._context.model.device))
+        dtype = compute_dtype(self._stage.train.arithmetic, pick_device(self._context.model.device))
         key = reference_key(rows.digest, " ".join(hashes), dtype)
         path, shape = self._context.paths.file("reference.f32"), (len(rows.rows), columns)
         if self._parallel.is_main:

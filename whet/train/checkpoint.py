@@ -14,6 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from whet.runs.files import read_json, write_json, writing
+from whet.train.narrow import NarrowWeights
+from whet.train.optim import Optimizer
+from whet.train.state import load_state, state_of, unshared
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +46,7 @@ class Checkpoints:
         """Steps that have a whole checkpoint, ascending."""
         return sorted(int(p.name.removeprefix("step-")) for p in self._root.glob("step-*") if p.is_dir())
 
-    def save(self, position: Position, save_model: Callable[[Path], None], optimizer: torch.optim.Optimizer) -> None:
+    def save(self, position: Position, save_model: Callable[[Path], None], optimizer: Optimizer) -> None:
         """Write a checkpoint, the model by `save_model(folder)`; then only the latest `keep` and the best one stay."""
         final = self.folder(position.step)
         temporary = final.with_name(f".{final.name}.tmp")
@@ -71,32 +74,42 @@ class Checkpoints:
         steps = self.steps()
         return Position(**read_json(self.folder(steps[-1]) / "state.json")) if steps else None
 
-    def restore(self, step: int, optimizer: torch.optim.Optimizer) -> None:
+    def restore(self, step: int, optimizer: Optimizer) -> None:
         """Load optimiser and random state of a checkpoint; the model is loaded from its folder before."""
         load_optimizer(optimizer, load_file(self.folder(step) / "optimizer.safetensors"))
         load_random(load_file(self.folder(step) / "random.safetensors"))
 
 
-def parameters_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.nn.Parameter]:
+def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors: `NUMBER.NAME`, NUMBER the parameter's place in the groups.
+
+    For bf16 weights, what `NarrowWeights.tensors` names.
+    """
+    match optimizer:
+        case NarrowWeights():
+            return unshared(optimizer.tensors())
+        case torch.optim.Optimizer():
+            return unshared({
+                f"{number}.{name}": value
+                for number, parameter in enumerate(_parameters_of(optimizer))
+                for name, value in state_of(optimizer, parameter).items()
+            })  # fmt: skip
+
+
+def load_optimizer(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Go on from `optimizer_tensors`."""
+    match optimizer:
+        case NarrowWeights():
+            optimizer.load(tensors)
+        case torch.optim.Optimizer():
+            parameters = _parameters_of(optimizer)
+            for key, value in tensors.items():
+                number, name = key.split(".", 1)
+                load_state(optimizer, parameters[int(number)], {name: value})
+
+
+def _parameters_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.nn.Parameter]:
     return [p for group in optimizer.param_groups for p in group["params"]]
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The optimiser's state as named tensors: `NUMBER.NAME`, NUMBER the parameter's place in the groups."""
-    return {
-        f"{number}.{name}": value.detach().cpu().contiguous()
-        for number, parameter in enumerate(parameters_of(optimizer))
-        for name, value in optimizer.state[parameter].items()
-    }
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
-    parameters = parameters_of(optimizer)
-    for key, value in tensors.items():
-        number, name = key.split(".", 1)
-        parameter = parameters[int(number)]
-        # AdamW keeps its step counter on the CPU; the running averages live with the parameter.
-        optimizer.state[parameter][name] = value if name == "step" else value.to(parameter.device)
 
 
 def random_tensors() -> dict[str, torch.Tensor]:

@@ -25,7 +25,7 @@ from whet.schema.metrics import Mean, merge, values
 from whet.train.checkpoint import Checkpoints, Position, load_random, random_tensors
 from whet.train.feed import Feed
 from whet.train.learners import Learner
-from whet.train.optim import build_optimizer, learning_rate
+from whet.train.optim import Optimizer, build_optimizer, learning_rate
 from whet.train.parallel import Parallel, peak_memory_bytes
 
 
@@ -56,7 +56,7 @@ class Loop(Generic[B]):
     evaluate: Callable[[], Mapping[str, float]] | None = None
     """Measures the model as it stands; keys like `eval/loss`."""
     title: str = "train"
-    _optimizer: torch.optim.Optimizer = field(init=False)
+    _optimizer: Optimizer = field(init=False)
     _parameters: list[torch.nn.Parameter] = field(init=False)
 
     def fit(self) -> Position:
@@ -66,8 +66,9 @@ class Loop(Generic[B]):
                 "nothing is measured", field="train.best_metric", found=self.train.best_metric,
                 fix="add data.eval_files, data.eval_fraction or a task to watch",
             )  # fmt: skip
+        self.model.train()
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = build_optimizer(self._parameters, self.train)
+        self._optimizer = build_optimizer(self.model, self.train, ranks=self.parallel.world)
         position = self._resume()
         if position is None:
             torch.manual_seed(self.train.seed)

@@ -1,23 +1,58 @@
-"""Optimiser and learning-rate schedule; the rate is a pure function of the step, so it has no state to lose."""
+"""Optimisers by name, and the learning-rate schedule: a pure function of the step, so it has no state to lose."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
+from torch.nn import Parameter
 
 from whet.config.train import Train
+from whet.errors import RunError
+from whet.train.compact import compact_adamw
+from whet.train.narrow import NarrowWeights
+
+Optimizer = torch.optim.Optimizer | NarrowWeights
+"""fp32 weights with gradients in `.grad`, or bf16 weights whose gradients the optimiser holds."""
 
 
-def build_optimizer(parameters: Sequence[torch.nn.Parameter], train: Train) -> torch.optim.AdamW:
-    """AdamW (Loshchilov & Hutter, 1711.05101); biases and norms, being vectors, are not decayed."""
-    matrices = [p for p in parameters if p.ndim >= 2]
-    vectors = [p for p in parameters if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": train.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]], lr=train.learning_rate, betas=train.betas, eps=train.epsilon
-    )
+def build_optimizer(model: torch.nn.Module, train: Train, *, ranks: int = 1) -> Optimizer:
+    """The optimiser of all weights of `model` that train; `train.weights` other than fp32 makes them bf16.
+
+    Biases and norms, being vectors, are not decayed.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    embeddings = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    if train.weights == "fp32":
+        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
+        return _adamw([*_group(matrices, train.weight_decay), *_group(vectors, 0.0)], train, exact=embeddings)
+    if ranks > 1:
+        raise RunError(
+            "bf16 weights train in one process", field="train.weights", found=f"{train.weights} on {ranks} ranks",
+            fix="use train.weights=fp32",
+        )  # fmt: skip
+
+    def inner(parameter: Parameter, part: Parameter) -> torch.optim.Optimizer:
+        decay = train.weight_decay if parameter.ndim >= 2 else 0.0
+        return _adamw(_group([part], decay), train, exact={part} if parameter in embeddings else ())
+
+    return NarrowWeights(parameters, inner, master=train.weights == "bf16_master", seed=train.seed)
+
+
+def _group(parameters: Sequence[Parameter], decay: float) -> list[dict[str, Any]]:
+    """One parameter group, or none where it would be empty."""
+    return [{"params": list(parameters), "weight_decay": decay}] if parameters else []
+
+
+def _adamw(groups: list[dict[str, Any]], train: Train, *, exact: Collection[Parameter]) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter, 1711.05101). `exact` are the parameters whose state is never 8 bits."""
+    if train.optimizer != "adamw":
+        return compact_adamw(train.optimizer, groups, train, exact=exact)
+    # One kernel over each parameter: a tenth of the time on a CPU, and no copies of the averages.
+    fused = groups[0]["params"][0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=fused)
 
 
 def warmup_steps(train: Train, num_steps: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -12,12 +13,14 @@ from torch import Tensor
 
 from whet.objectives.loss import Total
 from whet.schema.metrics import Mean
+from whet.train.narrow import NarrowWeights
+from whet.train.optim import Optimizer
 
 
 class Parallel:
     """One process of a training job.
 
-    Mixed precision is autocast around the forward pass only: trainable weights, gradients and the optimiser are fp32.
+    Mixed precision is autocast around the forward pass only. fp16 has a loss scale, and its weights are fp32.
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
@@ -82,15 +85,19 @@ class Parallel:
         """Add the gradient of this rank's share of the loss. DDP averages over ranks: the share is scaled back up."""
         torch.autograd.backward(self._scaler.scale(loss * self.world))
 
-    def step(
-        self, optimizer: torch.optim.Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None
-    ) -> float:
+    def step(self, optimizer: Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
         """Clip, step, clear. Returns the gradient norm before clipping."""
-        self._scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, max_norm if max_norm is not None else float("inf"))
-        self._scaler.step(optimizer)
-        self._scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+        limit = math.inf if max_norm is None else max_norm
+        match optimizer:
+            case NarrowWeights():
+                norm = optimizer.clip(limit)
+                optimizer.step()
+            case torch.optim.Optimizer():
+                self._scaler.unscale_(optimizer)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+                self._scaler.step(optimizer)
+                self._scaler.update()
+        optimizer.zero_grad()
         return float(norm)
 
     @property
