@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from whet import __version__
 from whet.cli.data import data_app, help_when_alone
+from whet.cli.score import score
 from whet.errors import UserError
 
 INTERRUPTED = 130
@@ -27,6 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data")
+app.command("score")(score)
 
 Args = Annotated[
     list[str] | None, typer.Argument(metavar="[PLAN.yaml] [KEY=VALUE]...", help="Plan file and keys that override it.")
@@ -96,6 +98,30 @@ def prepare(args: Args = None, fresh: Fresh = False) -> None:
 def dpo(args: Args = None, fresh: Fresh = False) -> None:
     """Train on preference pairs."""
     _run(*_plan_and_overrides(args), "dpo", fresh)
+
+
+@app.command()
+def kto(args: Args = None, fresh: Fresh = False) -> None:
+    """Train on single answers called good or bad."""
+    _run(*_plan_and_overrides(args), "kto", fresh)
+
+
+@app.command()
+def reward(args: Args = None, fresh: Fresh = False) -> None:
+    """Train a reward model on pairs or rankings."""
+    _run(*_plan_and_overrides(args), "reward", fresh)
+
+
+@app.command("reward_weighted")
+def reward_weighted(args: Args = None, fresh: Fresh = False) -> None:
+    """Train on stored answers by their stored rewards."""
+    _run(*_plan_and_overrides(args), "reward_weighted", fresh)
+
+
+@app.command("soft_preference")
+def soft_preference(args: Args = None, fresh: Fresh = False) -> None:
+    """Train on all stored answers of a prompt, each by its share."""
+    _run(*_plan_and_overrides(args), "soft_preference", fresh)
 
 
 @app.command()

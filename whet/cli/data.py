@@ -39,7 +39,7 @@ def check(
     """
     from whet.data import doctor
 
-    found = doctor.check(file, _data(keys), model)
+    found = doctor.check(file, data_section(keys), model)
     if as_json:
         print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
     else:
@@ -56,7 +56,7 @@ def preview(
     """Show rows as rendered, the trained tokens marked."""
     from whet.data.doctor import preview as show
 
-    show(file, _data(keys), model, num)
+    show(file, data_section(keys), model, num)
 
 
 @data_app.command("convert")
@@ -71,11 +71,12 @@ def convert(
 
     if out is None:
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out rows.jsonl")
-    ledger = rewrite(file, _data(keys), to, str(out))
+    ledger = rewrite(file, data_section(keys), to, str(out))
     print(f"{out}: {ledger.describe()}")
 
 
-def _data(keys: Sequence[str] | None) -> Data:
+def data_section(keys: Sequence[str] | None) -> Data:
+    """The `data` section that `key=value` words make."""
     from whet.config.load import load_data
 
     return load_data(list(keys or ()))

@@ -51,14 +51,14 @@ def kind_for(format: Format, want: Sequence[RecordKind]) -> RecordKind | None:
 
 def read_row(row: Row, format: Format, kind: RecordKind) -> Sequence[Record]:
     """The records of one row, usually one. Raises DataError (a bad row) or NothingToLearn (a sound one without use)."""
-    for name in ("videos", "audios"):
-        if row.values.get(name):
-            raise row.error("is not supported: whet reads text and images", field=name)
     return [made for record in parse_row(row, format) for made in as_kind(record, kind)]
 
 
 def parse_row(row: Row, format: Format) -> Sequence[Record]:
-    """The records as the format has them."""
+    """The records as the format has them. Raises DataError where the row cannot be read."""
+    for name in ("videos", "audios"):
+        if row.values.get(name):
+            raise row.error("is not supported: whet reads text and images", field=name)
     match format:
         case "alpaca":
             return (conversations.alpaca(row),)

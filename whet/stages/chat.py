@@ -24,10 +24,10 @@ from whet.data.render import Renderer
 from whet.errors import UserError
 from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
 from whet.rollout.native import NativeEngine
-from whet.runs.files import appending, json_line, read_json
-from whet.schema.artifacts import ModelRef
+from whet.runs.files import appending, json_line
 from whet.schema.records import Message
 from whet.schema.rollouts import Request, Sampling
+from whet.stages.given import resolve
 
 HELP = """\
   exit, quit      leave
@@ -69,14 +69,6 @@ def chat(
         seed=seed,
     )
     Conversation(speaker=speaker, save=save, compare=compare, system=system).run(lines())
-
-
-def resolve(model: str, adapter: str | None) -> ModelRef:
-    """An adapter directory given as the model stands for the checkpoint it was trained on, with it."""
-    described = Path(model) / "adapter_config.json"
-    if adapter is None and described.is_file():
-        return ModelRef(path=str(read_json(described)["base_model_name_or_path"]), adapter=model)
-    return ModelRef(path=model, adapter=adapter)
 
 
 def lines() -> Iterator[str]:

@@ -1,0 +1,57 @@
+"""`whet score`: a reward model's scores for the answers of a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from whet.cli.data import DataFile, DataKeys, data_section
+from whet.errors import ConfigError, UserError
+
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+UNUSED = ("files", "eval_files", "eval_fraction", "num_samples", "seed")
+"""Keys of `data` that choose among rows; scored are all."""
+
+
+def score(
+    file: DataFile,
+    keys: DataKeys = None,
+    model: Annotated[
+        str, typer.Option(help="Reward model: checkpoint, adapter directory, or the folder of its stage.")
+    ] = "",
+    adapter: Annotated[str | None, typer.Option(help="Adapter directory.")] = None,
+    out: Annotated[Path | None, typer.Option(help="JSON lines file to write; by default standard output.")] = None,
+    with_content: Annotated[
+        bool, typer.Option("--with-content", help="Write prompt and responses beside their scores.")
+    ] = False,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that go through the model at once.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+) -> None:
+    """Score the answers of a file with a reward model.
+
+    One JSON line a row, in order: file, line, and a score for each answer. Of a conversation the last answer is scored.
+    """
+    if not model:
+        raise UserError("which reward model?", field="--model", fix="name its checkpoint, adapter or stage folder")
+    _check_choice("--precision", precision, PRECISIONS)
+    _check_choice("--device", device, DEVICES)
+    data = data_section(keys)
+    for name in UNUSED:
+        if name in data.model_fields_set:
+            raise ConfigError("has no meaning here: every row is scored", field=f"data.{name}", fix="leave it out")
+    from whet.stages.given import resolve
+    from whet.stages.score import score_file
+
+    score_file(
+        file, resolve(model, adapter), data, out=out, device=device, precision=precision, batch_tokens=batch_tokens,
+        with_content=with_content,
+    )  # fmt: skip
+
+
+def _check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise UserError(f"must be one of {', '.join(known)}", field=name, found=repr(value))

@@ -1,0 +1,39 @@
+"""A model as a person names it on the command line: a checkpoint, an adapter's directory, or the folder of a stage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from whet.errors import ModelError
+from whet.runs.files import read_json
+from whet.runs.layout import StagePaths
+from whet.runs.ledger import read_status
+from whet.schema.artifacts import ModelRef
+
+
+def resolve(model: str, adapter: str | None) -> ModelRef:
+    """What the words stand for. An adapter's directory means the checkpoint it was trained on, with it.
+
+    Raises ModelError for the folder of a stage that has made no model.
+    """
+    folder = Path(model)
+    described = folder / "adapter_config.json"
+    if adapter is None and described.is_file():
+        return ModelRef(path=str(read_json(described)["base_model_name_or_path"]), adapter=model)
+    if (folder / "status.json").is_file():
+        return _made_by(StagePaths(folder), adapter)
+    return ModelRef(path=model, adapter=adapter)
+
+
+def _made_by(stage: StagePaths, adapter: str | None) -> ModelRef:
+    """A finished stage's model, wherever its run directory has been moved to."""
+    status = read_status(stage)
+    made = status.result.model if status is not None and status.status == "done" else None
+    if made is None:
+        raise ModelError(
+            "this stage has made no model", field="model", found=repr(str(stage.root)),
+            fix="finish its run, or name a checkpoint",
+        )  # fmt: skip
+    if made.adapter is not None:
+        return ModelRef(path=made.path, adapter=adapter or str(stage.adapter))
+    return ModelRef(path=str(stage.model), adapter=adapter)
