@@ -89,7 +89,7 @@ def test_a_mistake_in_the_file(in_tmp: Path, old: str, new: str, message: str) -
         ("train.schedule=cosin", "must be one of cosine, linear, constant (found 'cosin'); did you mean cosine?"),
         ("dpo.objective.label_smoothing=0.5", "label_smoothing: must be less than 0.5 (found 0.5)"),
         ("train.learning_rate=.inf", "override: train.learning_rate: must be a number (found inf)"),
-        ("train.micro_batch_size=9", "train: micro_batch_size 9 is larger than batch_size 8"),
+        ("train.micro_batch_tokens=0", "train.micro_batch_tokens: must be at least 1 (found 0)"),
         ("rollout.min_new_tokens=999", "override: rollout: min_new_tokens 999 exceeds max_new_tokens 512"),
         ("seed=x", "override: seed: must be a whole number (found 'x')"),
         ("run=", "override: run: must be text (found nothing)"),

@@ -12,7 +12,7 @@ from whet.errors import ConfigError
 def test_a_key_with_its_defaults_by_kind() -> None:
     text = explain("train.learning_rate")
     assert "number, greater than 0" in text
-    assert "0.0001 (sft)" in text and "5e-06 (dpo)" in text
+    assert "0.0001 (sft; reward)" in text and "5e-06 (dpo; kto; reward_weighted; soft_preference)" in text
     assert "stages: sft, dpo" in text
 
 

@@ -61,7 +61,7 @@ ARCHITECTURES = {
 }
 """Packed by the model's own attention."""
 PADDED = {
-    "gemma2, short window": (Gemma2ForCausalLM, Gemma2Config(**CAPPED, sliding_window=6)),
+    "gemma2, short window": (Gemma2ForCausalLM, Gemma2Config(**CAPPED, sliding_window=8)),
     "mamba": (MambaForCausalLM, MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)),
 }
 """Given padded rows."""

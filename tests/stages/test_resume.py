@@ -37,7 +37,7 @@ def write_data(folder: Path) -> None:
 
 def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """sft -> prepare -> dpo, with dropout, micro-batches, evaluation and more checkpoints than are kept."""
-    train = {"batch_size": 4, "micro_batch_size": 2, "learning_rate": 1e-3, "precision": "fp32", "keep_checkpoints": 1}
+    train = {"batch_size": 4, "micro_batch_tokens": 96, "learning_rate": 1e-3, "precision": "fp32", "keep_checkpoints": 1}
     return {
         "run": "",
         "model": {"path": str(checkpoint), "device": "cpu", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}},
@@ -128,7 +128,7 @@ def expected(whole: Path) -> dict[str, object]:
         "stages/01-sft/adapter/adapter_model.safetensors", "stages/02-prepare/raw_responses.jsonl",
         "stages/02-prepare/dpo_training.jsonl", "stages/02-prepare/grpo_training.jsonl",
         "stages/02-prepare/gspo_training.jsonl", "stages/03-dpo/adapter/adapter_model.safetensors",
-        "stages/03-dpo/reference.safetensors", "stages/03-dpo/metrics.jsonl",
+        "stages/03-dpo/reference.f32", "stages/03-dpo/metrics.jsonl",
     ):  # fmt: skip
         assert made[name], name
     return made
@@ -150,8 +150,7 @@ MOMENTS = [
     ("tick prepare", 2, "answers"),
     ("/stages/02-prepare/rollouts.jsonl", 3, "about to store answers"),
     ("os.rename /stages/02-prepare/dpo_training.jsonl", 1, "writing the pairs"),
-    ("tick dpo reference", 2, "the reference pass"),
-    ("os.rename /stages/03-dpo/reference.safetensors", 1, "the reference computed, but unnamed"),
+    ("os.rename /stages/03-dpo/reference.f32", 1, "the reference opened, but unnamed"),
     ("line 03-dpo", 5, "training on pairs"),
     ("os.rename /stages/03-dpo/adapter", 1, "publishing the last adapter"),
     ("os.rename /summary.json", 2, "the last summary"),

@@ -73,6 +73,7 @@ def test_metrics_have_every_step_and_what_design_names(sft) -> None:
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert list(rows[0]) == [
         "step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "samples", "step_seconds", "peak_memory_bytes",
+        "mean_token_accuracy", "entropy",
     ]  # fmt: skip
     assert [row["samples"] for row in rows] == [4, 4, 2, 4, 4, 2]
     assert [row["epoch"] for row in rows] == pytest.approx([1 / 3, 2 / 3, 1, 4 / 3, 5 / 3, 2])
@@ -179,12 +180,13 @@ def test_evaluation_leaves_training_alone(sft, make_model, collate, make_rows) -
 
 
 def test_evaluate_loss_is_the_mean_over_tokens_without_dropout(sft, make_model, make_rows, collate) -> None:
-    model, rows = make_model(lora=True, dropout=0.5).eval(), make_rows(7)
-    loop = sft(model=model)
+    rows = make_rows(7)
+    loop = sft(model=make_model(lora=True, dropout=0.5))
+    model = loop.model.eval()
     batch = collate(rows)
     whole = evaluate_loss(model, loop.learner, [batch(range(7))], loop.parallel)
     split = evaluate_loss(model, loop.learner, [batch(range(3)), batch(range(3, 7))], loop.parallel)
-    assert set(whole) == {"eval/loss"}
+    assert set(whole) == {"eval/loss", "eval/entropy", "eval/mean_token_accuracy"}
     assert whole["eval/loss"] == pytest.approx(split["eval/loss"], rel=1e-6)
 
 

@@ -58,7 +58,7 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
             "files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")],
             "eval_fraction": 0.02,
         },
-        "train": {"batch_size": 32, "micro_batch_size": 16, "epochs": 1, "learning_rate": 2e-3, "warmup_ratio": 0.05},
+        "train": {"batch_size": 32, "epochs": 1, "learning_rate": 2e-3, "warmup_ratio": 0.05},
     }
     prepare = {
         "kind": "prepare",

@@ -156,7 +156,9 @@ def _capped(
     if mask is None:
         mask = ~_later(q.shape[-2]).to(q.device) if q.shape[-2] > 1 else None
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+        # Finite, since a padding position may see nothing at all, and its row must not become NaN.
+        lowest = torch.finfo(scores.dtype).min
+        scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     wide = torch.promote_types(scores.dtype, torch.float32)
     return torch.matmul(drop(scores.softmax(dim=-1, dtype=wide).to(v.dtype), dropout), v)
 

@@ -29,7 +29,9 @@ def by_adapter(scorer: TokenScorer, adapter: str | None) -> Scores:
     model = scorer.model
     assert isinstance(model, PeftModel), "there is an adapter to switch"
     if adapter is not None:
+        training = model.training
         model.load_adapter(adapter, FROZEN, is_trainable=False)
+        model.train(training)  # peft leaves it in evaluation mode, without dropout
 
     def score(packed: Packed) -> Tensor:
         with torch.no_grad(), evaluating(model), _as_before(model, frozen=adapter is not None):
