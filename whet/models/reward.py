@@ -119,14 +119,14 @@ def _classifier(path: str, config: Model, *, dtype: torch.dtype) -> PreTrainedMo
         ) from error
     finally:
         logging.set_verbosity(verbosity)
-    unread = {key for key, *_ in report["mismatched_keys"]} | set(report["missing_keys"])
-    check_complete(unread - {KEY}, "model.path", path)
     score = model._modules.get("score")
     if not isinstance(score, torch.nn.Linear) or score.bias is not None:
         raise ModelError(
             f"{type(model).__name__} has another kind of head", field="model.path", found=repr(path),
             fix="take a decoder such as Qwen3, Llama or Gemma",
         )  # fmt: skip
+    unread = {key for key, *_ in report["mismatched_keys"]} | set(report["missing_keys"])
+    check_complete(unread - {KEY}, "model.path", path)
     whole: PreTrainedModel = model
     return whole
 
@@ -175,13 +175,15 @@ def _folded(model: PreTrainedModel, adapter: _Adapter | None, dtype: torch.dtype
 def _with_language_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:
     """A language model's adapter, going on under a score head. Raises ModelError for one on its LM head."""
     config, stored = PeftConfig.from_pretrained(adapter), load_peft_weights(adapter, device="cpu")
+    strange = config.modules_to_save
     config.task_type, config.modules_to_save, config.inference_mode = "SEQ_CLS", ["score"], False
+    stored[ADAPTER_KEY] = model.score.weight.detach().clone()
     adapted = with_fresh_adapter(model, config, seed=0)
-    unknown = set_peft_model_state_dict(adapted, stored).unexpected_keys
+    unknown = strange or set_peft_model_state_dict(adapted, stored).unexpected_keys
     if unknown:
         raise ModelError(
-            f"adapter on {unknown[0]}, which a reward model does not have", field="model.adapter",
+            f"adapter trains {unknown[0]}, which a reward model's does not", field="model.adapter",
             found=repr(adapter), fix="put a merge stage before the reward stage",
         )  # fmt: skip
-    check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys() - {ADAPTER_KEY}, "model.adapter", adapter)
+    check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)
     return adapted
