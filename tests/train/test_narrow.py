@@ -280,3 +280,20 @@ def test_rounding_is_a_function_of_seed_and_step(sft, make_model) -> None:
         runs[folder] = flat(model)
     assert torch.equal(runs["a"], runs["b"])
     assert not torch.equal(runs["a"], runs["c"])
+
+
+@pytest.mark.parametrize(("mode", "one", "several"), [("bf16_master", 14, 16), ("bf16_stochastic", 12, 14)])
+def test_bytes_a_weight(mode: str, one: int, several: int) -> None:
+    """Weight, gradient and what a checkpoint holds, as docs/plans.md has it, for one micro-batch a step and for more."""
+    layer = torch.nn.Linear(512, 512, bias=False)
+    optimizer = narrowed(layer, weights=mode)
+    for micro_batches, expected in ((1, one), (2, several)):
+        for _ in range(micro_batches):
+            layer.weight.backward(torch.randn_like(layer.weight))
+        (gradient,) = optimizer.gradients
+        assert gradient is not None and layer.weight.grad is None
+        size = gradient.nbytes + layer.weight.nbytes
+        optimizer.step()
+        assert optimizer.gradients == [None]
+        size += sum(tensor.nbytes for tensor in optimizer.tensors().values())
+        assert size / layer.weight.numel() == pytest.approx(expected, abs=0.01)

@@ -1,11 +1,12 @@
-"""The schedule, by hand."""
+"""The schedule, by hand, and what an optimiser is built of."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from whet.config.train import Train
-from whet.train.optim import learning_rate
+from whet.train.optim import build_optimizer, learning_rate
 
 
 def rates(num: int, **settings: object) -> list[float]:
@@ -27,3 +28,33 @@ def test_cosine_and_linear_fall_to_their_floor_after_the_last_step() -> None:
 def test_ratio_counts_steps_of_the_whole_training() -> None:
     assert rates(100, warmup_ratio=0.05, schedule="constant")[4] == pytest.approx(5 / 6)
     assert rates(100, warmup_ratio=0.05, schedule="constant")[5] == 1.0
+
+
+# --- optimisers -------------------------------------------------------------------------------------------------------
+
+
+class Small(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.layer = torch.nn.Embedding(5, 4), torch.nn.Linear(4, 3)
+        self.frozen = torch.nn.Linear(4, 4).requires_grad_(False)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16_master", "bf16_stochastic"])
+def test_matrices_decay_vectors_do_not_frozen_weights_are_left_out(weights: str) -> None:
+    """Gradients of zero and a rate of 0.1: all that moves a weight is its decay, by a factor 1 - 0.1 * 0.5."""
+    torch.manual_seed(0)
+    model = Small()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = build_optimizer(model, Train(weights=weights, weight_decay=0.5, learning_rate=7.0))
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1
+    for p in model.parameters():
+        if p.requires_grad:
+            p.backward(torch.zeros_like(p))
+    optimizer.step()
+    for name, p in model.named_parameters():
+        factor = 0.95 if name in ("words.weight", "layer.weight") else 1.0
+        step = 0.0 if weights == "fp32" or name.startswith("frozen") else 2**-7
+        torch.testing.assert_close(p.float(), factor * before[name], rtol=step or 1e-6, atol=1e-7)
+        assert p.dtype == (torch.float32 if weights == "fp32" or name.startswith("frozen") else torch.bfloat16)

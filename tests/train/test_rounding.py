@@ -17,7 +17,7 @@ def numbers(count: int) -> torch.Tensor:
 
 
 def test_halves_are_the_nearest_bf16_and_the_rest() -> None:
-    """1 + 2^-8 lies in the middle between bf16's 1 and 1 + 2^-7: away from zero, and -2^15 steps of 2^-23 are missing."""
+    """1 + 2^-8 lies in the middle between 1 and 1 + 2^-7, goes away from zero, and misses -2^15 steps of 2^-23."""
     narrow, remainder = split(torch.tensor([1.0 + 2**-8, 1.0 + 2**-9, -(1.0 + 2**-8), 3.0]))
     assert narrow.tolist() == [1.0 + 2**-7, 1.0, -(1.0 + 2**-7), 3.0]
     assert remainder.tolist() == [-(2**15), 2**14, -(2**15), 0]
