@@ -297,7 +297,7 @@ def _listed(path: str) -> bool:
     repeated = (
         "watch", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.", "objective.parts.objective.",
     )  # fmt: skip
-    sections = ("model", "data", "train", "objective", "rollout", "judge", "pairs")
+    sections = ("model", "data", "train", "objective", "reference", "head", "rollout", "judge", "pairs")
     return not path.startswith(repeated) and path not in sections
 
 
