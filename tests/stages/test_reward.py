@@ -13,8 +13,12 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from whet.config.load import load_plan
+from whet.data.batch import collate_rankings
+from whet.data.render import Renderer
+from whet.models.load import load_tokenizer
 from whet.runs.files import read_json, read_jsonl
 from whet.runs.sinks import MetricsFile
+from whet.schema.records import Message, Ranking
 from whet.stages.pipeline import run_plan
 
 WORDS = ["apple", "pear", "plum", "stone", "river", "cloud", "table", "window", "green", "quick", "letter", "garden"]
@@ -179,3 +183,13 @@ def test_stopped_and_started_again_it_ends_in_the_same_bytes(
     name = "adapter/adapter_model.safetensors" if lora else "model/model.safetensors"
     first, second = (tmp_path / run / "stages/01-reward" / name for run in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
+
+
+def test_ranks_may_be_counted_from_0(tiny_checkpoint: Path) -> None:
+    """They are told from a preference's margin, which ends in 0, by beginning at 1."""
+    renderer = Renderer(load_tokenizer(str(tiny_checkpoint)))
+    prompt = (Message("user", "Name a fruit."),)
+    for ranks in ((1.0, 0.0), (2.0, 1.0)):
+        row = renderer.group(Ranking(prompt=prompt, responses=("stone", "pear"), ranks=ranks))
+        batch = collate_rankings([row], device=torch.device("cpu"))
+        assert batch.ranks.tolist() == [2.0, 1.0] and batch.margins.tolist() == [0.0, 0.0]

@@ -34,8 +34,8 @@ def values_of(record: Answered) -> tuple[float, ...]:
             return ()
         case Rating():
             return (float(record.label),)
-        case Ranking():
-            return record.ranks
+        case Ranking(ranks=ranks):
+            return tuple(rank - min(ranks) + 1.0 for rank in ranks)  # some count from 0
         case Scored():
             return record.values
 
