@@ -1,4 +1,4 @@
-"""Small models of the architectures people bring, packed rows of random trees, and the plain forward pass beside them."""
+"""Small models of the architectures people bring, packed rows of random trees, and the plain forward pass."""
 
 from __future__ import annotations
 

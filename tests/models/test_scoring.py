@@ -173,9 +173,8 @@ def test_a_model_whose_layers_drop_the_trees_is_found_out(monkeypatch: pytest.Mo
     model, packed = build("qwen3").double(), pack(SHAPES)
     for layer in model.model.layers:
         forward = layer.self_attn.forward
-        monkeypatch.setattr(
-            layer.self_attn, "forward", lambda *args, _forward=forward, trees=None, **options: _forward(*args, **options)
-        )
+        deaf = lambda *args, _forward=forward, trees=None, **options: _forward(*args, **options)  # noqa: E731
+        monkeypatch.setattr(layer.self_attn, "forward", deaf)
     with pytest.warns(UserWarning, match="gives other numbers"):
         scorer = TokenScorer(model)
     torch.testing.assert_close(scorer(packed).logprobs, plain_logprobs(model, packed), rtol=0, atol=1e-10)

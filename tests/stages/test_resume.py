@@ -37,7 +37,8 @@ def write_data(folder: Path) -> None:
 
 def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """sft -> prepare -> dpo, with dropout, micro-batches, evaluation and more checkpoints than are kept."""
-    train = {"batch_size": 4, "micro_batch_tokens": 96, "learning_rate": 1e-3, "precision": "fp32", "keep_checkpoints": 1}
+    train = {"batch_size": 4, "micro_batch_tokens": 96, "learning_rate": 1e-3, "precision": "fp32"}
+    train["keep_checkpoints"] = 1
     return {
         "run": "",
         "model": {"path": str(checkpoint), "device": "cpu", "lora": {"rank": 4, "alpha": 8, "dropout": 0.2}},

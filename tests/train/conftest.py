@@ -134,7 +134,8 @@ def make_loop(tmp_path: Path) -> Callable[..., Loop[Any]]:
             learner=learner or TokenLearner(nll),
             feed=OfflineFeed(
                 [row.num_tokens for row in rows], collate, batch_size=train.batch_size,
-                micro_batch_tokens=train.micro_batch_tokens or 10_000, epochs=train.epochs, max_steps=train.max_steps, seed=train.seed,
+                micro_batch_tokens=train.micro_batch_tokens or 10_000, epochs=train.epochs, max_steps=train.max_steps,
+                seed=train.seed,
             ),
             train=train,
             parallel=RecordingParallel(dtype),

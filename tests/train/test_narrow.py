@@ -284,7 +284,7 @@ def test_rounding_is_a_function_of_seed_and_step(sft, make_model) -> None:
 
 @pytest.mark.parametrize(("mode", "one", "several"), [("bf16_master", 14, 16), ("bf16_stochastic", 12, 14)])
 def test_bytes_a_weight(mode: str, one: int, several: int) -> None:
-    """Weight, gradient and what a checkpoint holds, as docs/plans.md has it, for one micro-batch a step and for more."""
+    """Weight, gradient and what a checkpoint holds, as docs/plans.md has it; of one micro-batch a step, and of more."""
     layer = torch.nn.Linear(512, 512, bias=False)
     optimizer = narrowed(layer, weights=mode)
     for micro_batches, expected in ((1, one), (2, several)):

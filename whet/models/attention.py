@@ -35,8 +35,10 @@ class Layout:
     """Where the trees of a packed row stand; given to the model as `trees=`, and by it to every attention layer."""
 
     trees: tuple[Tree, ...]
-    _masks: dict[tuple[object, ...], Any] = field(default_factory=dict, compare=False)
-    """Masks of this row by size and type, made by the first layer and used by all."""
+    _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, compare=False)
+    """Masks of branches by size and type, made by the first layer and used by all."""
+    _blocks: list[Any] = field(default_factory=list, compare=False)
+    """FlexAttention's mask of the row, once it has been made."""
 
     @property
     def sizes(self) -> list[int]:
@@ -49,12 +51,11 @@ class Layout:
         if key not in self._masks:
             unseen = torch.ones(queries, keys, dtype=torch.bool, device=like.device).triu_(keys - queries + 1)
             self._masks[key] = torch.zeros_like(unseen, dtype=like.dtype).masked_fill_(unseen, -torch.inf)
-        mask: Tensor = self._masks[key]
-        return mask
+        return self._masks[key]
 
     def block_mask(self, device: torch.device) -> Any:
         """FlexAttention's mask of the whole row."""
-        if "blocks" not in self._masks:
+        if not self._blocks:
             from torch.nn.attention.flex_attention import create_block_mask
 
             tree_of, branch_of = (ids.to(device) for ids in segment_ids(self.trees))
@@ -64,8 +65,8 @@ class Layout:
                 prompt_or_own = (branch_of[key] == 0) | (branch_of[key] == branch_of[query])
                 return (query >= key) & (tree_of[query] == tree_of[key]) & prompt_or_own
 
-            self._masks["blocks"] = create_block_mask(sees, None, None, length, length, device=device)
-        return self._masks["blocks"]
+            self._blocks.append(create_block_mask(sees, None, None, length, length, device=device))
+        return self._blocks[0]
 
 
 def segment_ids(trees: Sequence[Tree]) -> tuple[Tensor, Tensor]:
@@ -97,9 +98,10 @@ def attend(
     if trees is None and softcap is not None:
         return _capped(query, key, value, scale, softcap, dropout, attention_mask).transpose(1, 2), None
     if trees is None:
-        return sdpa_attention_forward(
+        out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )  # type: ignore[no-any-return]
+        )
+        return out, None
     if query.is_cuda and dropout == 0.0:
         return _flex(query, key, value, scale, softcap, trees).transpose(1, 2), None
     pieces = [
@@ -115,7 +117,7 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def _segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Queries of each segment with the keys and values they see; the last keys are the queries' own."""
     # One split a tensor: its backward is one concatenation, where slices would each fill a whole gradient with zeros.
-    queries, keys, values = (tensor.split(layout.sizes, dim=1) for tensor in (query, key, value))
+    queries, keys, values = (torch.split(tensor, layout.sizes, dim=1) for tensor in (query, key, value))
     number = 0
     for tree in layout.trees:
         prompt = number
@@ -135,7 +137,8 @@ def _segment(
     if cap is not None:
         return _capped(q, k, v, scale, cap, dropout, layout.branch_mask(n, m, q))
     if q.dtype == torch.bfloat16 and not q.is_cuda and dropout == 0.0 and n * m <= SHORT_PAIRS:
-        return _ShortAttention.apply(q, k, v, scale)  # type: ignore[no-any-return]
+        out: Tensor = _ShortAttention.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
+        return out
     mask = None if n == m else layout.branch_mask(n, m, q)
     return scaled_dot_product_attention(
         q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), attn_mask=mask, is_causal=n == m, dropout_p=dropout,

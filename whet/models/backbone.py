@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -93,9 +94,7 @@ class Backbone:
             return f"model.attention is {implementation}"
         if not self._whole._supports_attention_backend:
             return f"{type(self._whole).__name__} has an attention of its own"
-        kinds = set(_text_config(self._whole).__dict__.get("layer_types") or ()) - {
-            "full_attention", "sliding_attention",
-        }  # fmt: skip
+        kinds = set(_config(self._whole).get("layer_types") or ()) - {"full_attention", "sliding_attention"}
         if kinds:
             return f"{type(self._whole).__name__} has layers of {', '.join(sorted(kinds))}"
         self._whole.set_attn_implementation(NAME)
@@ -125,7 +124,12 @@ def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
 
 def from_trees(ids: Tensor, trees: tuple[Tree, ...]) -> Packed:
     """A packed row of these ids [T] whose every token but a row's first is a target."""
-    positions, sources, targets, rows, ends, row = [], [], [], [], [], 0
+    positions: list[int] = []
+    sources: list[int] = []
+    targets: list[int] = []
+    rows: list[int] = []
+    ends: list[int] = []
+    row = 0
     for tree in trees:
         positions += range(tree.prompt)
         paths = [range(start, start + size) for start, size in tree.spans()] or [
@@ -164,13 +168,15 @@ def _longest(trees: tuple[Tree, ...]) -> int:
     return max(tree.prompt + max(tree.branches, default=0) for tree in trees)
 
 
-def _text_config(whole: PreTrainedModel) -> torch.nn.Module:
-    return whole.config.get_text_config()
+def _config(whole: PreTrainedModel) -> dict[str, Any]:
+    """The shape of the language model, a vision-language model's included."""
+    config: dict[str, Any] = whole.config.get_text_config().to_dict()
+    return config
 
 
 def _window(whole: PreTrainedModel) -> int | None:
     """Tokens that the layers with a sliding window see; shorter rows do not notice it."""
-    config = _text_config(whole).to_dict()
+    config = _config(whole)
     slides = "sliding_attention" in (config.get("layer_types") or ()) or (
         not config.get("layer_types") and config.get("sliding_window")
     )

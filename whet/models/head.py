@@ -55,7 +55,9 @@ def head_scores(hidden: Tensor, head: Head, targets: Tensor, *, statistics: bool
     """
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     options = head, statistics, needs_grad
-    logprobs, entropy, top1 = _HeadScores.apply(hidden, head.weight, head.bias, targets, options)
+    logprobs, entropy, top1 = _HeadScores.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, targets, options
+    )
     return TokenScores(logprobs=logprobs, entropy=entropy, top1=top1)
 
 

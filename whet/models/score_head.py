@@ -42,7 +42,7 @@ class ScoreHead(torch.nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] to [..., 1]."""
-        *inner, last = self.weight.split(self.weight.shape[1])
+        *inner, last = torch.split(self.weight, self.weight.shape[1])
         with torch.autocast(hidden.device.type, enabled=False):
             hidden = hidden.to(self.weight.dtype)
             for layer in inner:

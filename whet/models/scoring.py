@@ -90,7 +90,7 @@ def _dense_scores(model: torch.nn.Module, hidden: Tensor, targets: Tensor) -> To
     score = partial(_dense_tile, whole.get_output_embeddings(), scale=scale, cap=cap)
     tiles = [
         checkpoint(score, h, y, use_reentrant=False)
-        for h, y in zip(hidden.split(DENSE_TOKENS), targets.split(DENSE_TOKENS), strict=True)
+        for h, y in zip(torch.split(hidden, DENSE_TOKENS), torch.split(targets, DENSE_TOKENS), strict=True)
     ]
     logprobs, entropy, top1 = (torch.cat(parts) for parts in zip(*tiles, strict=True))
     return TokenScores(logprobs=logprobs, entropy=entropy.detach(), top1=top1)

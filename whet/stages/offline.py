@@ -9,7 +9,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from peft import PeftModel
@@ -34,7 +34,7 @@ from whet.train.feed import OfflineFeed, packed
 from whet.train.loop import Loop, evaluate_loss
 from whet.train.parallel import Parallel
 
-Trained = PreTrainedModel | PeftModel
+Trained: TypeAlias = PreTrainedModel | PeftModel
 
 
 def run(stage: TrainStage, context: Context) -> StageResult:

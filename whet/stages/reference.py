@@ -45,7 +45,9 @@ class References:
 
     def _load(self, device: torch.device) -> torch.nn.Module:
         config = self._context.model.model_copy(update={"device": device.type})
-        return load_model(self._model, config, dtype=compute_dtype(self._stage.train.arithmetic, device))
+        dtype = compute_dtype(self._stage.train.arithmetic, device)
+        model: torch.nn.Module = load_model(self._model, config, dtype=dtype)
+        return model
 
     @property
     def _model(self) -> ModelRef:

@@ -36,7 +36,8 @@ def compact_adamw(
         )  # fmt: skip
     package = _bitsandbytes(kind)
     _check_runs(package, kind, device)
-    optimizer = _class(package, kind)(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon)
+    make = _class(package, kind)
+    optimizer: torch.optim.Optimizer = make(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon)
     _make_state(optimizer, exact)
     return optimizer
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whet.data.pack import fill
 
@@ -49,7 +50,7 @@ class OfflineFeed(Generic[Batch]):
 
     def __init__(
         self,
-        lengths: Sequence[int],
+        lengths: Sequence[int] | NDArray[np.int64],
         collate: Callable[[Sequence[int]], Batch],
         *,
         batch_size: int,
@@ -91,6 +92,6 @@ class OfflineFeed(Generic[Batch]):
         return [self._collate(part) for part in packed(self.indices(step), self._lengths, self._micro_batch_tokens)]
 
 
-def packed(records: Sequence[int], lengths: Sequence[int], capacity: int) -> list[list[int]]:
+def packed(records: Sequence[int], lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[list[int]]:
     """The records in micro-batches of at most `capacity` tokens."""
     return [[records[i] for i in part] for part in fill([int(lengths[r]) for r in records], capacity)]

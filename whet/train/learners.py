@@ -77,6 +77,12 @@ class Pairs:
     reference: Tensor
     lengths: Tensor
 
+    @staticmethod
+    def none(device: torch.device) -> Pairs:
+        """No pairs, of which a rank may have as many."""
+        numbers = torch.zeros(0, 2, device=device)
+        return Pairs(numbers[:, 0].long(), numbers, numbers, numbers.long())
+
     def logprobs(self) -> PairLogprobs:
         return PairLogprobs(
             chosen=self.policy[:, 0],
@@ -102,7 +108,7 @@ class PairLearner:
         if not self._objective.coupled or (len(batches) == 1 and parallel.world == 1):
             return None
         with torch.no_grad():
-            parts = [self._pairs(score, batch) for batch in batches]
+            parts = [Pairs.none(parallel.device), *(self._pairs(score, batch) for batch in batches)]
         return Pairs(
             indices=parallel.gather(torch.cat([part.indices for part in parts])),
             policy=parallel.gather(torch.cat([part.policy for part in parts])),
@@ -134,7 +140,7 @@ class PairLearner:
 
 
 class RatingLearner:
-    """Single responses called good or bad: unit is the response. Both references are those of `RatingBatch`'s halves."""
+    """Single responses called good or bad: unit is the response. Each half of the batch has a reference of its own."""
 
     def __init__(self, objective: RatingObjective, reference: Reference, mismatched: Reference) -> None:
         self._objective, self._reference, self._mismatched = objective, reference, mismatched

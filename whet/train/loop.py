@@ -21,7 +21,7 @@ from whet.config.train import Train
 from whet.errors import RunError
 from whet.objectives.loss import Total
 from whet.runs.sinks import MetricsFile, Progress
-from whet.schema.metrics import Mean, merge, values
+from whet.schema.metrics import values
 from whet.train.checkpoint import Checkpoints, Position, load_random, random_tensors
 from whet.train.feed import Feed
 from whet.train.learners import Learner
@@ -73,10 +73,9 @@ class Loop(Generic[B]):
         if position is None:
             torch.manual_seed(self.train.seed)
             position = self._evaluated(Position(step=0), keep_best=False)
-        model = self.parallel.prepare(self.model)
         with Progress(self.title, self.feed.num_steps, done=position.step) as progress:
             while position.step < self.feed.num_steps:
-                row = self._step(model, position.step)
+                row = self._step(position.step)
                 position = replace(position, step=position.step + 1, tokens=position.tokens + int(row["tokens"]))
                 self.metrics.write({"step": position.step, "epoch": self.feed.epoch(position.step), **row})
                 shown = position.step % self.train.log_every == 0
@@ -94,7 +93,7 @@ class Loop(Generic[B]):
                 self.checkpoints.rotate(position.best_step)
         return position
 
-    def _step(self, model: torch.nn.Module, step: int) -> dict[str, Any]:
+    def _step(self, step: int) -> dict[str, Any]:
         """One optimiser step; returns its line for the log."""
         started = time.perf_counter()
         batches = self.feed.micro_batches(step)
@@ -102,16 +101,16 @@ class Loop(Generic[B]):
         rate = learning_rate(step, self.feed.num_steps, self.train)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        logged: list[Mapping[str, Mean]] = []
+        logged = Totals()
         with self.parallel.forward():
-            surveyed = self.learner.survey(model, batches, self.parallel)
+            surveyed = self.learner.survey(self.model, batches, self.parallel)
         for batch in batches:
             with self.parallel.forward():
-                loss = self.learner.loss(model, batch, surveyed)
+                loss = self.learner.loss(self.model, batch, surveyed)
             self.parallel.backward(loss.total / max(units, 1e-12))
-            logged.append(self.parallel.means({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics}))
+            logged.add({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics})
         norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
-        row = values(merge(logged))
+        row = values(self.parallel.means(logged.totals))
         self._check_finite(step, row["loss"], norm, rate)
         return {
             "loss": row.pop("loss"),
@@ -201,12 +200,25 @@ def evaluate_loss(
 
     A formula that looks at a whole step takes the held-out batches together for one.
     """
-    totals: list[Mapping[str, Mean]] = []
+    logged = Totals()
     with torch.no_grad():
         with parallel.forward():
             surveyed = learner.survey(model, batches, parallel)
         for batch in batches:
             with parallel.forward():
                 loss = learner.loss(model, batch, surveyed)
-            totals.append(parallel.means({"loss": Total(loss.total, learner.units(batch)), **loss.metrics}))
-    return {f"eval/{name}": value for name, value in values(merge(totals)).items()}
+            logged.add({"loss": Total(loss.total, learner.units(batch)), **loss.metrics})
+    return {f"eval/{name}": value for name, value in values(parallel.means(logged.totals)).items()}
+
+
+class Totals:
+    """Totals of several micro-batches added up on the device: nothing waits for it until the step is over."""
+
+    def __init__(self) -> None:
+        self.totals: dict[str, Total] = {}
+
+    def add(self, more: Mapping[str, Total]) -> None:
+        for name, metric in more.items():
+            known = self.totals.get(name)
+            total, count = metric.total.detach().float(), metric.count
+            self.totals[name] = Total(total, count) if known is None else Total(known.total + total, known.count + count)

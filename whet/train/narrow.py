@@ -76,6 +76,16 @@ class NarrowWeights:
         self._scale: Tensor | float = 1.0
         self._held = [_hold(parameter, inner, master=master) for parameter in parameters]
 
+    def wide_gradients(self) -> list[Tensor]:
+        """The step's gradients in fp32, zeros where there are none; what is written to them is what `step` takes."""
+        wide = []
+        for held in self._held:
+            held.gradient = torch.zeros_like(held.parameter, dtype=torch.float32) if held.gradient is None else (
+                held.gradient.float()
+            )  # fmt: skip
+            wide.append(held.gradient)
+        return wide
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """The groups of all inner optimisers; the loop sets their `lr`."""
@@ -88,11 +98,15 @@ class NarrowWeights:
 
     def clip(self, max_norm: float) -> Tensor:
         """Norm of the whole gradient, in fp32; the step will use the gradient scaled to at most `max_norm`."""
-        flat = [gradient for held in self._held if (gradient := held.flat_gradient()) is not None]
-        pieces = [piece for gradient in flat for piece in gradient.split(PART)]
-        if not pieces:
+        norms = [
+            torch.linalg.vector_norm(gradient[part.rows], dtype=torch.float32)
+            for held in self._held
+            if (gradient := held.flat_gradient()) is not None
+            for part in held.parts
+        ]
+        if not norms:
             return torch.zeros(())
-        norm = torch.stack([torch.linalg.vector_norm(piece, dtype=torch.float32) for piece in pieces]).norm()
+        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
         self._scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         return norm
 
@@ -164,7 +178,7 @@ def _hold(
         held.parts.append(_Part(rows, wide, inner(parameter, wide), remainder if master else None))
         _empty(wide)
     parameter.data = narrow
-    parameter.register_post_accumulate_grad_hook(held.take)
+    parameter.register_post_accumulate_grad_hook(held.take)  # type: ignore[no-untyped-call]
     return held
 
 

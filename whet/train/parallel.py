@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -12,7 +12,7 @@ from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor
 
 from whet.objectives.loss import Total
-from whet.schema.metrics import Mean
+from whet.schema.metrics import Mean, Metric, merge
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import Optimizer
 
@@ -42,10 +42,6 @@ class Parallel:
     def is_main(self) -> bool:
         return bool(self._accelerator.is_main_process)
 
-    def prepare(self, model: torch.nn.Module) -> torch.nn.Module:
-        """The model ready for this job's ranks (DDP where there are several)."""
-        return self._accelerator.prepare_model(model) if self.world > 1 else model
-
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Compute in the configured precision."""
@@ -69,36 +65,54 @@ class Parallel:
         torch.distributed.all_gather_object(parts, rows.cpu())
         return torch.cat([part for part in parts if part is not None]).to(rows.device)
 
-    def means(self, totals: Mapping[str, Total]) -> dict[str, Mean]:
-        """Bring device-side totals to the host, added over all ranks: one transfer, whatever their number."""
-        if not totals:
-            return {}
-        flat = torch.stack([*(t.total.detach().float() for t in totals.values())])
-        counts = torch.tensor([t.count for t in totals.values()], dtype=torch.float32, device=flat.device)
-        both = torch.stack([flat, counts])
-        if self.world > 1:
-            both = self._accelerator.reduce(both, reduction="sum")
-        sums, nums = both.tolist()
-        return {name: Mean(s, n) for name, s, n in zip(totals, sums, nums, strict=True)}
+    def means(self, totals: Mapping[str, Total]) -> dict[str, Metric]:
+        """Bring device-side totals to the host in one transfer, and add them over all ranks."""
+        sums = torch.stack([t.total.detach().float() for t in totals.values()]).tolist() if totals else []
+        own: dict[str, Metric] = {
+            name: Mean(s, t.count) for (name, t), s in zip(totals.items(), sums, strict=True)
+        }
+        if self.world == 1:
+            return own
+        parts: list[dict[str, Metric] | None] = [None] * self.world
+        torch.distributed.all_gather_object(parts, own)
+        # A rank that had no records of a step has no names either.
+        return merge([part for part in parts if part])
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of this rank's share of the loss. DDP averages over ranks: the share is scaled back up."""
-        torch.autograd.backward(self._scaler.scale(loss * self.world))
+        """Add the gradient of a share of the loss; `step` adds the ranks' shares."""
+        torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, optimizer: Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
         """Clip, step, clear. Returns the gradient norm before clipping."""
         limit = math.inf if max_norm is None else max_norm
         match optimizer:
             case NarrowWeights():
+                if self.world > 1:
+                    self._add_up(optimizer.wide_gradients())
                 norm = optimizer.clip(limit)
                 optimizer.step()
             case torch.optim.Optimizer():
+                if self.world > 1:
+                    self._add_up([_gradient(parameter) for parameter in parameters])
                 self._scaler.unscale_(optimizer)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
                 self._scaler.step(optimizer)
                 self._scaler.update()
         optimizer.zero_grad()
         return float(norm)
+
+    def _add_up(self, gradients: list[Tensor]) -> None:
+        """Replace each gradient by its sum over the ranks.
+
+        Once a step, not once a micro-batch: ranks may pack their records into different numbers of micro-batches, and
+        a rank may have none at all.
+        """
+        for start, end in _buckets([gradient.numel() for gradient in gradients]):
+            part = gradients[start:end]
+            flat = torch.cat([gradient.flatten() for gradient in part])
+            torch.distributed.all_reduce(flat)
+            for gradient, summed in zip(part, torch.split(flat, [g.numel() for g in part]), strict=True):
+                gradient.copy_(summed.view_as(gradient))
 
     @property
     def scaler(self) -> dict[str, float]:
@@ -117,6 +131,28 @@ class Parallel:
     def wait(self) -> None:
         """Hold until every rank is here."""
         self._accelerator.wait_for_everyone()
+
+
+BUCKET = 1 << 24
+"""Numbers sent at once."""
+
+
+def _gradient(parameter: torch.nn.Parameter) -> Tensor:
+    if parameter.grad is None:
+        parameter.grad = torch.zeros_like(parameter)
+    return parameter.grad
+
+
+def _buckets(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of neighbours of at most BUCKET numbers together; a larger one stands alone."""
+    start, filled = 0, 0
+    for place, size in enumerate(sizes):
+        if place > start and filled + size > BUCKET:
+            yield start, place
+            start, filled = place, 0
+        filled += size
+    if sizes:
+        yield start, len(sizes)
 
 
 def peak_memory_bytes(device: torch.device) -> int:
