@@ -80,7 +80,8 @@ def test_a_head_of_two_layers_by_hand() -> None:
     score = head(torch.tensor([[0.5, 0.25]], dtype=torch.float64))
     torch.testing.assert_close(score, torch.tensor([[0.9242343145200195]], dtype=torch.float64))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert head(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.float64, "not in bf16"
+        assert head(torch.ones(1, 2, dtype=torch.bfloat16)).dtype == torch.float64
+        assert head.bfloat16()(torch.ones(1, 2)).dtype == torch.float32, "a score is never bf16"
     assert num_layers(weight, "") == 2 and num_layers(weight[-1:], "") == 1
 
 

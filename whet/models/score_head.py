@@ -32,7 +32,7 @@ ADAPTER_KEY = f"base_model.model.{KEY}"
 class ScoreHead(torch.nn.Module):
     """K layers without bias in one parameter, tanh between them.
 
-    It computes in its own type, fp32, under autocast too: a score in bf16 would have two or three digits.
+    It computes in fp32 at least, under autocast too: a score in bf16 would have two or three digits.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -42,9 +42,10 @@ class ScoreHead(torch.nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[..., H] to [..., 1]."""
-        *inner, last = torch.split(self.weight, self.weight.shape[1])
+        wide = torch.promote_types(self.weight.dtype, torch.float32)
+        *inner, last = torch.split(self.weight.to(wide), self.weight.shape[1])
         with torch.autocast(hidden.device.type, enabled=False):
-            hidden = hidden.to(self.weight.dtype)
+            hidden = hidden.to(wide)
             for layer in inner:
                 hidden = torch.tanh(linear(hidden, layer))
             return linear(hidden, last)
