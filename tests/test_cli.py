@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from whet.cli import INTERRUPTED, main
+from whet.config.stage import STAGE_KINDS
 
 ROW = {"instruction": "What is the capital of France?", "input": "", "output": "Paris"}
 SFT = ("sft", "model.path=m", "data.files=a")
@@ -84,6 +85,12 @@ def test_commands_without_arguments_say_what_there_is(whet: Whet) -> None:
     assert "train.learning_rate" in whet("explain").out
 
 
+def test_every_kind_of_stage_has_a_verb(whet: Whet) -> None:
+    for kind in STAGE_KINDS:
+        result = whet(kind)
+        assert result.code == 2 and result.error.startswith("error: model: is required"), kind
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
@@ -104,6 +111,8 @@ def test_commands_without_arguments_say_what_there_is(whet: Whet) -> None:
         (["chat"], "Missing argument 'MODEL'"),
         (["chat", "m", "--precision", "fp8"], "--precision: must be one of auto, bf16, fp16, fp32 (found 'fp8')"),
         (["chat", "m", "--compare"], "--compare: nothing to compare with"),
+        (["score", "a.json"], "--model: which reward model?"),
+        (["score", "a.json", "--model", "m", "eval_fraction=0.1"], "data.eval_fraction: has no meaning here"),
         (["data", "check", "a.json", "format=alpca"], "override: data.format: must be one of auto, alpaca"),
         (["data", "convert", "a.json"], "--out: where to?"),
     ],
