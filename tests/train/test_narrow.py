@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from tests.train import narrow_rank
 from whet.config.train import Train
-from whet.errors import RunError
 from whet.runs.files import read_jsonl
 from whet.train import narrow
 from whet.train.loop import Loop
@@ -36,7 +41,8 @@ def masters(model: torch.nn.Module, optimizer: NarrowWeights) -> list[torch.Tens
     found = []
     for number, parameter in enumerate(trained):
         remainders = [value for name, value in tensors.items() if name.startswith(f"{number}.") and "remain" in name]
-        found.append(join(parameter.detach().view(-1), torch.cat(remainders)))
+        found.append(torch.empty(parameter.numel()))
+        join(parameter.detach().view(-1), torch.cat(remainders), found[-1])
     return found
 
 
@@ -83,11 +89,6 @@ def test_only_what_trains_is_bf16(mode: str, make_model) -> None:
     for name, p in model.named_parameters():
         assert p.dtype == (torch.bfloat16 if p.requires_grad else torch.float32)
         assert p.requires_grad or torch.equal(p, frozen[name])
-
-
-def test_several_ranks_are_refused(make_model) -> None:
-    with pytest.raises(RunError, match=r"train.weights: .*one process .*bf16_master on 2 ranks.*fp32"):
-        build_optimizer(make_model(), Train(weights="bf16_master"), ranks=2)
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------
@@ -197,6 +198,29 @@ def test_a_weight_without_gradient_stays(make_model) -> None:
     after = masters(model, optimizer)
     assert not torch.equal(before[0], after[0])
     assert all(torch.equal(one, other) for one, other in zip(before[1:], after[1:], strict=True))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_two_ranks_are_one_with_their_gradients_added(mode: str, tmp_path: Path) -> None:
+    """Bit for bit: one process that has both ranks' micro-batches, and two gloo ranks under torchrun."""
+    repository = Path(__file__).resolve().parents[2]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    done = subprocess.run(
+        [*command, "tests.train.narrow_rank", mode, str(tmp_path)], cwd=repository, capture_output=True, text=True,
+        env=os.environ | {"PYTHONPATH": str(repository), "ACCELERATE_USE_CPU": "true"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    layer, optimizer = narrow_rank.start(mode)
+    parallel = Parallel(CPU, torch.bfloat16)
+    norms = []
+    for step in range(3):
+        for rank in (0, 1):
+            layer.weight.backward(narrow_rank.gradient(step, rank))
+        norms.append(parallel.step(optimizer, list(layer.parameters()), 0.5))
+    for rank in (0, 1):
+        found = load_file(tmp_path / f"{rank}.safetensors")
+        assert torch.equal(found["weight"], layer.weight)
+        assert found["norms"].tolist() == norms
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,25 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from whet.train.rounding import join, round_at_random, split
+from whet.train import rounding
+
+
+def split(wide: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    narrow, remainder = torch.empty_like(wide, dtype=torch.bfloat16), torch.empty_like(wide, dtype=torch.int16)
+    rounding.split(wide, narrow, remainder, torch.empty_like(wide, dtype=torch.int32))
+    return narrow, remainder
+
+
+def join(narrow: torch.Tensor, remainder: torch.Tensor) -> torch.Tensor:
+    wide = torch.empty_like(narrow, dtype=torch.float32)
+    rounding.join(narrow, remainder, wide)
+    return wide
+
+
+def round_at_random(wide: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    narrow = torch.empty_like(wide, dtype=torch.bfloat16)
+    rounding.round_at_random(wide, narrow, torch.empty_like(wide, dtype=torch.int32), generator)
+    return narrow
 
 
 def numbers(count: int) -> torch.Tensor:

@@ -68,7 +68,7 @@ class Loop(Generic[B]):
             )  # fmt: skip
         self.model.train()
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = build_optimizer(self.model, self.train, ranks=self.parallel.world)
+        self._optimizer = build_optimizer(self.model, self.train)
         position = self._resume()
         if position is None:
             torch.manual_seed(self.train.seed)

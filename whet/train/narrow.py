@@ -74,7 +74,10 @@ class NarrowWeights:
         self._seed, self._steps = seed, 0
         self._generator = torch.Generator(parameters[0].device)
         self._scale: Tensor | float = 1.0
-        self._held = [_hold(parameter, inner, master=master) for parameter in parameters]
+        longest = min(PART, max(parameter.numel() for parameter in parameters))
+        self._scratch = torch.empty(2, longest, device=parameters[0].device)
+        """Weights and gradients of the part that is being updated."""
+        self._held = [_hold(parameter, inner, self._scratch, master=master) for parameter in parameters]
 
     def wide_gradients(self) -> list[Tensor]:
         """The step's gradients in fp32, zeros where there are none; what is written to them is what `step` takes."""
@@ -123,14 +126,18 @@ class NarrowWeights:
                     self._update(part, narrow[part.rows], gradient[part.rows])
 
     def _update(self, part: _Part, narrow: Tensor, gradient: Tensor) -> None:
-        part.wide.data = narrow.float() if part.remainder is None else join(narrow, part.remainder)
-        part.wide.grad = gradient.float().mul_(self._scale)
-        part.inner.step()
+        wide, fp32_gradient = self._scratch[0, : len(narrow)], self._scratch[1, : len(narrow)]
         if part.remainder is None:
-            narrow.copy_(round_at_random(part.wide.data, self._generator))
+            wide.copy_(narrow)
         else:
-            upper, part.remainder = split(part.wide.data)
-            narrow.copy_(upper)
+            join(narrow, part.remainder, wide)
+        part.wide.data, part.wide.grad = wide, fp32_gradient.copy_(gradient).mul_(self._scale)
+        part.inner.step()
+        wide, spare = part.wide.data, fp32_gradient.view(torch.int32)
+        if part.remainder is None:
+            round_at_random(wide, narrow, spare, self._generator)
+        else:
+            split(wide, narrow, part.remainder, spare)
         _empty(part.wide)
 
     def zero_grad(self) -> None:
@@ -165,18 +172,20 @@ class NarrowWeights:
 
 
 def _hold(
-    parameter: Parameter, inner: Callable[[Parameter, Parameter], torch.optim.Optimizer], *, master: bool
-) -> _Held:
+    parameter: Parameter, inner: Callable[[Parameter, Parameter], torch.optim.Optimizer], scratch: Tensor, *,
+    master: bool,
+) -> _Held:  # fmt: skip
     """Make the parameter bf16, keep what that cuts off if there is a master, and watch for its gradients."""
     held, before = _Held(parameter), parameter.data.contiguous().view(-1)
     narrow = torch.empty(parameter.shape, dtype=torch.bfloat16, device=parameter.device)
     for start in range(0, len(before), PART):
         rows = slice(start, min(start + PART, len(before)))
-        upper, remainder = split(before[rows].float())
-        narrow.view(-1)[rows] = upper
-        wide = Parameter(before[rows].float())
-        held.parts.append(_Part(rows, wide, inner(parameter, wide), remainder if master else None))
-        _empty(wide)
+        wide, spare = scratch[0, : rows.stop - start], scratch[1, : rows.stop - start].view(torch.int32)
+        remainder = torch.empty_like(wide, dtype=torch.int16) if master else None
+        split(wide.copy_(before[rows]), narrow.view(-1)[rows], remainder, spare)
+        known = Parameter(wide)
+        held.parts.append(_Part(rows, known, inner(parameter, known), remainder))
+        _empty(known)
     parameter.data = narrow
     parameter.register_post_accumulate_grad_hook(held.take)  # type: ignore[no-untyped-call]
     return held

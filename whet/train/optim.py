@@ -10,7 +10,6 @@ import torch
 from torch.nn import Parameter
 
 from whet.config.train import Train
-from whet.errors import RunError
 from whet.train.compact import compact_adamw
 from whet.train.narrow import NarrowWeights
 
@@ -18,7 +17,7 @@ Optimizer = torch.optim.Optimizer | NarrowWeights
 """fp32 weights with gradients in `.grad`, or bf16 weights whose gradients the optimiser holds."""
 
 
-def build_optimizer(model: torch.nn.Module, train: Train, *, ranks: int = 1) -> Optimizer:
+def build_optimizer(model: torch.nn.Module, train: Train) -> Optimizer:
     """The optimiser of all weights of `model` that train; `train.weights` other than fp32 makes them bf16.
 
     Biases and norms, being vectors, are not decayed.
@@ -28,11 +27,6 @@ def build_optimizer(model: torch.nn.Module, train: Train, *, ranks: int = 1) -> 
     if train.weights == "fp32":
         matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
         return _adamw([*_group(matrices, train.weight_decay), *_group(vectors, 0.0)], train, exact=embeddings)
-    if ranks > 1:
-        raise RunError(
-            "bf16 weights train in one process", field="train.weights", found=f"{train.weights} on {ranks} ranks",
-            fix="use train.weights=fp32",
-        )  # fmt: skip
 
     def inner(parameter: Parameter, part: Parameter) -> torch.optim.Optimizer:
         decay = train.weight_decay if parameter.ndim >= 2 else 0.0
