@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -13,7 +14,7 @@ from whet.config.train import Train
 from whet.errors import RunError
 from whet.train.checkpoint import load_optimizer, optimizer_tensors
 from whet.train.narrow import NarrowWeights
-from whet.train.optim import build_optimizer
+from whet.train.optim import Optimizer, build_optimizer
 
 
 @pytest.fixture(params=["stand-in", "installed"])
@@ -80,14 +81,38 @@ def test_follows_adamw(weights: str, bitsandbytes: ModuleType) -> None:
 
 @pytest.mark.parametrize("weights", ["fp32", "bf16_master", "bf16_stochastic"])
 def test_goes_on_bit_for_bit(weights: str, bitsandbytes: ModuleType) -> None:
-    train = Train(optimizer="adamw_8bit", weights=weights, **SETTINGS)
-    straight = Small()
+    stopped_and_started(Small, Train(optimizer="adamw_8bit", weights=weights, **SETTINGS))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("weights", ["fp32", "bf16_master", "bf16_stochastic"])
+@pytest.mark.parametrize("kind", ["adamw", "adamw_8bit", "paged_adamw", "paged_adamw_8bit"])
+def test_goes_on_bit_for_bit_on_a_gpu(kind: str, weights: str) -> None:
+    """With states large enough to be paged; they are paged again after loading."""
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    if kind != "adamw":
+        pytest.importorskip("bitsandbytes")
+
+    def large() -> torch.nn.Module:
+        torch.manual_seed(0)
+        return torch.nn.Linear(400, 400).cuda()
+
+    optimizer = stopped_and_started(large, Train(optimizer=kind, weights=weights, **SETTINGS))
+    inner = optimizer._held[0].parts[0].inner if isinstance(optimizer, NarrowWeights) else optimizer
+    state = next(iter(inner.state.values()))
+    assert getattr(state.get("state1"), "is_paged", False) == kind.startswith("paged")
+
+
+def stopped_and_started(make: Callable[[], torch.nn.Module], train: Train) -> Optimizer:
+    """Six steps against three, a checkpoint, and three; returns the optimiser that was loaded."""
+    straight = make()
     optimizer = build_optimizer(straight, train)
     steps(straight, optimizer, 0, 3)
     saved = {name: tensor.clone() for name, tensor in optimizer_tensors(optimizer).items()}
     stopped = {name: p.detach().clone() for name, p in straight.named_parameters()}
     steps(straight, optimizer, 3, 6)
-    again = Small()
+    again = make()
     for name, p in again.named_parameters():
         p.data = stopped[name].float()
     fresh = build_optimizer(again, train)
@@ -98,6 +123,7 @@ def test_goes_on_bit_for_bit(weights: str, bitsandbytes: ModuleType) -> None:
     after, expected = optimizer_tensors(fresh), optimizer_tensors(optimizer)
     assert after.keys() == expected.keys()
     assert all(torch.equal(after[name], expected[name]) for name in expected)
+    return fresh
 
 
 def test_what_is_saved(bitsandbytes: ModuleType, tmp_path) -> None:

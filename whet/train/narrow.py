@@ -22,7 +22,7 @@ from whet.train.rounding import join, round_at_random, split
 from whet.train.state import load_state, state_of
 
 PART = 1 << 22
-"""Weights that are fp32 at the same time: 16 MiB, which the CPU's allocator still hands out again without new pages. A
+"""Weights that are fp32 at the same time, 16 MiB of them: larger parts are slower on a CPU, smaller ones on a GPU. A
 multiple of the blocks that 8-bit states are made of."""
 STEPS, REMAINDER = "steps", "remainder"
 
@@ -83,9 +83,9 @@ class NarrowWeights:
         """The step's gradients in fp32, zeros where there are none; what is written to them is what `step` takes."""
         wide = []
         for held in self._held:
-            held.gradient = torch.zeros_like(held.parameter, dtype=torch.float32) if held.gradient is None else (
-                held.gradient.float()
-            )  # fmt: skip
+            if held.gradient is None:
+                held.gradient = torch.zeros_like(held.parameter)
+            held.gradient = held.gradient.float()
             wide.append(held.gradient)
         return wide
 
