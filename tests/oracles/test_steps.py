@@ -129,7 +129,8 @@ def trl_sft(theirs: torch.nn.Module, rows: Sequence[Rendered], count: float) -> 
 def ours_of(
     model: torch.nn.Module, pairs: Sequence[RenderedGroup], reference: torch.Tensor, formula: Callable[..., Loss]
 ) -> Loss:
-    learner = PairLearner(PairObjective(formula, coupled=False, needs_reference=True), lambda batch: reference.flatten())
+    objective = PairObjective(formula, coupled=False, needs_reference=True)
+    learner = PairLearner(objective, lambda batch: reference.flatten())
     return learner.loss(TokenScorer(model), batch_of(pairs))
 
 

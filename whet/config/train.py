@@ -69,7 +69,9 @@ class Train(Section):
     @model_validator(mode="after")
     def _bf16_weights_compute_in_bf16(self) -> Self:
         if self.weights != "fp32" and self.precision not in ("auto", "bf16"):
-            raise ValueError(f"weights {self.weights} compute in bf16, not in precision {self.precision}: leave that at auto")
+            raise ValueError(
+                f"weights {self.weights} compute in bf16, not in precision {self.precision}: leave that at auto"
+            )
         return self
 
     @property

@@ -58,7 +58,9 @@ def _as_before(model: PeftModel, *, frozen: bool) -> Iterator[None]:
 class SecondModel:
     """A frozen model of its own; where the device's memory runs out it moves to the CPU and says so."""
 
-    def __init__(self, load: Callable[[torch.device], torch.nn.Module], device: torch.device, *, fall_back: bool) -> None:
+    def __init__(
+        self, load: Callable[[torch.device], torch.nn.Module], device: torch.device, *, fall_back: bool
+    ) -> None:
         """`load` gives the model on a device. Without `fall_back` running out of memory stays an error."""
         self._load, self._device, self._fall_back = load, device, fall_back
         self._scorer: TokenScorer | None = None

@@ -15,10 +15,10 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from whet.config.stage import PolicyStage, RewardStage, SftStage, TrainStage
+from whet.config.stage import KtoStage, PolicyStage, RewardStage, SftStage, TrainStage
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
-from whet.models.memory import token_budget
+from whet.models.memory import Budget, keep_freed_memory, token_budget
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.scoring import RowScorer, TokenScorer
 from whet.runs.files import read_jsonl, writing
@@ -43,13 +43,16 @@ def run(stage: TrainStage, context: Context) -> StageResult:
     device = pick_device(context.model.device)
     dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype)
+    if device.type == "cpu":
+        keep_freed_memory()
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
     rows = read_rows(stage, context, tokenizer)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)
     model = load_trainable(stage, context, checkpoints, dtype)
-    budget = train.micro_batch_tokens or token_budget(unwrapped(model), device, dtype)
+    asked = train.micro_batch_tokens
+    budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
     scorer = scorer_of(stage, model, budget)
     work = work_of(stage, Ground(context=context, rows=rows, scorer=scorer, parallel=parallel))
     with MetricsFile(context.paths.metrics) as metrics:
@@ -57,8 +60,8 @@ def run(stage: TrainStage, context: Context) -> StageResult:
             model=scorer,
             learner=work.learner,
             feed=OfflineFeed(
-                rows.lengths[: rows.num_train], work.collate, batch_size=train.batch_size, micro_batch_tokens=budget,
-                epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, rank=parallel.rank,
+                rows.lengths[: rows.num_train], work.collate, batch_size=train.batch_size,
+                micro_batch_tokens=budget.packed, epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, rank=parallel.rank,
                 world=parallel.world,
             ),
             train=train,
@@ -72,9 +75,9 @@ def run(stage: TrainStage, context: Context) -> StageResult:
     return finish(stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
 
 
-def scorer_of(stage: TrainStage, model: Trained, budget: int) -> TokenScorer | RowScorer:
+def scorer_of(stage: TrainStage, model: Trained, budget: Budget) -> TokenScorer | RowScorer:
     """What turns packed rows into log-probs or scores; rows beyond the budget recompute their activations."""
-    limit = 0 if stage.train.gradient_checkpointing else budget
+    limit = 0 if stage.train.gradient_checkpointing else budget.kept
     if isinstance(stage, RewardStage):
         return RowScorer(model, keep_tokens=limit)
     noise = stage.train.neftune_alpha if isinstance(stage, SftStage) else 0.0
@@ -106,13 +109,14 @@ def save(stage: TrainStage, model: Trained, tokenizer: PreTrainedTokenizerBase, 
 
 def evaluator(
     stage: TrainStage, context: Context, rows: Rows, work: Work, scorer: TokenScorer | RowScorer,
-    tokenizer: PreTrainedTokenizerBase, parallel: Parallel, budget: int,
+    tokenizer: PreTrainedTokenizerBase, parallel: Parallel, budget: Budget,
 ) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
     """What the loop measures: the objective on held-out rows, and the tasks to watch. None where there is neither."""
     tasks = stage.watch if isinstance(stage, PolicyStage) else ()
     if not rows.num_held_out and not tasks:
         return None
-    batches = [work.collate(part) for part in packed(range(rows.num_train, len(rows.rows)), rows.lengths, budget)]
+    held_out = range(rows.num_train, len(rows.rows))
+    batches = [work.collate(part) for part in packed(held_out, rows.lengths, budget.packed)]
 
     def evaluate() -> dict[str, float]:
         if isinstance(scorer, RowScorer):
@@ -149,17 +153,16 @@ def finish(
     return StageResult(metrics=metrics, model=model, evaluation=held_out_accuracy(stage, metrics, num_held_out))
 
 
-def held_out_accuracy(
-    stage: TrainStage, metrics: Mapping[str, float], num_held_out: int
-) -> tuple[Measure, ...]:
-    """Share of held-out pairs that the kept model orders rightly, with its Wilson interval; nothing where none are compared."""
+def held_out_accuracy(stage: TrainStage, metrics: Mapping[str, float], num_held_out: int) -> tuple[Measure, ...]:
+    """Share of held-out rows that the kept model judges as the data does, with its Wilson interval; nothing for SFT."""
     accuracy = metrics.get("eval/accuracy" if isinstance(stage, RewardStage) else "eval/rewards/accuracies")
     if accuracy is None:
         return ()
     low, high = wilson(accuracy, num_held_out)
     return (
         Measure(
-            stage=stage.name, task="held-out pairs", metric="rewards/accuracies", value=accuracy, low=low, high=high,
+            stage=stage.name, task="held-out responses" if isinstance(stage, KtoStage) else "held-out pairs",
+            metric="rewards/accuracies", value=accuracy, low=low, high=high,
             num=num_held_out,
         ),
     )  # fmt: skip
@@ -187,9 +190,16 @@ def final_metrics(context: Context, kept_step: int) -> dict[str, float]:
 
 
 def last_epoch_means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Loss and rewards averaged over the samples of the last epoch: one step's batch says little."""
+    """Loss and rewards averaged over the samples of the last epoch: one step's batch says little.
+
+    A step without good or without bad responses has no mean reward of them, and does not count for it.
+    """
     begin = math.ceil(steps[-1]["epoch"]) - 1
     last = [row for row in steps if row["epoch"] > begin]
-    num = sum(row["samples"] for row in last)
-    names = [name for name in steps[-1] if name == "loss" or name.startswith("rewards/")]
-    return {name: sum(row["samples"] * row[name] for row in last) / num for name in names}
+    names = dict.fromkeys(name for row in last for name in row if name == "loss" or name.startswith("rewards/"))
+    means = {}
+    for name in names:
+        known = [(row["samples"], row[name]) for row in last if row.get(name) is not None]
+        if known:
+            means[name] = sum(num * value for num, value in known) / sum(num for num, _ in known)
+    return means

@@ -128,7 +128,7 @@ def score_file(
     model = load_reward_model(ref, config, RewardHead(), dtype=dtype)
     scorer = RowScorer(model).eval()
     renderer = Renderer(load_tokenizer(ref.path, chat_template=_template_of(ref)), system=data.system)
-    budget = batch_tokens or token_budget(unwrapped(model), place, dtype)
+    budget = batch_tokens or token_budget(unwrapped(model), place, dtype).packed
     summary, notes, started = Summary(), Ledger(), time.monotonic()
     rows = read_rows(file, data, renderer, notes, with_content=with_content)
     with _lines_of(out) as handle, Progress("score", total=None) as progress:

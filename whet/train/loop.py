@@ -219,6 +219,8 @@ class Totals:
 
     def add(self, more: Mapping[str, Total]) -> None:
         for name, metric in more.items():
+            if metric.count == 0 and name != "loss":
+                continue  # a mean over nothing: no good response in the batch, say
             known = self.totals.get(name)
-            total, count = metric.total.detach().float(), metric.count
-            self.totals[name] = Total(total, count) if known is None else Total(known.total + total, known.count + count)
+            new = Total(metric.total.detach().float(), metric.count)
+            self.totals[name] = new if known is None else Total(known.total + new.total, known.count + new.count)
