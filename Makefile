@@ -27,10 +27,11 @@ imports: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/python -m pytest $(ARGS)
 
-# Our formulas against the peers' own functions; installs the peer, which nothing else needs.
+# Our formulas against the peers' own functions, and the optional optimisers for real; installs both, which nothing else
+# needs.
 oracles: .venv/.dev
-	$(PIP) trl
-	$(BIN)/python -m pytest tests/oracles
+	$(PIP) trl bitsandbytes
+	$(BIN)/python -m pytest tests/oracles tests/train/test_compact.py tests/test_benchmarks.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -61,8 +61,8 @@ def run(stage: TrainStage, context: Context) -> StageResult:
             learner=work.learner,
             feed=OfflineFeed(
                 rows.lengths[: rows.num_train], work.collate, batch_size=train.batch_size,
-                micro_batch_tokens=budget.packed, epochs=train.epochs, max_steps=train.max_steps, seed=train.seed, rank=parallel.rank,
-                world=parallel.world,
+                micro_batch_tokens=budget.packed, epochs=train.epochs, max_steps=train.max_steps, seed=train.seed,
+                rank=parallel.rank, world=parallel.world,
             ),
             train=train,
             parallel=parallel,
