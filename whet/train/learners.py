@@ -132,10 +132,10 @@ class PairLearner:
         return Loss(total, metrics)
 
     def _pairs(self, score: Score, batch: GroupBatch) -> Pairs:
+        # The reference comes first, while no activations of the policy are held.
+        reference = self._reference(batch) if self._reference is not None else torch.zeros(len(batch.lengths))
         policy = response_logprobs(score, batch)
-        # The reference comes second: on a GPU it is then asked while the policy's graph is there, and may move away.
-        reference = self._reference(batch) if self._reference is not None else torch.zeros_like(policy)
-        indices = torch.tensor(batch.indices, device=policy.device)
+        indices, reference = torch.tensor(batch.indices, device=policy.device), reference.to(policy)
         return Pairs(indices, policy.view(-1, 2), reference.view(-1, 2), batch.lengths.view(-1, 2))
 
 
@@ -160,11 +160,12 @@ class RatingLearner:
         return max(0.0, parallel.sum(total) / max(1.0, parallel.sum(count)))
 
     def loss(self, score: Score, batch: RatingBatch, surveyed: float) -> Loss:
+        reference = self._reference(batch.rated)
         policy = response_logprobs(score, batch.rated)
         return self._objective.formula(
             RatingLogprobs(
                 policy=policy,
-                reference=self._reference(batch.rated),
+                reference=reference,
                 good=batch.rated.values > 0.5,
                 kl=policy.new_tensor(surveyed),
             )
@@ -185,10 +186,11 @@ class ScoredLearner:
 
     def loss(self, score: Score, batch: GroupBatch, surveyed: None = None) -> Loss:
         mean, std = self._moments
+        reference = self._reference(batch) if self._reference is not None else None
         return self._objective.formula(
             ScoredLogprobs(
                 policy=response_logprobs(score, batch),
-                reference=self._reference(batch) if self._reference is not None else None,
+                reference=reference,
                 lengths=batch.lengths,
                 groups=batch.groups,
                 values=batch.values,
