@@ -193,9 +193,13 @@ class _ShortAttention(torch.autograd.Function):
         return torch.bmm(d, k).view(shape), torch.bmm(d.transpose(1, 2), q), for_v, None
 
 
-@cache
 def _later(n: int) -> Tensor:
-    """[n, n] True where a key comes after the query."""
+    """[n, n] True where a key comes after the query: a corner of one of a few that are kept."""
+    return _triangle(1 << (n - 1).bit_length())[:n, :n]
+
+
+@cache
+def _triangle(n: int) -> Tensor:
     return torch.ones(n, n, dtype=torch.bool).triu_(1)
 
 
