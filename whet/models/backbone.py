@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from whet.models.attention import NAME, Layout
 from whet.models.lora import fuse
+from whet.models.mode import evaluating
 from whet.schema.packed import Packed, Tree
 
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
@@ -183,13 +184,3 @@ def _window(whole: PreTrainedModel) -> int | None:
         not config.get("layer_types") and config.get("sliding_window")
     )
     return config.get("sliding_window") if slides else None
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from whet.models.backbone import evaluating
+from whet.models.mode import evaluating
 from whet.models.scoring import TokenScorer
 from whet.schema.packed import Packed
 

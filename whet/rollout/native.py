@@ -14,11 +14,11 @@ lists of requests (`whet.experience.collect` does); batches are a function of th
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from whet.models.mode import evaluating
 from whet.rollout.decode import Decoder, Row
 from whet.schema.rollouts import Completion, Request
 
@@ -63,7 +63,7 @@ class NativeEngine:
         ids = decoder.rows[0].ids
         done, read = 0, 0
         while decoder.running:
-            with _evaluating(self._model):
+            with evaluating(self._model):
                 decoder.step()
             # The text of a token depends on its neighbours: decode from the last boundary, and wait while the bytes
             # of a character are incomplete.
@@ -96,7 +96,7 @@ class NativeEngine:
 
     def _complete(self, requests: Sequence[Request]) -> list[Completion]:
         decoder = self._decoder(requests)
-        with _evaluating(self._model):
+        with evaluating(self._model):
             while decoder.running:
                 decoder.step()
         return [self._completion(row) for row in decoder.rows]
@@ -136,17 +136,6 @@ class NativeEngine:
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
-
-
-@contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Dropout off while tokens are drawn; the loop that trains this model finds it as it left it."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _max_positions(model: torch.nn.Module) -> int | None:
