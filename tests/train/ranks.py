@@ -69,8 +69,8 @@ def main(kind: str, folder: Path) -> None:
         for _ in range(NUM)
     ]
     if kind == "sft":
-        rows = [Rendered(ids=g.prompt_ids + g.response_ids[0], weights=(1.0,) * 18) for g in groups]
-        rows = [Rendered(ids=row.ids, weights=(1.0,) * len(row.ids)) for row in rows]
+        texts = [g.prompt_ids + g.response_ids[0] for g in groups]
+        rows = [Rendered(ids=text, weights=(1.0,) * len(text)) for text in texts]
         learner, lengths = TokenLearner(nll), [row.num_tokens for row in rows]
         collate = lambda indices: collate_tokens([rows[i] for i in indices], device=CPU)  # noqa: E731
     else:

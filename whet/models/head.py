@@ -68,7 +68,7 @@ class _HeadScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None, Tensor]:
         head, statistics, needs_grad = options
         head = replace(head, weight=weight.detach(), bias=None if bias is None else bias.detach())
-        narrow = hidden.detach().to(_product_dtype(hidden))
+        narrow = hidden.detach().to(product_dtype(hidden))
         with torch.autocast(hidden.device.type, enabled=False):
             sums = _Sums(narrow, head, targets, with_mean=needs_grad, with_entropy=statistics)
             for tile in _vocabulary_tiles(head, narrow.dtype):
@@ -229,6 +229,7 @@ def _slices(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
-def _product_dtype(hidden: Tensor) -> torch.dtype:
+def product_dtype(hidden: Tensor) -> torch.dtype:
+    """The type of products with `hidden`: autocast's where it is on."""
     device = hidden.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -127,10 +127,6 @@ def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftMod
     return tuple(dict.fromkeys(ids))
 
 
-def trainable_parameters(model: torch.nn.Module) -> list[torch.nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
 def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
     """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template."""
     if isinstance(model, PeftModel):

@@ -16,6 +16,8 @@ import torch
 from peft.tuners.lora import layer as peft_lora
 from torch import Tensor
 
+from whet.models.head import product_dtype
+
 
 def fuse(model: torch.nn.Module) -> None:
     """Let the model's plain adapted layers compute in one step. Weights, names and saved files stay what they are."""
@@ -35,7 +37,7 @@ class FusedLinear(peft_lora.Linear):  # type: ignore[misc]
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self._plain_adapter() if not args and not kwargs else None
         base = _base(self)
-        dtype = _product_dtype(x)
+        dtype = product_dtype(x)
         if name is None or base.weight.dtype != dtype or base.weight.requires_grad:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
@@ -79,8 +81,3 @@ class _AdaptedProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             for_x = torch.mm(grad, weight).addmm_(for_low, a).view(ctx.shape)
         return for_x, None, None, torch.mm(for_low.t(), rows), torch.mm(grad.t(), low).mul_(ctx.scale), None
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
