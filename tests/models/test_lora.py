@@ -11,7 +11,7 @@ from peft import PeftModel
 from peft.tuners.lora import layer as peft_lora
 
 from tests.models.packed import build, with_adapter
-from whet.models.lora import FusedLinear, fuse
+from whet.models.lora import FusedLinear, fuse_adapters
 
 IDS = torch.arange(1, 25).view(2, 12)
 
@@ -20,7 +20,7 @@ def pair(name: str = "qwen3") -> tuple[torch.nn.Module, torch.nn.Module]:
     """The same adapted model as peft has it, and fused."""
     ours = with_adapter(build(name))
     theirs = copy.deepcopy(ours)
-    fuse(ours)
+    fuse_adapters(ours)
     assert any(isinstance(module, FusedLinear) for module in ours.modules())
     return ours, theirs
 

@@ -3,16 +3,16 @@
 Each prompt attends to itself, each branch to its prompt and itself; nothing is computed between trees. A call without
 trees (generation, padded rows) is transformers' own SDPA.
 
-On a CPU the trees are taken one segment at a time, so the cost is that of the allowed pairs of tokens. Short segments
-in bf16 go through products of our own, twice as fast there as SDPA's flash kernel; everything else through SDPA. On
-CUDA one FlexAttention call covers the row, its mask saying which blocks exist.
+On a CPU the trees are taken one segment at a time, so the cost is that of the allowed pairs of tokens: short segments
+in bf16 by products of our own (`tree_attention`), twice as fast there as SDPA's flash kernel, everything else by SDPA.
+On CUDA one FlexAttention call covers the row, its mask saying which blocks exist.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -23,11 +23,13 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from whet.models.tree_attention import Segment, causal, segments_of, tree_attention
 from whet.schema.packed import Tree
 
 NAME = "whet_trees"
 SHORT_PAIRS = 1024 * 1024
-"""Queries times keys up to which a segment's probabilities are kept for the backward pass (2 MiB a head in bf16)."""
+"""Queries times keys of a row's largest segment up to which probabilities are kept for the backward pass: 2 MiB a
+head in bf16."""
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,15 @@ class Layout:
     _blocks: list[Any] = field(default_factory=list, compare=False)
     """FlexAttention's mask of the row, once it has been made."""
 
-    @property
-    def sizes(self) -> list[int]:
-        """Tokens of every segment, in order."""
-        return [size for tree in self.trees for size in (tree.prompt, *tree.branches)]
+    @cached_property
+    def segments(self) -> list[Segment]:
+        """Every prompt and branch, in order."""
+        return segments_of(self.trees)
+
+    @cached_property
+    def largest(self) -> int:
+        """Most queries times keys of a segment."""
+        return max(segment.num_own * (segment.num_before + segment.num_own) for segment in self.segments)
 
     def branch_mask(self, queries: int, keys: int, like: Tensor) -> Tensor:
         """[queries, keys] added to the scores: the last `queries` keys are the queries themselves, seen up to each."""
@@ -104,9 +111,11 @@ def attend(
         return out, None
     if query.is_cuda and dropout == 0.0:
         return _flex(query, key, value, scale, softcap, trees).transpose(1, 2), None
-    pieces = [
-        _segment(q, k, v, scale, softcap, dropout, trees) for q, k, v in _segments(query[0], key[0], value[0], trees)
-    ]
+    query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)
+    narrow = query.dtype == torch.bfloat16 and not query.is_cuda
+    if narrow and dropout == 0.0 and softcap is None and trees.largest <= SHORT_PAIRS:
+        return tree_attention(query, key, value, scale, trees.segments).unsqueeze(0), None
+    pieces = [_segment(q, k, v, scale, softcap, dropout, trees) for q, k, v in _segments(query, key, value, trees)]
     return torch.cat(pieces, dim=1).transpose(0, 1).unsqueeze(0), None
 
 
@@ -117,7 +126,8 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 def _segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Queries of each segment with the keys and values they see; the last keys are the queries' own."""
     # One split a tensor: its backward is one concatenation, where slices would each fill a whole gradient with zeros.
-    queries, keys, values = (torch.split(tensor, layout.sizes, dim=1) for tensor in (query, key, value))
+    sizes = [segment.num_own for segment in layout.segments]
+    queries, keys, values = (torch.split(tensor, sizes, dim=1) for tensor in (query, key, value))
     number = 0
     for tree in layout.trees:
         prompt = number
@@ -136,9 +146,6 @@ def _segment(
     n, m = q.shape[1], k.shape[1]
     if cap is not None:
         return _capped(q, k, v, scale, cap, dropout, layout.branch_mask(n, m, q))
-    if q.dtype == torch.bfloat16 and not q.is_cuda and dropout == 0.0 and n * m <= SHORT_PAIRS:
-        out: Tensor = _ShortAttention.apply(q, k, v, scale)  # type: ignore[no-untyped-call]
-        return out
     mask = None if n == m else layout.branch_mask(n, m, q)
     return scaled_dot_product_attention(
         q.unsqueeze(0), k.unsqueeze(0), v.unsqueeze(0), attn_mask=mask, is_causal=n == m, dropout_p=dropout,
@@ -156,51 +163,14 @@ def _capped(
     groups = q.shape[-3] // k.shape[-3]
     k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
     scores = cap * torch.tanh(torch.matmul(q, k.transpose(-1, -2)) * scale / cap)
-    if mask is None:
-        mask = ~_later(q.shape[-2]).to(q.device) if q.shape[-2] > 1 else None
+    if mask is None and q.shape[-2] > 1:
+        mask = causal(q.shape[-2]).to(scores)
     if mask is not None:
         # Finite, since a padding position may see nothing at all, and its row must not become NaN.
         lowest = torch.finfo(scores.dtype).min
         scores = scores.masked_fill(~mask, lowest) if mask.dtype == torch.bool else scores + mask
     wide = torch.promote_types(scores.dtype, torch.float32)
     return torch.matmul(drop(scores.softmax(dim=-1, dtype=wide).to(v.dtype), dropout), v)
-
-
-class _ShortAttention(torch.autograd.Function):
-    """softmax(q k^T) v with bf16 products and an fp32 softmax; a group's queries share one product with their keys."""
-
-    @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        heads, n, width = q.shape
-        num_keys, m, _ = k.shape
-        grouped = q.reshape(num_keys, heads // num_keys * n, width)
-        scores = torch.bmm(grouped, k.transpose(1, 2)).float().mul_(scale).view(num_keys, -1, n, m)
-        scores[..., m - n :].masked_fill_(_later(n), -torch.inf)
-        p = scores.softmax(dim=-1).to(q.dtype).view(num_keys, -1, m)
-        out = torch.bmm(p, v)
-        ctx.save_for_backward(grouped, k, v, p, out)
-        ctx.scale = scale
-        return out.view(heads, n, width)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, p, out = ctx.saved_tensors
-        shape, grad = grad.shape, grad.reshape(q.shape)
-        for_v = torch.bmm(p.transpose(1, 2), grad)
-        # d softmax: p * (dp - sum(p dp)), where sum(p dp) = grad . out
-        drift = (grad.float() * out.float()).sum(dim=-1, keepdim=True)
-        d = torch.bmm(grad, v.transpose(1, 2)).float().sub_(drift).mul_(p).mul_(ctx.scale).to(q.dtype)
-        return torch.bmm(d, k).view(shape), torch.bmm(d.transpose(1, 2), q), for_v, None
-
-
-def _later(n: int) -> Tensor:
-    """[n, n] True where a key comes after the query: a corner of one of a few that are kept."""
-    return _triangle(1 << (n - 1).bit_length())[:n, :n]
-
-
-@cache
-def _triangle(n: int) -> Tensor:
-    return torch.ones(n, n, dtype=torch.bool).triu_(1)
 
 
 def _flex(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float | None, layout: Layout) -> Tensor:

@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from whet.models.attention import NAME, Layout
-from whet.models.lora import fuse
+from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating
+from whet.models.norm import fuse_norms
 from whet.schema.packed import Packed, Tree
 
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
@@ -33,7 +34,8 @@ class Backbone:
         self._keep_tokens = keep_tokens
         self._layers: torch.nn.Module = getattr(self._whole, self._whole.base_model_prefix)
         self._window = _window(self._whole)
-        fuse(self._whole)
+        fuse_adapters(self._whole)
+        fuse_norms(self._whole)
         self.refusal = self._why_not()
         """Why rows are padded, or None where they are packed."""
         if self.refusal is not None:

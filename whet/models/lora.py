@@ -19,7 +19,7 @@ from torch import Tensor
 from whet.models.head import product_dtype
 
 
-def fuse(model: torch.nn.Module) -> None:
+def fuse_adapters(model: torch.nn.Module) -> None:
     """Let the model's plain adapted layers compute in one step. Weights, names and saved files stay what they are."""
     for module in model.modules():
         if type(module) is peft_lora.Linear and type(_base(module)) is torch.nn.Linear:
