@@ -42,25 +42,46 @@ def token_budget(model: PreTrainedModel, device: torch.device, dtype: torch.dtyp
     return Budget(packed=min(kept, CPU_TOKENS) if device.type == "cpu" else kept, kept=kept)
 
 
-def keep_freed_memory() -> None:
-    """Let the C library hand out freed memory again instead of returning it to the system after every step.
+class FreedMemory:
+    """Memory that was freed and is kept for the next step, within a limit. Only glibc (Linux) keeps any.
 
     Activations are gigabytes that are freed and wanted again seconds later; getting each page anew from the kernel
-    costs a CPU about a tenth of its training time. Only glibc (Linux) has the switch.
+    costs a CPU about a tenth of its training time. But steps differ in length, so what is kept goes to pieces that fit
+    nothing, and grows from step to step: beyond the limit all of it is given back.
     """
+
+    def __init__(self, limit: float) -> None:
+        """`limit` in bytes; what one step's activations take is a good one."""
+        self._limit = limit
+        self._library = _glibc()
+        if self._library is not None:
+            self._library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+            self._library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+
+    def settle(self) -> None:
+        """To be called whenever much has been freed."""
+        if self._library is not None and self._library.mallinfo2().fordblks > self._limit:
+            self._library.malloc_trim(0)
+
+
+class _MallInfo(ctypes.Structure):
+    """glibc's struct mallinfo2 (malloc.h); `fordblks` is the number of free bytes."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+    )]  # fmt: skip
+
+
+def _glibc() -> ctypes.CDLL | None:
+    """The C library where it is glibc 2.33 or newer."""
     if sys.platform != "linux":
-        return
+        return None
     library = ctypes.CDLL(None)
-    if _is_glibc(library):
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-
-
-def _is_glibc(library: ctypes.CDLL) -> bool:
     try:
-        return bool(library.gnu_get_libc_version)
+        library.mallinfo2.restype = _MallInfo
     except AttributeError:
-        return False
+        return None
+    return library
 
 
 def activation_bytes(model: PreTrainedModel, dtype: torch.dtype) -> float:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from whet.config.stage import KtoStage, PolicyStage, RewardStage, SftStage, TrainStage
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
-from whet.models.memory import Budget, keep_freed_memory, token_budget
+from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.scoring import RowScorer, TokenScorer
 from whet.runs.files import read_jsonl, writing
@@ -43,8 +43,6 @@ def run(stage: TrainStage, context: Context) -> StageResult:
     device = pick_device(context.model.device)
     dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype)
-    if device.type == "cpu":
-        keep_freed_memory()
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
@@ -53,6 +51,7 @@ def run(stage: TrainStage, context: Context) -> StageResult:
     model = load_trainable(stage, context, checkpoints, dtype)
     asked = train.micro_batch_tokens
     budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
+    freed = FreedMemory(budget.packed * activation_bytes(unwrapped(model), dtype))
     scorer = scorer_of(stage, model, budget)
     work = work_of(stage, Ground(context=context, rows=rows, scorer=scorer, parallel=parallel))
     with MetricsFile(context.paths.metrics) as metrics:
@@ -70,6 +69,7 @@ def run(stage: TrainStage, context: Context) -> StageResult:
             save_model=lambda folder: save(stage, model, tokenizer, folder / artefact_name(model)),
             metrics=metrics,
             evaluate=evaluator(stage, context, rows, work, scorer, tokenizer, parallel, budget),
+            settle=freed.settle,
             title=stage.name,
         ).fit()  # fmt: skip
     return finish(stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)

@@ -55,6 +55,8 @@ class Loop(Generic[B]):
     metrics: MetricsFile
     evaluate: Callable[[], Mapping[str, float]] | None = None
     """Measures the model as it stands; keys like `eval/loss`."""
+    settle: Callable[[], None] = lambda: None
+    """Called whenever a micro-batch's activations have been freed."""
     title: str = "train"
     _optimizer: Optimizer = field(init=False)
     _parameters: list[torch.nn.Parameter] = field(init=False)
@@ -108,6 +110,7 @@ class Loop(Generic[B]):
             with self.parallel.forward():
                 loss = self.learner.loss(self.model, batch, surveyed)
             self.parallel.backward(loss.total / max(units, 1e-12))
+            self.settle()
             logged.add({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics})
         norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
         row = values(self.parallel.means(logged.totals))
