@@ -29,7 +29,7 @@ from whet.objectives.policy import PolicyTokens
 from whet.objectives.value import ValueTokens, value_loss
 from whet.train.bind_policy import policy_learning
 
-algos = pytest.importorskip("verl.trainer.ppo.core_algos")
+algos = pytest.importorskip("verl.trainer.ppo.core_algos", exc_type=ImportError)
 
 LENGTHS = (4, 9, 2, 6, 1, 7, 8, 3)
 GROUPS = torch.arange(4).repeat_interleave(2)

@@ -33,7 +33,7 @@ def sampled(family: Any, rewards: torch.Tensor, **settings: Any) -> tuple[dict[s
     tokens = random_tokens(LENGTHS, 6)
     found = stub(tokens, **settings)
     given = {
-        "environment_factories": None, "tools": None, "pad_to_multiple_of": None, "mask_truncated_completions": False,
+        "environment_factories": None, "environments": None, "tools": None, "pad_to_multiple_of": None, "mask_truncated_completions": False,
         "_tokenizer": SimpleNamespace(pad_token_id=0), "num_generations": 4, "num_iterations": 1,
         "_calculate_rewards": lambda *_: rewards, "reward_func_names": ["f"], "reward_funcs": [None],
         "reward_weights": torch.ones(1), "multi_objective_aggregation": "sum_then_normalize", "scale_rewards": "group",
