@@ -18,9 +18,12 @@ from tests.objectives.tokens import random_tokens
 from tests.oracles.padded import mask, of, padded
 from tests.oracles.policy_trainer import LENGTHS, stub
 from whet.objectives.advantages import group_advantages, leave_one_out, reward_metrics
+from whet.objectives.aggregation import TokenMean
 from whet.objectives.credit import Rollouts, response_credit
 from whet.objectives.importance import sequence_weights, token_weights
 from whet.objectives.kl import k1
+from whet.objectives.policy import policy_loss
+from whet.objectives.surrogate import likelihood
 
 trl = pytest.importorskip("trl", minversion="1.16.0")
 
@@ -33,7 +36,8 @@ def sampled(family: Any, rewards: torch.Tensor, **settings: Any) -> tuple[dict[s
     tokens = random_tokens(LENGTHS, 6)
     found = stub(tokens, **settings)
     given = {
-        "environment_factories": None, "environments": None, "tools": None, "pad_to_multiple_of": None, "mask_truncated_completions": False,
+        "environment_factories": None, "environments": None, "tools": None, "pad_to_multiple_of": None,
+        "mask_truncated_completions": False,
         "_tokenizer": SimpleNamespace(pad_token_id=0), "num_generations": 4, "num_iterations": 1,
         "_calculate_rewards": lambda *_: rewards, "reward_func_names": ["f"], "reward_funcs": [None],
         "reward_weights": torch.ones(1), "multi_objective_aggregation": "sum_then_normalize", "scale_rewards": "group",
@@ -120,6 +124,7 @@ def test_importance_correction(mode: str, floor: float | None) -> None:
     expected = out["importance_sampling_ratio"].to(torch.float64).expand(8, max(LENGTHS))
     ours = padded(found.values, tokens.rows, tokens.lengths)
     torch.testing.assert_close(ours, expected * mask(tokens.lengths), rtol=1e-5, atol=1e-6)
+    metrics = policy_loss(tokens, surrogate=likelihood, aggregation=TokenMean()).metrics | found.metrics
     for name in ("sampling/sampling_logp_difference/mean", "sampling/importance_sampling_ratio/mean"):
-        metric = found.metrics[name]
+        metric = metrics[name]
         assert float(metric.total) / metric.count == pytest.approx(logged[name], rel=1e-5), name

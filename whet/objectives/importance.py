@@ -28,18 +28,15 @@ Beyond = Literal["truncate", "mask"]
 
 def token_weights(tokens: PolicyTokens, *, beyond: Beyond, cap: float, floor: float = 0.0) -> Weights:
     """r_t = pi_old(o_t) / pi_sampler(o_t), without gradient."""
-    difference = _difference(tokens)
-    found, outside = _bounded(difference, beyond, cap, floor)
-    num = float(tokens.num_tokens)
-    return Weights(found, _metrics(difference, found.sum(), outside.sum(), num, num))
+    found, outside = _bounded(_difference(tokens), beyond, cap, floor)
+    return Weights(found, _metrics(found, outside))
 
 
 def sequence_weights(tokens: PolicyTokens, *, beyond: Beyond, cap: float, floor: float = 0.0) -> Weights:
     """r_i = the product of a response's r_t, at each of its tokens, without gradient."""
-    difference = _difference(tokens)
-    found, outside = _bounded(row_sums(difference, tokens.rows, tokens.num_rows), beyond, cap, floor)
-    metrics = _metrics(difference, found.sum(), outside.sum(), float(tokens.num_tokens), float(tokens.num_rows))
-    return Weights(found[tokens.rows], metrics)
+    products = row_sums(_difference(tokens), tokens.rows, tokens.num_rows)
+    found, outside = _bounded(products, beyond, cap, floor)
+    return Weights(found[tokens.rows], _metrics(found, outside))
 
 
 def _difference(tokens: PolicyTokens) -> Tensor:
@@ -57,10 +54,10 @@ def _bounded(log_ratio: Tensor, beyond: Beyond, cap: float, floor: float) -> tup
             return torch.where(outside, 0.0, ratio), outside
 
 
-def _metrics(difference: Tensor, ratios: Tensor, outside: Tensor, tokens: float, ratios_num: float) -> dict[str, Total]:
-    """TRL's names; `beyond` is the share of ratios that left their bounds."""
+def _metrics(ratios: Tensor, outside: Tensor) -> dict[str, Total]:
+    """TRL's name; `beyond` is the share of ratios that left their bounds."""
+    num = float(len(ratios))
     return {
-        "sampling/sampling_logp_difference/mean": Total(difference.abs().sum(), tokens),
-        "sampling/importance_sampling_ratio/mean": Total(ratios, ratios_num),
-        "sampling/importance_sampling_ratio/beyond": Total(outside, ratios_num),
+        "sampling/importance_sampling_ratio/mean": Total(ratios.sum(), num),
+        "sampling/importance_sampling_ratio/beyond": Total(outside.to(ratios.dtype).sum(), num),
     }

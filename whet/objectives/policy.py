@@ -132,6 +132,13 @@ def given(values: Tensor | None, name: str) -> Tensor:
 
 
 def _drift(tokens: PolicyTokens) -> dict[str, Total]:
-    """How far the policy has moved from the one that drew the tokens: k2 of the two (TRL's PPO: approxkl)."""
-    moved = (tokens.logprobs - tokens.old_logprobs).detach()
-    return {"policy/approxkl_avg": Total(0.5 * moved.square().sum(), float(tokens.num_tokens))}
+    """How far the policy has moved from the one that drew the tokens, and how far that one was from the sampler.
+
+    The first is k2 of the two (TRL's PPO calls it so), the second a mean size, nats; both under TRL's names.
+    """
+    num, old = float(tokens.num_tokens), tokens.old_logprobs.detach()
+    metrics = {"policy/approxkl_avg": Total(0.5 * (tokens.logprobs.detach() - old).square().sum(), num)}
+    if tokens.sampler_logprobs is not None:
+        difference = (old - tokens.sampler_logprobs).abs().sum()
+        metrics["sampling/sampling_logp_difference/mean"] = Total(difference, num)
+    return metrics
