@@ -72,9 +72,9 @@ class Pairs(Section):
 class Checker(Section):
     """A rule that says whether an answer is right."""
 
-    type: Literal["exact", "contains", "numeric", "custom"] = "exact"
+    type: Literal["exact", "contains", "numeric", "math", "custom"] = "exact"
     """`exact` compares stripped text with the reference, `contains` looks for it, `numeric` compares the last
-    number, `custom` calls `path`."""
+    number, `math` the final answer, `custom` calls `path`."""
     path: str | None = None
     """`module:function` or `FILE.py:function`, called as f(prompt, completion, **columns) -> float in [0, 1]."""
 

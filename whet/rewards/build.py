@@ -1,0 +1,118 @@
+"""A reward section -> the reward.
+
+    reward = build_reward(Numeric())
+    reward = build_reward(config, setting=RewardSetting(models=context.models, max_new_tokens=256))
+
+What a kind of reward needs beyond its section is in the setting; most need nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import assert_never
+
+from whet.config.rewards import (
+    Composite,
+    Contains,
+    Custom,
+    Exact,
+    Http,
+    JsonSchema,
+    Judged,
+    Length,
+    Math,
+    Numeric,
+    Overlong,
+    PlainReward,
+    Regex,
+    Repetition,
+    RewardModel,
+    RewardPart,
+    Tags,
+)
+from whet.config.rewards import Reward as RewardConfig
+from whet.data.render import Renderer
+from whet.errors import ConfigError
+from whet.rewards import rules, shape
+from whet.rewards.composite import CompositeReward, Part
+from whet.rewards.custom import FunctionReward
+from whet.rewards.format import JsonReward, regex_form, tagged
+from whet.rewards.http import HttpReward
+from whet.rewards.judge import build_judge
+from whet.rewards.judged import JudgedReward
+from whet.rewards.math import MathReward
+from whet.rewards.normalise import NormalisedReward, Running
+from whet.rewards.reward import Reward
+from whet.rollout.engine import Engine
+from whet.schema.artifacts import ModelRef
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardSetting:
+    """What some rewards need of the stage that asks."""
+
+    models: Mapping[str, ModelRef] = field(default_factory=dict)
+    """Reward models by the name of the stage that made them."""
+    max_new_tokens: int | None = None
+    """The longest answer an engine gives."""
+    judge: Callable[[str], tuple[Engine, Renderer]] | None = None
+    """The engine and the renderer of the judge that a plan names; None where the stage has no judges."""
+
+
+def build_reward(config: RewardConfig, *, setting: RewardSetting | None = None) -> Reward:
+    """Raises ConfigError or ModelError where something that the reward needs is not there."""
+    setting = setting or RewardSetting()
+    if isinstance(config, Composite):
+        return CompositeReward(parts=tuple(_part(part, setting) for part in config.parts), otherwise=config.otherwise)
+    return _plain(config, setting)
+
+
+def _part(config: RewardPart, setting: RewardSetting) -> Part:
+    running = Running() if config.normalise == "running" else None
+    return Part(config=config, reward=_plain(config.reward, setting), running=running)
+
+
+def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
+    match config:
+        case Exact():
+            return rules.exact(config)
+        case Contains():
+            return rules.contains(config)
+        case Numeric():
+            return rules.numeric(config)
+        case Math():
+            return MathReward(config)
+        case Regex():
+            return regex_form(config)
+        case Tags():
+            return tagged(config)
+        case JsonSchema():
+            return JsonReward(config)
+        case Length():
+            return shape.length(config)
+        case Overlong():
+            return shape.overlong(config, max_new_tokens=setting.max_new_tokens)
+        case Repetition():
+            return shape.repetition(config)
+        case Custom():
+            return FunctionReward(config)
+        case RewardModel():
+            from whet.rewards.model import ModelReward  # torch
+
+            ref = setting.models.get(config.path) or ModelRef(path=config.path, adapter=config.adapter)
+            model = ModelReward(config, ref)
+            return NormalisedReward(reward=model) if config.normalise == "running" else model
+        case Judged():
+            return _judged(config, setting)
+        case Http():
+            return HttpReward(config)
+        case _:
+            assert_never(config)
+
+
+def _judged(config: Judged, setting: RewardSetting) -> JudgedReward:
+    if setting.judge is None:
+        raise ConfigError("has no model to judge with here", field="reward.type", found="judge")
+    engine, renderer = setting.judge(config.model)
+    return JudgedReward(judge=build_judge(config, renderer, seed=config.seed), engine=engine)

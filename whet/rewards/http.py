@@ -1,0 +1,150 @@
+"""Scores from a server of the user's.
+
+    POST url   {"prompts": ["2+3?"], "messages": [[{"role": "user", "content": "2+3?"}]],
+                "completions": ["5"], "columns": [{"reference": "5"}]}
+    200        {"scores": [1.0]}           a number, null (no score) or {"score": 1.0, "form": 0.5} for each completion
+
+Without an answer in time, or after 408, 429 and 5xx, the request is made again after a pause that doubles, at least as
+long as Retry-After says. What fails in the end leaves its completions without a score.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from whet.config.rewards import Http
+from whet.errors import ConfigError
+from whet.rewards.reward import no_answer, question
+from whet.rewards.value import read_value
+from whet.schema.records import Prompt
+from whet.schema.rollouts import Completion, Score
+
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
+CHUNK_BYTES, LARGEST_BYTES = 1 << 16, 1 << 26
+AGAIN = frozenset({408, 429, 500, 502, 503, 504})
+"""Status codes of a server that may answer later."""
+
+Pair = tuple[Prompt, Completion]
+
+
+class NoReply(Exception):
+    """A request that failed: why, and whether it may be made again, after how many seconds at least."""
+
+    def __init__(self, reason: str, *, again: bool, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.again, self.after = again, after
+
+
+class HttpReward:
+    """Asks the server, some completions a request and some requests at a time."""
+
+    def __init__(self, config: Http) -> None:
+        """Raises ConfigError where the token's variable is not set."""
+        self.config = config
+        self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if config.token_env is not None:
+            token = os.environ.get(config.token_env)
+            if not token:
+                raise ConfigError("is not set in the environment", field="reward.token_env", found=config.token_env)
+            self._headers["Authorization"] = f"Bearer {token}"
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        scores = [no_answer(completion) for completion in completions]
+        pairs: list[Pair] = [
+            (prompt, completion)
+            for prompt, completion, failed in zip(prompts, completions, scores, strict=True)
+            if failed is None
+        ]
+        batches = [pairs[start : start + self.config.batch] for start in range(0, len(pairs), self.config.batch)]
+        with ThreadPoolExecutor(max_workers=self.config.concurrency) as pool:
+            rest = iter([score for scored in pool.map(self._batch, batches) for score in scored])
+        return [next(rest) if score is None else score for score in scores]
+
+    def _batch(self, pairs: Sequence[Pair]) -> list[Score]:
+        """The scores of one request; where it fails, each says why."""
+        body = json.dumps(payload(pairs), ensure_ascii=False, default=str).encode()
+        pause = PAUSE_SECONDS
+        for attempt in range(self.config.retries + 1):
+            try:
+                return read_scores(self._post(body), len(pairs))
+            except NoReply as error:
+                reason = f"{self.config.url}: {error}"
+                if not error.again or attempt == self.config.retries:
+                    break
+                time.sleep(min(LONGEST_PAUSE_SECONDS, max(pause, error.after)))
+                pause *= 2
+        return [Score(value=None, error=reason) for _ in pairs]
+
+    def _post(self, body: bytes) -> bytes:
+        """The body of the reply. Raises NoReply."""
+        request = urllib.request.Request(self.config.url, data=body, headers=self._headers, method="POST")
+        deadline = time.monotonic() + self.config.timeout
+        try:
+            with urllib.request.urlopen(request, timeout=self.config.timeout) as reply:
+                return _read(reply, deadline)
+        except urllib.error.HTTPError as error:
+            with error:
+                again, after = error.code in AGAIN, _seconds(error.headers.get("Retry-After"))
+                raise NoReply(f"status {error.code}", again=again, after=after) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise NoReply(f"{type(error).__name__}: {error}", again=True) from None
+
+
+def payload(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
+    """What is sent: four lists of the same length."""
+    return {
+        "prompts": [question(prompt) for prompt, _ in pairs],
+        "messages": [[{"role": turn.role, "content": turn.text} for turn in prompt.messages] for prompt, _ in pairs],
+        "completions": [completion.text for _, completion in pairs],
+        "columns": [
+            {**prompt.columns, **({"reference": prompt.reference} if prompt.reference is not None else {})}
+            for prompt, _ in pairs
+        ],
+    }
+
+
+def read_scores(body: bytes, num: int) -> list[Score]:
+    """One score a completion. Raises NoReply for a body of another form."""
+    try:
+        reply = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise NoReply(f"the reply is no JSON: {error}", again=False) from None
+    values = reply.get("scores") if isinstance(reply, dict) else None
+    if not isinstance(values, list) or len(values) != num:
+        found = f"{len(values)} scores" if isinstance(values, list) else "no list `scores`"
+        raise NoReply(f"the reply must hold {num} scores (found {found})", again=False)
+    return [_score(value) for value in values]
+
+
+def _score(value: object) -> Score:
+    said = read_value(value)
+    if "error" in said:
+        return Score(value=None, error=f"the server {said['error']}")
+    return Score(value=said["value"], parts=said["parts"])
+
+
+def _read(reply: http.client.HTTPResponse, deadline: float) -> bytes:
+    """The whole body. Raises TimeoutError for one that trickles, OSError for one without end."""
+    pieces: list[bytes] = []
+    size = 0
+    while piece := reply.read1(CHUNK_BYTES):
+        pieces.append(piece)
+        size += len(piece)
+        if time.monotonic() > deadline:
+            raise TimeoutError("the reply did not end in time")
+        if size > LARGEST_BYTES:
+            raise OSError(f"the reply is larger than {LARGEST_BYTES:,} bytes")
+    return b"".join(pieces)
+
+
+def _seconds(retry_after: str | None) -> float:
+    """Retry-After in seconds; a date is not read."""
+    return float(retry_after) if retry_after is not None and retry_after.strip().isdecimal() else 0.0

@@ -1,0 +1,107 @@
+"""A reward model's scores: completions behind their prompts by the reward checkpoint's own template, in packed rows.
+
+Completions of the same prompt that follow each other share it, as in training. Batches hold at most `batch_tokens`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from whet.config.model import Model
+from whet.config.reward import RewardHead
+from whet.config.rewards import RewardModel
+from whet.data.pack import fill, pack_groups
+from whet.data.render import Draft, Renderer
+from whet.data.rendered import RenderedGroup
+from whet.errors import DataError
+from whet.models.backbone import unwrapped
+from whet.models.load import compute_dtype, load_tokenizer, pick_device
+from whet.models.memory import token_budget
+from whet.models.reward import load_reward_model
+from whet.models.scoring import RowScorer
+from whet.rewards.reward import finite, no_answer
+from whet.schema.artifacts import ModelRef
+from whet.schema.records import Message, Prompt, Rating
+from whet.schema.rollouts import Completion, Score
+
+
+class ModelReward:
+    """Scores by a sequence classifier with one label."""
+
+    def __init__(self, config: RewardModel, ref: ModelRef) -> None:
+        """Raises ModelError where `ref` is no reward model."""
+        model_config = Model.model_validate({"path": ref.path, "adapter": ref.adapter, "device": config.device})
+        self._device = pick_device(config.device)
+        dtype = compute_dtype("auto", self._device)
+        model = load_reward_model(ref, model_config, RewardHead(), dtype=dtype)
+        self._scorer = RowScorer(model).eval()
+        self._renderer = Renderer(load_tokenizer(ref.path, chat_template=_template_of(ref)))
+        self._budget = config.batch_tokens or token_budget(unwrapped(model), self._device, dtype).packed
+        self._longest = int(unwrapped(model).config.get_text_config().to_dict().get("max_position_embeddings") or 0)
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        scores, groups = self._rendered(prompts, completions)
+        shared = _shared(groups, self._budget)
+        for batch in fill([group.num_tokens for group, _ in shared], self._budget):
+            packed = pack_groups([shared[number][0] for number in batch])
+            with torch.inference_mode():
+                said = iter(self._scorer(packed.to(self._device)).tolist())
+            for number in batch:
+                for place in shared[number][1]:
+                    scores[place] = finite(next(said), "the reward model")
+        return [scores[place] for place in range(len(completions))]
+
+    def _rendered(
+        self, prompts: Sequence[Prompt], completions: Sequence[Completion]
+    ) -> tuple[dict[int, Score], dict[int, RenderedGroup]]:
+        """By place: what cannot be scored, and token ids of what can."""
+        scores: dict[int, Score] = {}
+        drafts: dict[int, Draft] = {}
+        for place, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+            if failed := no_answer(completion):
+                scores[place] = failed
+                continue
+            answer = (Message("assistant", completion.text),)
+            try:
+                drafts[place] = self._renderer.draft(
+                    Rating(
+                        prompt=prompt.messages, response=answer, label=True, tools=prompt.tools, origin=prompt.origin
+                    )
+                )
+            except DataError as error:
+                scores[place] = Score(value=None, error=str(error))
+        ids = self._renderer.template.pieces.ids(text for draft in drafts.values() for text in draft.texts)
+        groups: dict[int, RenderedGroup] = {}
+        for place, draft in drafts.items():
+            (group,) = self._renderer.rows(draft, ids)
+            assert isinstance(group, RenderedGroup), "a rating has one answer"
+            if self._longest and group.num_tokens > self._longest:
+                reason = f"the reward model takes {self._longest} tokens (found {group.num_tokens})"
+                scores[place] = Score(value=None, error=reason)
+            else:
+                groups[place] = group
+        return scores, groups
+
+
+def _shared(groups: Mapping[int, RenderedGroup], budget: int) -> list[tuple[RenderedGroup, list[int]]]:
+    """Neighbours with the same prompt as one group, up to the budget, each with the places of its answers."""
+    shared: list[tuple[RenderedGroup, list[int]]] = []
+    for place, group in groups.items():
+        (answer,) = group.response_ids
+        if shared:
+            last, places = shared[-1]
+            if last.prompt_ids == group.prompt_ids and last.num_tokens + len(answer) <= budget:
+                joined = RenderedGroup(prompt_ids=last.prompt_ids, response_ids=(*last.response_ids, answer))
+                shared[-1] = (joined, [*places, place])
+                continue
+        shared.append((group, [place]))
+    return shared
+
+
+def _template_of(ref: ModelRef) -> str | None:
+    """The chat template that was saved with an adapter: it may not be its checkpoint's own."""
+    saved = Path(ref.adapter) / "chat_template.jinja" if ref.adapter else None
+    return str(saved) if saved is not None and saved.is_file() else None

@@ -1,0 +1,64 @@
+"""Rules that compare an answer with the reference: as text, or by the last number."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+from whet.config.rewards import Answer, Contains, Exact, Numeric
+from whet.rewards.answer import answer_in, as_answer
+from whet.rewards.reward import Gold, RuleReward, Unscored, reference_of
+from whet.schema.records import Prompt
+from whet.schema.rollouts import Completion
+
+# A sign belongs to the number unless it stands after a digit, letter or bracket: "7-3" ends in 3, "x = -3" in -3.
+_WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
+NUMBER = re.compile(rf"(?:(?<![\w)\]])[-\u2212]\$?)?(?:{_WHOLE}(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)")
+TAIL = 10_000
+"""Characters at the end of a text in which its last number is looked for: endless digits cost no endless time."""
+
+
+def exact(config: Exact) -> RuleReward:
+    def rule(prompt: Prompt, completion: Completion) -> float:
+        reference, answer = reference_of(prompt), answer_in(completion.text, config)
+        return float(answer is not None and answer.strip() == reference.strip())
+
+    return RuleReward(rule=rule, gold=reference_as_answer(config))
+
+
+def contains(config: Contains) -> RuleReward:
+    def rule(prompt: Prompt, completion: Completion) -> float:
+        reference, answer = reference_of(prompt), answer_in(completion.text, config)
+        return float(answer is not None and reference.strip() in answer)
+
+    return RuleReward(rule=rule, gold=reference_as_answer(config))
+
+
+def numeric(config: Numeric) -> RuleReward:
+    def rule(prompt: Prompt, completion: Completion) -> float:
+        expected, answer = last_number(reference_of(prompt)), answer_in(completion.text, config)
+        if expected is None:
+            raise Unscored(f"the reference has no number (found {prompt.reference!r})")
+        return float(answer is not None and last_number(answer) == expected)
+
+    return RuleReward(rule=rule, gold=reference_as_answer(config))
+
+
+def reference_as_answer(where: Answer) -> Gold:
+    """The reference, put where the rule looks for the answer."""
+
+    def gold(prompt: Prompt) -> str | None:
+        return None if prompt.reference is None else as_answer(prompt.reference, where)
+
+    return gold
+
+
+def last_number(text: str) -> Decimal | None:
+    """The last number in a text: thousands separators removed, `3.50` equal to `3.5`, a leading minus kept."""
+    found = NUMBER.findall(text[-TAIL:])
+    return decimal(found[-1]) if found else None
+
+
+def decimal(number: str) -> Decimal:
+    """The value of a text that `NUMBER` matches."""
+    return Decimal(re.sub(r"[,$]", "", number).replace("\N{MINUS SIGN}", "-"))
