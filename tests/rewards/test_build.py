@@ -15,7 +15,8 @@ from whet.config.base import Section
 from whet.config.catalogue import sections
 from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
-from whet.config.rewards import Composite, Custom, Judged, Numeric, Overlong, Reward
+from whet.config.rewards import Composite, Custom, Judged, Reward
+from whet.config.rules import Numeric, Overlong
 from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.rewards.build import RewardSetting, build_reward

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rewards.made import completion, prompt
-from whet.config.rewards import Exact, RewardPart
+from whet.config.rewards import RewardPart
+from whet.config.rules import Exact
 from whet.rewards.composite import CompositeReward, Part
 from whet.rewards.normalise import NormalisedReward, Running
 from whet.rewards.state import load_state, save_state

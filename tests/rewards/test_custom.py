@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -62,6 +64,9 @@ def counts(prompt, completion):
     seen += 1
     return seen
 def process(prompt, completion): return os.getpid()
+def tells_and_sleeps(prompt, completion):
+    print(os.getpid(), flush=True)
+    time.sleep(60)
 def takes_a_lock(prompt, completion, lock=None): return 1.0
 number = 3
 """
@@ -182,6 +187,34 @@ def test_its_process_ends_with_the_reward(functions: Path) -> None:
     gc.collect()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads processes from /proc")
+def test_a_killed_parent_leaves_no_process(functions: Path) -> None:
+    """Not even one that is in the middle of a call."""
+    code = (
+        "from whet.rewards.process import Call, Worker\n"
+        f"worker = Worker('{functions}:tells_and_sleeps', timeout=60.0, what='it')\n"
+        "worker.call([Call(args=('', 'sleep'))])\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, env=environment) as parent:
+        assert parent.stderr is not None
+        pid = int(parent.stderr.readline())
+        os.kill(pid, 0)
+        parent.kill()
+    deadline = time.monotonic() + 10.0
+    while time.monotonic() < deadline and Path(f"/proc/{pid}").exists() and not is_zombie(pid):
+        time.sleep(0.02)
+    assert not Path(f"/proc/{pid}").exists() or is_zombie(pid)
+
+
+def is_zombie(pid: int) -> bool:
+    """Ended, but its new parent has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
 
 
 def test_what_cannot_be_imported(functions: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.rewards.made import score, value
-from whet.config.rewards import JsonSchema, Regex, Tags
+from whet.config.rules import JsonSchema, Regex, Tags
 from whet.errors import ConfigError
 from whet.rewards.format import JsonReward, has_blocks, regex_form, tagged, unfenced
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.rewards.made import score, value
-from whet.config.rewards import Math
+from whet.config.rules import Math
 from whet.rewards.math import MathReward, alike, boxed, final_answer, final_reference, trimmed
 from whet.rewards.reward import Unscored
 
@@ -91,6 +91,19 @@ def test_plain_answers_need_no_library() -> None:
         ("72", r"I guess 72, 73 or 74: \boxed{}", 0.0),
         ("72", r"\boxed{71, 72, 73}", 0.0),
         ("72", r"\boxed{72 or 73}", 0.0),
+        ("72", "so <<48+24=72>>72 clips", 1.0),
+        ("73", "so <<48+25=73>>72", 0.0),
+        ("72", "#### 72 clips", 1.0),
+        ("18", "She earns $18/hour.", 1.0),
+        ("10", "at 10am", 1.0),
+        ("5", "#### 5 million", 0.0),
+        ("5", r"\boxed{5x}", 0.0),
+        ("5x", r"\boxed{5}", 0.0),
+        ("72", r"\boxed{72 \text{ clips}}", 1.0),
+        ("72", r"\boxed{\frac{0}{0}}", 0.0),
+        ("72", r"\boxed{\infty}", 0.0),
+        ("72", r"\boxed{[0, 100]}", 0.0),
+        ("72", r"\boxed{x}", 0.0),
         ("1", r"\boxed{\frac{}{}}", 0.0),
         ("1", "\\boxed{" + "9" * 5000 + "}", 0.0),
     ],

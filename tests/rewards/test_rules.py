@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rewards.made import completion, prompt, score, value
-from whet.config.rewards import Contains, Exact, Numeric
+from whet.config.rules import Contains, Exact, Numeric
 from whet.rewards.answer import answer_in, as_answer
+from whet.rewards.reward import failures
 from whet.rewards.rules import contains, exact, last_number, numeric
 
 
@@ -100,6 +101,14 @@ def test_a_failed_completion_has_no_score() -> None:
     assert (scored.value, scored.error) == (None, "no answer: too long")
     with pytest.raises(ValueError):
         exact(Exact()).score([prompt("5")], [])
+
+
+def test_failures_are_counted_by_their_reason() -> None:
+    rule = numeric(Numeric())
+    scores = rule.score([prompt("many"), prompt("few"), prompt(), prompt("5")], [completion("5")] * 4)
+    assert failures(scores) == {
+        "the reference has no number": 2, "no reference to check against; add one, or use type=custom": 1
+    }  # fmt: skip
 
 
 def test_endless_digits_take_no_endless_time() -> None:

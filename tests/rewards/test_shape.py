@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.rewards.made import completion, prompt
-from whet.config.rewards import Length, Overlong, Repetition
+from whet.config.rules import Length, Overlong, Repetition
 from whet.errors import ConfigError
 from whet.rewards.reward import RuleReward
 from whet.rewards.shape import length, overlong, repeated, repetition, soft_overlong

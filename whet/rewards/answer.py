@@ -7,7 +7,7 @@ The last one counts: what a model weighs while it reasons is not its answer.
 
 from __future__ import annotations
 
-from whet.config.rewards import Answer
+from whet.config.rules import Answer
 
 
 def answer_in(text: str, where: Answer) -> str | None:

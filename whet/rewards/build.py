@@ -9,29 +9,12 @@ What a kind of reward needs beyond its section is in the setting; most need noth
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import assert_never
 
-from whet.config.rewards import (
-    Composite,
-    Contains,
-    Custom,
-    Exact,
-    Http,
-    JsonSchema,
-    Judged,
-    Length,
-    Math,
-    Numeric,
-    Overlong,
-    PlainReward,
-    Regex,
-    Repetition,
-    RewardModel,
-    RewardPart,
-    Tags,
-)
+from whet.config.rewards import Composite, Custom, Http, Judged, PlainReward, RewardModel, RewardPart
 from whet.config.rewards import Reward as RewardConfig
+from whet.config.rules import Contains, Exact, JsonSchema, Length, Math, Numeric, Overlong, Regex, Repetition, Tags
 from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.rewards import rules, shape
@@ -100,8 +83,8 @@ def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
         case RewardModel():
             from whet.rewards.model import ModelReward  # torch
 
-            ref = setting.models.get(config.path) or ModelRef(path=config.path, adapter=config.adapter)
-            model = ModelReward(config, ref)
+            ref = setting.models.get(config.path, ModelRef(path=config.path))
+            model = ModelReward(config, ref if config.adapter is None else replace(ref, adapter=config.adapter))
             return NormalisedReward(reward=model) if config.normalise == "running" else model
         case Judged():
             return _judged(config, setting)

@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import assert_never
 
-from whet.config.rewards import Contains, Custom, Exact, Math, Numeric
+from whet.config.rewards import Custom
 from whet.config.rollout import Checker
+from whet.config.rules import Contains, Exact, Math, Numeric
 from whet.errors import DataError
 from whet.rewards import rules
 from whet.rewards.custom import FunctionReward

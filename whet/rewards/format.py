@@ -9,7 +9,7 @@ from pathlib import Path
 
 import regex
 
-from whet.config.rewards import JsonSchema, Regex, Tags
+from whet.config.rules import JsonSchema, Regex, Tags
 from whet.errors import ConfigError
 from whet.rewards.process import Call, Worker
 from whet.rewards.reward import RuleReward, Unscored, no_answer

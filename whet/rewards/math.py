@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from decimal import Decimal
 
-from whet.config.rewards import Math
+from whet.config.rules import Math
 from whet.errors import ConfigError
 from whet.rewards.answer import answer_in, as_answer
 from whet.rewards.process import Call, Worker
@@ -26,6 +26,9 @@ LONGEST = 1000
 
 _BRACES = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
 _NUMBER_ALONE = re.compile(rf"\+?(?:{NUMBER.pattern})")
+_SCALE = "hundred|thousand|million|billion|trillion|dozen"
+_WITH_UNIT = re.compile(rf"({_NUMBER_ALONE.pattern})\s*[-/]?\s*(?!{_SCALE})[A-Za-z]{{2,}}[A-Za-z ./]*")
+_CALCULATOR = re.compile(r"<<[^<>]*>>")
 _COMMAND = re.compile(r"\\text\s*\{[^{}]*\}|\\[A-Za-z]+")
 _WORDS = re.compile(r"[^\W\d_]{2,}\s+[^\W\d_]{2,}")
 
@@ -116,19 +119,26 @@ def boxed(text: str) -> str | None:
 
 
 def trimmed(answer: str) -> str:
-    """An answer without the signs that surround it in a text: quotes, Markdown, math delimiters, a last stop."""
-    answer = answer.replace("\\$", "$").strip()
+    """An answer without what surrounds it in a text: quotes, Markdown, math delimiters, a last stop.
+
+    GSM8K's calculations, as in `<<48+24=72>>72`, are left out.
+    """
+    answer = _CALCULATOR.sub("", answer).replace("\\$", "$").strip()
     for opening, closing in (("\\(", "\\)"), ("\\[", "\\]")):
         answer = answer.removeprefix(opening).removesuffix(closing)
     stripped = answer.strip().strip("*`\"'").rstrip(".,;:!?").strip("*`$\"'").rstrip(".,;:!?").strip()
     return stripped.removeprefix("(").removesuffix(")") if _is_bracketed_number(stripped) else stripped
 
 
-def alike(first: str, second: str) -> bool | None:
-    """Whether two answers are the same where that is plain: equal texts, or two numbers; None where it is not."""
-    if first == second:
+def alike(expected: str, answer: str) -> bool | None:
+    """Whether two answers are the same where that is plain: equal texts, or two numbers; None where it is not.
+
+    The answer's number may have a unit: `72 clips`, `$18/hour`; one letter is a variable, and `5 million` no 5.
+    """
+    if expected == answer:
         return True
-    left, right = _number(first), _number(second)
+    unit = _WITH_UNIT.fullmatch(answer.replace("$", ""))
+    left, right = _number(expected), _number(unit[1] if unit else answer)
     return None if left is None or right is None else left == right
 
 

@@ -8,7 +8,8 @@ A completion that could not be scored has `value=None` and says why: it is count
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +68,13 @@ def finite(value: float, who: str, parts: Mapping[str, float] | None = None) -> 
     if not math.isfinite(value):
         return Score(value=None, error=f"{who} gives {value}")
     return Score(value=value, parts=parts or {})
+
+
+def failures(scores: Iterable[Score]) -> Counter[str]:
+    """Why scores are missing, each reason with its number; what was found instead is left out."""
+    return Counter(
+        (score.error or "no reason given").partition(" (found ")[0] for score in scores if score.value is None
+    )
 
 
 def question(prompt: Prompt) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from decimal import Decimal
 
-from whet.config.rewards import Answer, Contains, Exact, Numeric
+from whet.config.rules import Answer, Contains, Exact, Numeric
 from whet.rewards.answer import answer_in, as_answer
 from whet.rewards.reward import Gold, RuleReward, Unscored, reference_of
 from whet.schema.records import Prompt

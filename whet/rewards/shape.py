@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from whet.config.rewards import Length, Overlong, Repetition
+from whet.config.rules import Length, Overlong, Repetition
 from whet.errors import ConfigError
 from whet.rewards.reward import RuleReward
 from whet.schema.records import Prompt
