@@ -76,9 +76,7 @@ def test_bf16_logprobs_of_a_model_as_sharp_as_trained_ones(name: str) -> None:
 @given(trees=shapes, seed=st.integers(0, 99))
 def test_any_trees(trees: list[tuple[int, tuple[int, ...]]], seed: int) -> None:
     model, packed = any_trees_model(), pack(trees, seed=seed)
-    torch.testing.assert_close(
-        TokenScorer(model)(packed).logprobs, plain_logprobs(model, packed), rtol=0, atol=1e-10
-    )
+    torch.testing.assert_close(TokenScorer(model)(packed).logprobs, plain_logprobs(model, packed), rtol=0, atol=1e-10)
 
 
 _model: list[torch.nn.Module] = []

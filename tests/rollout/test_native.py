@@ -10,6 +10,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.rollout.native import NativeEngine
+from whet.rollout.sampling import Drawn
 from whet.schema.rollouts import Completion, Request, Sampling
 
 PROMPTS = ("What is 12 plus 30?", "Paris", "Write the words apple, pear and plum.", "答案是", "Score:")
@@ -154,8 +155,8 @@ def test_a_character_of_several_tokens_is_streamed_whole(
     ids = tokenizer.encode("a𝄞é答 z")
     assert len(ids) > 9, "the tiny tokenizer spells these characters byte by byte"
 
-    def next_id(logits, sampling, uniform, banned=()):  # type: ignore[no-untyped-def]
-        return torch.tensor([remaining.pop(0)]), torch.zeros(1)
+    def next_id(logits, sampling, uniform, banned=(), barred=None):  # type: ignore[no-untyped-def]
+        return Drawn(torch.tensor([remaining.pop(0)]), torch.zeros(1), torch.zeros(1))
 
     remaining = list(ids)
     monkeypatch.setattr("whet.rollout.decode.draw", next_id)

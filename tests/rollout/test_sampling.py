@@ -30,9 +30,9 @@ def test_a_stream_is_a_function_of_seed_and_key() -> None:
     ("uniform", "token"), [(0.0, 0), (0.39, 0), (0.41, 1), (0.46, 2), (0.76, 3), (0.81, 4), (0.999999, 4)]
 )
 def test_the_distribution_is_inverted_in_vocabulary_order(uniform: float, token: int) -> None:
-    ids, logprobs = draw(LOGITS[None], sampling(), torch.tensor([uniform], dtype=torch.float64))
-    assert ids.item() == token
-    assert logprobs.item() == pytest.approx(LOGITS[token].item(), abs=1e-6)
+    drawn = draw(LOGITS[None], sampling(), torch.tensor([uniform], dtype=torch.float64))
+    assert drawn.ids.item() == token
+    assert drawn.logprobs.item() == drawn.policy_logprobs.item() == pytest.approx(LOGITS[token].item(), abs=1e-6)
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
@@ -69,14 +69,41 @@ def test_a_flat_nucleus_wider_than_the_probe_is_sorted_out() -> None:
 def test_a_token_without_probability_is_never_drawn_at_the_edges() -> None:
     scores = torch.tensor([[-math.inf, 0.0, -math.inf]])
     for uniform in (0.0, 0.5, np.nextafter(1.0, 0.0)):
-        assert draw(scores, sampling(), torch.tensor([uniform], dtype=torch.float64))[0].item() == 1
+        assert draw(scores, sampling(), torch.tensor([uniform], dtype=torch.float64)).ids.item() == 1
 
 
 def test_banned_ids_are_not_drawn() -> None:
     uniform = torch.linspace(0, 0.9999, 50, dtype=torch.float64)
-    ids, _ = draw(LOGITS.expand(50, -1), sampling(), uniform, banned=(0, 4))
-    assert set(ids.tolist()) == {1, 2, 3}
-    assert draw(LOGITS[None], sampling(temperature=0), uniform[:1], banned=(0,))[0].item() == 2
+    drawn = draw(LOGITS.expand(50, -1), sampling(), uniform, banned=(0, 4))
+    assert set(drawn.ids.tolist()) == {1, 2, 3}
+    # Under the model itself nothing was banned: log 0.05 where the draw had log (0.05 / 0.4).
+    rare = drawn.ids == 1
+    torch.testing.assert_close(drawn.policy_logprobs[rare], torch.full_like(drawn.logprobs[rare], math.log(0.05)))
+    torch.testing.assert_close(drawn.logprobs[rare], torch.full_like(drawn.logprobs[rare], math.log(0.125)))
+    assert draw(LOGITS[None], sampling(temperature=0), uniform[:1], banned=(0,)).ids.item() == 2
+
+
+def test_only_barred_rows_are_kept_from_the_banned_ids() -> None:
+    barred = torch.arange(50) % 2 == 0
+    drawn = draw(LOGITS.expand(50, -1), sampling(), torch.full((50,), 0.1, dtype=torch.float64), (0,), barred)
+    assert set(drawn.ids[barred].tolist()) == {2} and set(drawn.ids[~barred].tolist()) == {0}
+
+
+def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
+    kept = truncate(LOGITS[None], Sampling(max_new_tokens=1, min_p=0.45)).isfinite()[0].tolist()
+    assert kept == [True, False, True, False, True], "0.2 / 0.4 is kept, 0.05 / 0.4 is not"
+
+
+def test_a_large_vocabulary_is_inverted_in_its_order() -> None:
+    """Blocks of the vocabulary and one that is not whole, against a cumulative sum in float64."""
+    logits = 2.0 * torch.randn(64, 5 * 512 + 77, generator=torch.Generator().manual_seed(0))
+    logits[:8, 512:1024] = -math.inf
+    uniform = torch.rand(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    uniform[8], uniform[9] = 0.0, math.nextafter(1.0, 0.0)
+    expected = torch.searchsorted(logits.double().softmax(-1).cumsum(-1), uniform[:, None], right=True)[:, 0]
+    drawn = draw(logits, sampling(), uniform)
+    assert drawn.ids.tolist() == expected.clamp_max(logits.shape[1] - 1).tolist()
+    torch.testing.assert_close(drawn.logprobs, logits.log_softmax(-1).gather(1, drawn.ids[:, None])[:, 0])
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8), (1.4, 0.9)])
@@ -86,7 +113,8 @@ def test_draws_fit_the_distribution(temperature: float, top_p: float) -> None:
     logits = torch.randn(12, generator=torch.Generator().manual_seed(3)) * 1.5
     uniform = torch.from_numpy(np.array([uniforms(0, f"p#{index}", 1)[0] for index in range(num)]))
     setting = sampling(temperature=temperature, top_p=top_p)
-    ids, logprobs = draw(logits.expand(num, -1), setting, uniform)
+    drawn = draw(logits.expand(num, -1), setting, uniform)
+    ids, logprobs = drawn.ids, drawn.logprobs
     probabilities = _reference(logits.double().numpy(), temperature, top_p)
     counts = np.bincount(ids.numpy(), minlength=12)
     assert counts[probabilities == 0].sum() == 0

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from whet.models.decoding import Captured, KeyValues
 from whet.models.tree_attention import Segment, causal, segments_of, tree_attention
 from whet.schema.packed import Tree
 
@@ -37,6 +38,8 @@ class Layout:
     """Where the trees of a packed row stand; given to the model as `trees=`, and by it to every attention layer."""
 
     trees: tuple[Tree, ...]
+    captured: Captured | None = field(default=None, compare=False)
+    """Where keys and values go that will be decoded from."""
     _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, compare=False)
     """Masks of branches by size and type, made by the first layer and used by all."""
     _blocks: list[Any] = field(default_factory=list, compare=False)
@@ -94,14 +97,19 @@ def attend(
     dropout: float = 0.0,
     scaling: float | None = None,
     trees: Layout | None = None,
+    decoding: KeyValues | None = None,
     softcap: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [B, h, T, d], key and value [B, k, T, d] with h a multiple of k.
 
-    Returns [B, T, h, d]. With `trees`, B is 1 and `attention_mask` is not looked at.
+    Returns [B, T, h, d]. With `trees`, B is 1 and `attention_mask` is not looked at; with `decoding`, T is the number
+    of rows, each with its newest token.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if decoding is not None:
+        newest = query.squeeze(0), key.squeeze(0), value.squeeze(0)
+        return decoding.attend(module.layer_idx, *newest, scale, softcap).unsqueeze(0), None  # type: ignore[arg-type]
     if trees is None and softcap is not None:
         return _capped(query, key, value, scale, softcap, dropout, attention_mask).transpose(1, 2), None
     if trees is None:
@@ -109,6 +117,8 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return out, None
+    if trees.captured is not None:
+        trees.captured.take(module.layer_idx, key.squeeze(0), value.squeeze(0))  # type: ignore[arg-type]
     if query.is_cuda and dropout == 0.0:
         return _flex(query, key, value, scale, softcap, trees).transpose(1, 2), None
     query, key, value = query.squeeze(0), key.squeeze(0), value.squeeze(0)
@@ -153,9 +163,7 @@ def _segment(
     )[0]  # fmt: skip
 
 
-def _capped(
-    q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, dropout: float, mask: Tensor | None
-) -> Tensor:
+def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, dropout: float, mask: Tensor | None) -> Tensor:
     """Scores bent to cap * tanh(score / cap) before the softmax (Gemma 2), which SDPA does not know.
 
     `mask` is added, or says True where a key is seen; None is causal, as in SDPA's mask function.

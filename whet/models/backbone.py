@@ -14,14 +14,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from whet.models.attention import NAME, Layout
+from whet.models.decoding import Captured, KeyValues
 from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
 from whet.schema.packed import Packed, Tree
 
+LEAST_ROWS = 8
+"""Rows that are decoded together at least, some of them filling."""
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
 
 
@@ -65,16 +69,49 @@ class Backbone:
         finally:
             self._whole.activation_checkpointing_disable()
 
-    def _packed(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
-        # transformers hands a mask of four dimensions on as it is; the attention of trees does not look at it.
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=packed.input_ids.device)
+    def prompts(self, packed: Packed) -> tuple[Tensor, Captured]:
+        """[T, H] of prompts without branches, and their keys and values to decode from."""
+        captured = Captured(sizes=tuple(tree.prompt for tree in packed.trees))
+        return self._packed(packed, captured=captured), captured
+
+    def step(self, ids: Tensor, memory: KeyValues) -> Tensor:
+        """[M, H], or `LEAST_ROWS` if more, of each row's newest token, ids [M], which takes its place in the memory."""
+        # fp32 products of a few rows round differently from those of many, and a sample must not know its neighbours.
+        filling = (0, max(0, LEAST_ROWS - len(ids)))
+        positions = torch.tensor(memory.positions, device=ids.device)
+        memory.begin()
+        hidden = self._run(pad(ids, filling), pad(positions, filling), None, decoding=memory)
+        memory.end()
+        return hidden
+
+    def decodes(self, length: int) -> bool:
+        """Whether rows of so many tokens can be decoded by `prompts` and `step`."""
+        return self.refusal is None and (self._window is None or length <= self._window)
+
+    def _packed(self, packed: Packed, embedded: Tensor | None = None, captured: Captured | None = None) -> Tensor:
+        layout = Layout(packed.trees, captured)
+        return self._run(packed.input_ids, packed.position_ids, embedded, trees=layout)
+
+    def _run(
+        self,
+        ids: Tensor,
+        positions: Tensor,
+        embedded: Tensor | None,
+        *,
+        trees: Layout | None = None,
+        decoding: KeyValues | None = None,
+    ) -> Tensor:
+        """[T, H] of T tokens in one row, of which only the attention knows how they belong together."""
+        # transformers hands a mask of four dimensions on as it is; our attention does not look at it.
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
+        known = {"trees": trees} if decoding is None else {"decoding": decoding}
         hidden: Tensor = self._layers(
-            input_ids=packed.input_ids.unsqueeze(0) if embedded is None else None,
+            input_ids=ids.unsqueeze(0) if embedded is None else None,
             inputs_embeds=None if embedded is None else embedded.unsqueeze(0),
-            position_ids=packed.position_ids.unsqueeze(0),
+            position_ids=positions.unsqueeze(0),
             attention_mask=mask,
             use_cache=False,
-            trees=Layout(packed.trees),
+            **known,
         ).last_hidden_state
         return hidden[0]
 

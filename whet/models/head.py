@@ -214,6 +214,16 @@ def _logits(hidden: Tensor, tile: _Tile, head: Head) -> Tensor:
     return z
 
 
+def logits_of(hidden: Tensor, head: Head) -> Tensor:
+    """[N, V] of hidden states [N, H] of the head's type, whole: for generation, where one position a row is wanted.
+
+    In that type where the head is a product and nothing else, as it is for most models; else in fp32 at least.
+    """
+    if head.bias is None and head.scale == 1.0 and head.cap is None:
+        return torch.mm(hidden, head.weight.t())
+    return _logits(hidden, _Tile(0, head.weight, head.bias), head)
+
+
 def _slope(z: Tensor, head: Head) -> Tensor | None:
     """d(cap tanh(u / cap)) / du = 1 - (z / cap)^2; None where there is no cap."""
     return None if head.cap is None else 1.0 - (z / head.cap).square_()

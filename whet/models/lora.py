@@ -62,9 +62,7 @@ class FusedLinear(peft_lora.Linear):  # type: ignore[misc]
 
 class _AdaptedProduct(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = torch.mm(rows, a.t())
         out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scale)

@@ -86,12 +86,40 @@ def _glibc() -> ctypes.CDLL | None:
 
 def activation_bytes(model: PreTrainedModel, dtype: torch.dtype) -> float:
     """Estimated bytes that one token's activations take until the backward pass, over all layers."""
-    config = model.config.get_text_config().to_dict()
-    width, layers = int(config["hidden_size"]), int(config["num_hidden_layers"])
-    inner = int(config.get("intermediate_size") or 4 * width)
-    heads = int(config.get("num_attention_heads") or 1) * int(config.get("head_dim") or 0) or width
-    numbers = KEPT_WIDTHS * width + KEPT_INNER * inner + KEPT_HEADS * heads
-    return float(layers * numbers * dtype.itemsize)
+    shape = _shape(model)
+    numbers = KEPT_WIDTHS * shape.width + KEPT_INNER * shape.inner + KEPT_HEADS * shape.heads * shape.head_width
+    return float(shape.layers * numbers * dtype.itemsize)
+
+
+def decoding_tokens(model: PreTrainedModel) -> int:
+    """Tokens whose keys and values fit into `SHARE` of the device's memory."""
+    shape, first = _shape(model), next(model.parameters())
+    token = 2 * shape.layers * shape.keys * shape.head_width * first.dtype.itemsize
+    return max(LEAST, int(SHARE * device_memory(first.device) / token))
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    layers: int
+    width: int
+    inner: int
+    heads: int
+    keys: int
+    head_width: int
+
+
+def _shape(model: PreTrainedModel) -> _Shape:
+    # By attribute, since that is where older models translate their own names.
+    config = model.config.get_text_config()
+    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
+    return _Shape(
+        layers=config.num_hidden_layers,
+        width=width,
+        inner=getattr(config, "intermediate_size", None) or 4 * width,
+        heads=heads,
+        keys=getattr(config, "num_key_value_heads", None) or heads,
+        head_width=getattr(config, "head_dim", None) or width // heads,
+    )
 
 
 def device_memory(device: torch.device) -> int:

@@ -20,7 +20,7 @@ def fuse_norms(model: torch.nn.Module) -> None:
         if kind.__name__.endswith("RMSNorm") and not isinstance(module, FusedNorm):
             shift = _shift(module)
             if shift is not None:
-                module.__class__ = _fused(kind, shift)
+                module.__class__ = _fused(kind, shift)  # type: ignore[arg-type]
 
 
 class FusedNorm(torch.nn.Module):
@@ -74,7 +74,8 @@ class _Normalised(torch.autograd.Function):
         scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
         scale = scale.add_(epsilon).rsqrt_()
         ctx.save_for_backward(x, gain, scale)
-        return (wide * scale).mul_(gain).to(x.dtype)
+        out: Tensor = (wide * scale).mul_(gain).to(x.dtype)
+        return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

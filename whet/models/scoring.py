@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from whet.models.backbone import Backbone, unwrapped
-from whet.models.head import Head, TokenScores, head_scores
+from whet.models.head import Head, TokenScores, head_scores, logits_of
 from whet.schema.packed import Packed
 
 DENSE_TOKENS = 256
@@ -65,6 +65,16 @@ class RowScorer(torch.nn.Module):
         return scores.squeeze(-1).float()
 
 
+def next_logits(model: torch.nn.Module, hidden: Tensor) -> Tensor:
+    """[N, V] after the hidden states [N, H]: see `logits_of`."""
+    head = head_of(model)
+    if head is not None:
+        return logits_of(hidden, head)
+    whole = unwrapped(model)
+    scale, cap = logit_transform(whole.config.get_text_config().to_dict())
+    return _transformed(whole.get_output_embeddings()(hidden), scale, cap)
+
+
 def head_of(model: torch.nn.Module) -> Head | None:
     """The LM head as one matrix with what the architecture does to its logits; None where it is something else."""
     whole = unwrapped(model)
@@ -99,11 +109,13 @@ def _dense_scores(model: torch.nn.Module, hidden: Tensor, targets: Tensor) -> To
 def _dense_tile(
     head: torch.nn.Module, hidden: Tensor, targets: Tensor, *, scale: float, cap: float | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    logits: Tensor = head(hidden)
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
-    if cap is not None:
-        logits = cap * torch.tanh(logits / cap)
+    logits = _transformed(head(hidden), scale, cap)
     logprobs = logits.log_softmax(dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return own, entropy, logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) >= logits.amax(dim=-1)
+
+
+def _transformed(logits: Tensor, scale: float, cap: float | None) -> Tensor:
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
+    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from whet.schema.packed import Tree
 
 BLOCK = 128
-"""Queries of a block: a longer one computes more of the square's unseen half, a shorter one makes products too small."""
+"""Queries of a block: a longer one computes more of the square's unseen half, a shorter one makes small products."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class Segment:
         count = -(-self.num_own // BLOCK)
         edges = [self.num_own * i // count for i in range(count + 1)]
         first, before = self.own.start, self.num_before
-        return [(slice(first + i, first + j), before + j) for i, j in zip(edges, edges[1:], strict=False)]
+        return [(slice(first + i, first + j), before + j) for i, j in pairwise(edges)]
 
 
 def segments_of(trees: Sequence[Tree]) -> list[Segment]:
@@ -122,7 +123,7 @@ class _TreeAttention(torch.autograd.Function):
 
 def _by_key(x: Tensor, keys: int) -> Tensor:
     """[T, h, d] to [k, T, h / k, d]: for each key head its queries, those of a token side by side."""
-    return x.unflatten(1, (keys, -1)).transpose(0, 1).contiguous()
+    return torch.unflatten(x, 1, (keys, -1)).transpose(0, 1).contiguous()
 
 
 def _by_token(x: Tensor) -> Tensor:
@@ -137,13 +138,13 @@ def _rows(x: Tensor, block: slice) -> Tensor:
 
 def _masked(scores: Tensor, num: int) -> Tensor:
     """Scores [k, n g, m] with what comes after each of the last n keys' own query at -inf; in place."""
-    own = scores.unflatten(1, (num, -1))[..., scores.shape[-1] - num :]
+    own = torch.unflatten(scores, 1, (num, -1))[..., scores.shape[-1] - num :]
     own.add_(causal(num)[:, None])
     return scores
 
 
 def causal(n: int) -> Tensor:
-    """[n, n] float32, added to scores: -inf where a key comes after the query. A corner of one of a few that are kept."""
+    """[n, n] float32, added to scores: -inf where a key comes after the query. A corner of one that is kept."""
     return _triangle(1 << (n - 1).bit_length())[:n, :n]
 
 

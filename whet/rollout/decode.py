@@ -1,124 +1,112 @@
-"""Decoding one batch with a key-value cache, a token for every row at each step.
+"""Decoding with shared prompts: a token for every row at each step, rows leaving when they end, groups entering.
 
-Prompts are padded on the left, so that all rows write their next token into the same column; positions count from the
-first real token. A prompt that several requests share is prefilled once. Rows that have ended are taken out of the
-batch whenever a quarter of it has ended: copying the cache at every end would cost more than it saves.
+A group is the samples of one prompt. Its prompt goes through the model once, packed with others without padding, and
+its keys and values are held once for all samples. Nothing a row gets depends on which others it runs with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
 
-import numpy as np
 import torch
+from transformers import PreTrainedModel
 
-from whet.rollout.sampling import draw, uniforms
-from whet.schema.rollouts import FinishReason, Request
+from whet.models.backbone import LEAST_ROWS, Backbone, from_trees
+from whet.models.decoding import KeyValues
+from whet.models.mode import evaluating
+from whet.models.scoring import next_logits
+from whet.rollout.row import Row, Text, streams, take
+from whet.rollout.sampling import draw
+from whet.schema.packed import Tree
 
+PREFILL_TOKENS = 2048
+"""Tokens of prompts that go through the model at once."""
 LEAVE_AT = 0.75
-"""Finished rows leave when no more than this share of the batch is still running."""
-
-
-@dataclass(slots=True)
-class Row:
-    """What has been generated for a request so far."""
-
-    request: Request
-    limit: int
-    """Most tokens this row may get: its budget, or what the model's positions leave."""
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    finish: FinishReason | None = None
+"""Ended rows leave when no more than this share still runs: moving the memory at every end would cost more."""
 
 
 class Decoder:
-    """Steps a batch of rows that share their sampling settings. `step` adds one token to every unfinished row."""
+    """A changing batch of rows that share their sampling settings."""
 
-    def __init__(self, model: torch.nn.Module, rows: Sequence[Row], *, end_ids: tuple[int, ...], pad_id: int) -> None:
-        self.rows = list(rows)
-        self._model, self._end_ids, self._pad_id = model, frozenset(end_ids), pad_id
-        self._banned = end_ids
+    def __init__(self, model: PreTrainedModel, backbone: Backbone, *, end_ids: tuple[int, ...], text: Text) -> None:
+        self._model, self._backbone, self._end_ids, self._text = model, backbone, end_ids, text
         self._device = next(model.parameters()).device
-        self._sampling = rows[0].request.sampling
-        self._active = list(range(len(rows)))
-        """Rows of the cache, as indices of `rows`."""
-        self._step = 0
-        self._cache: Any = None
-        self._uniforms = self._streams()
+        self._memory = KeyValues()
+        self._rows: list[Row] = []
+        """In the order of the memory's rows, ended ones that have not left among them."""
+        self._numbers = torch.zeros(0, 0, dtype=torch.float64)
+        """[rows, most tokens] uniform numbers."""
 
     @property
-    def running(self) -> bool:
-        return any(row.finish is None for row in self.rows)
+    def num_running(self) -> int:
+        return sum(row.finish is None for row in self._rows)
+
+    @torch.inference_mode()
+    def enter(self, groups: Sequence[Sequence[Row]]) -> None:
+        """Take groups in and draw the first token of their rows."""
+        self._leave()
+        batch: list[Sequence[Row]] = []
+        for group in groups:
+            tokens = sum(len(other[0].request.prompt_ids) for other in [*batch, group])
+            if batch and tokens > PREFILL_TOKENS:
+                self._prefill(batch)
+                batch = []
+            batch.append(group)
+        if batch:
+            self._prefill(batch)
 
     @torch.inference_mode()
     def step(self) -> None:
-        logits = self._prefill() if self._cache is None else self._advance()
-        banned = self._banned if self._step < self._sampling.min_new_tokens else ()
-        ids, logprobs = draw(logits, self._sampling, self._uniforms[:, self._step], banned)
-        self._next = ids
-        self._step += 1
-        for index, token, logprob in zip(self._active, ids.tolist(), logprobs.tolist(), strict=True):
-            row = self.rows[index]
-            if row.finish is not None:
-                continue
-            row.ids.append(token)
-            row.logprobs.append(logprob)
-            if token in self._end_ids:
-                row.finish = "stop"
-            elif len(row.ids) >= row.limit:
-                row.finish = "length"
-        self._leave()
+        """One more token for every row that runs."""
+        if self.num_running <= LEAVE_AT * len(self._rows):
+            self._leave()
+        if not self._rows:
+            return
+        newest = torch.tensor([row.ids[-1] for row in self._rows], device=self._device)
+        with evaluating(self._model):
+            hidden = self._backbone.step(newest, self._memory)
+            logits = next_logits(self._model, hidden)[: len(self._rows)]
+        self._draw(self._rows, logits, self._numbers)
 
-    def _streams(self) -> torch.Tensor:
-        """Uniform numbers [rows, most tokens], each row from its own stream."""
-        most = max(row.limit for row in self.rows)
-        if self._sampling.temperature == 0:
-            return torch.zeros(len(self.rows), 1, dtype=torch.float64, device=self._device).expand(-1, most)
-        streams = np.stack([uniforms(row.request.seed, row.request.key, most) for row in self.rows])
-        return torch.from_numpy(streams).to(self._device)
+    def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
+        prompts = [group[0].request.prompt_ids for group in groups]
+        filling = max(0, LEAST_ROWS - sum(map(len, prompts)))
+        trees, start = [], 0
+        for size in [*map(len, prompts), *([filling] if filling else [])]:
+            trees.append(Tree(start, size))
+            start += size
+        ids = torch.tensor([token for prompt in prompts for token in prompt] + [0] * filling, device=self._device)
+        with evaluating(self._model):
+            hidden, captured = self._backbone.prompts(from_trees(ids, tuple(trees)))
+            ends = torch.tensor([tree.start + tree.prompt - 1 for tree in trees], device=self._device)
+            ends = torch.cat([ends, ends.new_zeros(max(0, LEAST_ROWS - len(ends)))])
+            logits = next_logits(self._model, hidden[ends])
+        self._memory.enter(captured.first(len(groups)), [len(group) for group in groups])
+        rows = [row for group in groups for row in group]
+        which = torch.tensor([number for number, group in enumerate(groups) for _ in group], device=self._device)
+        numbers = streams(rows, self._device)
+        self._draw(rows, logits[which], numbers)
+        self._rows += rows
+        width = max(numbers.shape[1], self._numbers.shape[1])
+        self._numbers = torch.cat([_wide(self._numbers.to(self._device), width), _wide(numbers, width)])
 
-    def _prefill(self) -> torch.Tensor:
-        prompts = list(dict.fromkeys(row.request.prompt_ids for row in self.rows))
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[self._pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
-        which = torch.tensor([place[row.request.prompt_ids] for row in self.rows], device=self._device)
-        if len(prompts) < len(self.rows):
-            self._cache.batch_select_indices(which)
-        self._mask = mask[which]
-        self._positions = self._mask.sum(-1, keepdim=True)
-        return logits[which]
-
-    def _advance(self) -> torch.Tensor:
-        self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
-        logits = self._forward(self._next[:, None], self._mask, self._positions)
-        self._positions = self._positions + 1
-        return logits
-
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        """Logits [rows, vocabulary] after the last position, the only one that goes through the LM head."""
-        output = self._model(
-            input_ids=ids,
-            attention_mask=mask,
-            position_ids=positions,
-            past_key_values=self._cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        self._cache = output.past_key_values
-        logits: torch.Tensor = output.logits[:, -1]
-        return logits
+    def _draw(self, rows: Sequence[Row], logits: torch.Tensor, numbers: torch.Tensor) -> None:
+        sampling = rows[0].request.sampling
+        # An ended row gets a token like the others, which nobody takes.
+        places = torch.tensor([min(len(row.ids), row.limit - 1) for row in rows], device=self._device)
+        uniform = numbers.gather(1, places[:, None]).squeeze(1)
+        banned = self._end_ids if sampling.min_new_tokens else ()
+        drawn = draw(logits, sampling, uniform, banned, places < sampling.min_new_tokens)
+        take(rows, drawn, self._end_ids, self._text)
 
     def _leave(self) -> None:
-        stay = [place for place, index in enumerate(self._active) if self.rows[index].finish is None]
-        if not stay or len(stay) > LEAVE_AT * len(self._active):
+        stay = [place for place, row in enumerate(self._rows) if row.finish is None]
+        if len(stay) == len(self._rows):
             return
-        which = torch.tensor(stay, device=self._device)
-        self._cache.batch_select_indices(which)
-        self._mask, self._positions = self._mask[which], self._positions[which]
-        self._uniforms, self._next = self._uniforms[which], self._next[which]
-        self._active = [self._active[place] for place in stay]
+        self._memory.keep(stay)
+        self._numbers = self._numbers[torch.tensor(stay, dtype=torch.int64, device=self._device)]
+        self._rows = [self._rows[place] for place in stay]
+
+
+def _wide(numbers: torch.Tensor, width: int) -> torch.Tensor:
+    return torch.nn.functional.pad(numbers, (0, width - numbers.shape[1]))

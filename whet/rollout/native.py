@@ -1,29 +1,38 @@
-"""The engine inside this process: a transformers causal LM, decoded in batches by a loop of our own.
+"""The engine inside this process: a transformers causal LM, decoded by a loop of our own.
 
 Why not `generate`: a sample must be a function of its request and the weights, and `generate` draws a whole batch from
-one global stream. Here every request has its own stream, keyed by (seed, key); see `whet.rollout.sampling`.
+one global stream. Here every request has its own stream, keyed by (seed, key); see `whet.rollout.sampling`. And a
+prompt is computed and held once for all its samples, rows that have ended make room for waiting ones, and nothing is
+padded; see `whet.rollout.decode`.
 
     engine = NativeEngine(model, tokenizer, batch_size=64, end_ids=end_ids(tokenizer, model))
     for completion in engine.generate(requests): ...
 
 What remains is arithmetic: a batch of another shape may round its last bits differently, and a draw that falls within
-that rounding of a boundary may pick the neighbour. Callers who need the same bytes after a restart ask for the same
-lists of requests (`whet.experience.collect` does); batches are a function of the list alone.
+that rounding of a boundary may pick the neighbour. On a CPU products of 8 rows or more round alike; elsewhere callers
+who need the same bytes after a restart ask for the same lists of requests (`whet.experience.collect` does).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from whet.models.backbone import Backbone
+from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
-from whet.rollout.decode import Decoder, Row
-from whet.schema.rollouts import Completion, Request
+from whet.models.snapshot import Snapshot
+from whet.rollout.decode import Decoder
+from whet.rollout.padded import PaddedDecoder
+from whet.rollout.row import Row, before_stop
+from whet.schema.rollouts import Completion, Request, Sampling
 
-WINDOW = 8
-"""Batches that are sorted by length together: less padding, while answers still come in the order of the requests."""
+ENTER_AT = 0.25
+"""Waiting groups enter when they fill so much of the batch: a prompt's pass for every row that ends would cost more."""
 
 
 class NativeEngine:
@@ -36,21 +45,39 @@ class NativeEngine:
         *,
         batch_size: int,
         end_ids: tuple[int, ...],
+        dtype: torch.dtype | None = None,
     ) -> None:
-        self._model, self._tokenizer, self._batch_size, self._end_ids = model, tokenizer, batch_size, end_ids
+        """With a `dtype` the engine generates from a copy of what differs from it: adapters folded in, weights cast.
+        The copy follows the model at `sync`. Without, it generates with the model as it is at every moment."""
+        self._snapshot = Snapshot(model, dtype) if dtype is not None else None
+        self._model = self._snapshot.model if self._snapshot is not None else model
+        self._backbone = Backbone(self._model)
+        self._tokenizer, self._batch_size, self._end_ids = tokenizer, batch_size, end_ids
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._max_positions = _max_positions(model)
+        self._most_tokens = decoding_tokens(self._model)
+        self._version = 0
+
+    def sync(self, version: int) -> None:
+        """Generate with the model's weights as they are now; completions carry `version`."""
+        if self._snapshot is not None:
+            self._snapshot.refresh()
+        self._version = version
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
-        """Yield completions in the order of the requests, window by window."""
-        size = WINDOW * self._batch_size
-        for start in range(0, len(requests), size):
-            window = requests[start : start + size]
-            done: dict[int, Completion] = {}
-            for batch in self._batches(window):
-                done.update(zip(batch, self._complete([window[index] for index in batch]), strict=True))
-            for index, request in enumerate(window):
-                yield done[index] if index in done else self._refused(request)
+        """Yield completions in the order of the requests, as they come."""
+        for sampling, same in groupby(requests, key=lambda request: request.sampling):
+            rows = [Row(request, self._limit(request)) for request in same]
+            fit = [row for row in rows if self._problem(row.request) is None]
+            decodes = self._backbone.decodes(max((_reach(row) for row in fit), default=0))
+            running = self._decode(fit, sampling) if decodes else self._decode_padded(fit)
+            for row in rows:
+                if self._problem(row.request) is not None:
+                    yield self._refused(row.request)
+                    continue
+                while row.finish is None:
+                    next(running)
+                yield self._completion(row)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yield the answer piece by piece; the pieces join to the completion's text.
@@ -59,59 +86,84 @@ class NativeEngine:
         """
         if problem := self._problem(request):
             raise ValueError(problem)
-        decoder = self._decoder([request])
-        ids = decoder.rows[0].ids
-        done, read = 0, 0
-        while decoder.running:
-            with evaluating(self._model):
-                decoder.step()
-            # The text of a token depends on its neighbours: decode from the last boundary, and wait while the bytes
-            # of a character are incomplete.
-            whole = self._text(ids[done:])
-            if whole.endswith("\N{REPLACEMENT CHARACTER}"):
-                continue
-            piece = whole[len(self._text(ids[done:read])) :]
-            done, read = read, len(ids)
-            if piece:
-                yield piece
-        rest = self._text(ids[done:])[len(self._text(ids[done:read])) :]
+        row = Row(request, self._limit(request))
+        running = (
+            self._decode([row], request.sampling) if self._backbone.decodes(_reach(row)) else self._decode_padded([row])
+        )
+        told = ""
+        while row.finish is None:
+            next(running)
+            # The text of a token depends on its neighbours, so all is decoded anew; what may still change is held back:
+            # the bytes of a character that is not whole, and a text that may turn out to end the answer.
+            whole = self._text(row.ids).rstrip("\N{REPLACEMENT CHARACTER}")
+            sure = whole[: len(whole) - _unsure(whole, request.sampling.stop)]
+            if row.finish is None and len(sure) > len(told) and sure.startswith(told):
+                yield sure[len(told) :]
+                told = sure
+        rest = before_stop(self._text(row.ids), request.sampling.stop)[len(told) :]
         if rest:
             yield rest
 
     def close(self) -> None:
-        """Nothing to free: caches live as long as their batch."""
+        """Nothing to free: memory lives as long as its rows."""
 
-    def _batches(self, window: Sequence[Request]) -> Iterator[list[int]]:
-        """Indices of requests that run together: same settings, neighbours in length, shared prompts side by side."""
-        fit = [index for index, request in enumerate(window) if self._problem(request) is None]
-        first: dict[tuple[int, ...], int] = {}
-        settings: dict[object, list[int]] = {}
-        for index in fit:
-            first.setdefault(window[index].prompt_ids, index)
-            settings.setdefault(window[index].sampling, []).append(index)
-        for same in settings.values():
-            same.sort(key=lambda index: (-len(window[index].prompt_ids), first[window[index].prompt_ids], index))
-            for start in range(0, len(same), self._batch_size):
-                yield same[start : start + self._batch_size]
-
-    def _complete(self, requests: Sequence[Request]) -> list[Completion]:
-        decoder = self._decoder(requests)
-        with evaluating(self._model):
-            while decoder.running:
+    def _decode(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[None]:
+        """Decode the rows, in their order; a step between two yields."""
+        decoder = Decoder(self._model, self._backbone, end_ids=self._end_ids, text=self._text)
+        waiting = deque(self._groups(rows))
+        inside: list[list[Row]] = []
+        while waiting or any(row.finish is None for group in inside for row in group):
+            inside = [group for group in inside if any(row.finish is None for row in group)]
+            entering = self._entering(waiting, inside, decoder.num_running)
+            if entering:
+                decoder.enter(entering)
+                inside += entering
+            else:
                 decoder.step()
-        return [self._completion(row) for row in decoder.rows]
+            yield
 
-    def _decoder(self, requests: Sequence[Request]) -> Decoder:
-        rows = [Row(request, self._limit(request)) for request in requests]
-        return Decoder(self._model, rows, end_ids=self._end_ids, pad_id=self._pad_id)
+    def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
+        """Neighbours with the same prompt, no more of them than fit the batch and the memory."""
+        for prompt, same in groupby(rows, key=lambda row: row.request.prompt_ids):
+            group = list(same)
+            room = max(1, (self._most_tokens - len(prompt)) // max(row.limit for row in group))
+            size = min(self._batch_size, room)
+            yield from (group[start : start + size] for start in range(0, len(group), size))
+
+    def _entering(self, waiting: deque[list[Row]], inside: Sequence[Sequence[Row]], running: int) -> list[list[Row]]:
+        """Take from the waiting what the batch and the memory have room for; none while it is too little to bother."""
+        tokens = sum(map(_tokens, inside))
+        chosen: list[list[Row]] = []
+        for group in waiting:
+            tokens += _tokens(group)
+            fits = running + sum(map(len, chosen)) + len(group) <= self._batch_size and tokens <= self._most_tokens
+            if not fits and (running or chosen):
+                break
+            chosen.append(group)
+        if running and len(chosen) < len(waiting) and sum(map(len, chosen)) < ENTER_AT * self._batch_size:
+            return []
+        for _ in chosen:
+            waiting.popleft()
+        return chosen
+
+    def _decode_padded(self, rows: Sequence[Row]) -> Iterator[None]:
+        for start in range(0, len(rows), self._batch_size):
+            batch = rows[start : start + self._batch_size]
+            decoder = PaddedDecoder(self._model, batch, end_ids=self._end_ids, pad_id=self._pad_id, text=self._text)
+            while decoder.running:
+                with evaluating(self._model):
+                    decoder.step()
+                yield
 
     def _completion(self, row: Row) -> Completion:
         return Completion(
             key=row.request.key,
             ids=tuple(row.ids),
-            text=self._text(row.ids),
+            text=before_stop(self._text(row.ids), row.request.sampling.stop),
             logprobs=tuple(row.logprobs),
+            policy_logprobs=tuple(row.policy_logprobs),
             finish_reason=row.finish or "length",
+            policy_version=self._version,
         )
 
     def _limit(self, request: Request) -> int:
@@ -131,11 +183,27 @@ class NativeEngine:
 
     def _refused(self, request: Request) -> Completion:
         return Completion(
-            key=request.key, ids=(), text="", logprobs=(), finish_reason="error", error=self._problem(request)
-        )
+            key=request.key, ids=(), text="", logprobs=(), finish_reason="error", error=self._problem(request),
+            policy_version=self._version,
+        )  # fmt: skip
 
     def _text(self, ids: Sequence[int]) -> str:
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+
+def _unsure(text: str, stop: Sequence[str]) -> int:
+    """Length of the longest end of the text with which a stop text begins."""
+    return max((n for end in stop for n in range(1, len(end)) if text.endswith(end[:n])), default=0)
+
+
+def _reach(row: Row) -> int:
+    """Positions the row may take."""
+    return len(row.request.prompt_ids) + row.limit
+
+
+def _tokens(group: Sequence[Row]) -> int:
+    """Keys and values the group may need: its prompt once, and every row's budget."""
+    return len(group[0].request.prompt_ids) + sum(row.limit for row in group)
 
 
 def _max_positions(model: torch.nn.Module) -> int | None:

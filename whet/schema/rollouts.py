@@ -23,6 +23,10 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     """Keep the k most likely tokens; 0 keeps all."""
+    min_p: float = 0.0
+    """Keep tokens at least this many times as likely as the likeliest; 0 keeps all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer; they are not part of its text, though their ids are among its ids."""
     min_new_tokens: int = 0
     """The ids that end a turn cannot be drawn before this many tokens."""
 
@@ -49,7 +53,9 @@ class Completion:
     text: str
     """Decoded without special tokens."""
     logprobs: tuple[float, ...]
-    """Log-probability of each id under the distribution it was drawn from (after temperature, top-k, top-p)."""
+    """Log-probability of each id under the distribution it was drawn from (after temperature, top-k, top-p, min-p)."""
+    policy_logprobs: tuple[float, ...] = ()
+    """Log-probability of each id under the model itself: temperature 1, nothing cut."""
     finish_reason: FinishReason
     policy_version: int = 0
     error: str | None = None

@@ -1,0 +1,252 @@
+"""Keys and values of rows that are being decoded, and their attention: a prompt once for all its samples.
+
+    prompts    G groups, each a prompt          keys [G, k, d, P]   values [G, k, P, d]    P the longest prompt
+    own        M rows, each in a group          keys [M, k, d, S]   values [M, k, S, d]    S the longest answer so far
+
+A step appends one token to every row. Its query meets the prompt in one product for all rows of the group, so a prompt
+is read from memory once a step however many samples it has, and its own tokens in another; one softmax covers both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+STRIDE = 32
+"""Lengths grow by so many positions: fewer shapes to compile a product for, fewer copies."""
+
+
+@dataclass(slots=True)
+class Captured:
+    """Keys and values of whole prompts, layer by layer, as a forward pass over packed rows goes by."""
+
+    sizes: tuple[int, ...]
+    """Tokens of each prompt."""
+    keys: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+    """Layer to one [k, P, d] for each prompt."""
+    values: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
+
+    def first(self, num: int) -> Captured:
+        """Without the prompts after the first `num`."""
+        return Captured(
+            sizes=self.sizes[:num],
+            keys={layer: parts[:num] for layer, parts in self.keys.items()},
+            values={layer: parts[:num] for layer, parts in self.values.items()},
+        )
+
+    def take(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """key and value [k, T, d] of the packed row."""
+        self.keys[layer] = torch.split(key, [*self.sizes], dim=1)
+        self.values[layer] = torch.split(value, [*self.sizes], dim=1)
+
+
+@dataclass(slots=True)
+class _Layer:
+    """One layer's memory; see the module's picture. The own part has room for more rows and tokens than are in use."""
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    own_keys: Tensor
+    own_values: Tensor
+
+
+class KeyValues:
+    """The memory of a changing set of rows. All of a group's rows enter together."""
+
+    def __init__(self) -> None:
+        self._layers: dict[int, _Layer] = {}
+        self._prompt_lengths: list[int] = []
+        self._groups: list[int] = []
+        """Group of each row."""
+        self._lengths: list[int] = []
+        """Tokens of its own that each row has."""
+        self._step: _Step | None = None
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._groups)
+
+    @property
+    def positions(self) -> list[int]:
+        """Where the next token of each row stands."""
+        return [self._prompt_lengths[g] + length for g, length in zip(self._groups, self._lengths, strict=True)]
+
+    def num_bytes(self) -> int:
+        """What is held, unused room included."""
+        tensors = (
+            tensor
+            for layer in self._layers.values()
+            for tensor in (layer.prompt_keys, layer.prompt_values, layer.own_keys, layer.own_values)
+        )
+        return sum(tensor.nbytes for tensor in tensors)
+
+    def enter(self, captured: Captured, rows: Sequence[int]) -> None:
+        """Add the captured prompts as new groups, `rows[i]` rows to the i-th, behind the rows there are."""
+        first = len(self._prompt_lengths)
+        self._prompt_lengths += captured.sizes
+        for number, count in enumerate(rows):
+            self._groups += [first + number] * count
+            self._lengths += [0] * count
+        longest = _room(max(self._prompt_lengths))
+        for number in captured.keys:
+            keys, values = _padded(captured.keys[number], longest), _padded(captured.values[number], longest)
+            keys = keys.transpose(2, 3).contiguous()
+            layer = self._layers.get(number)
+            if layer is None:
+                kv, width = keys.shape[1], keys.shape[2]
+                own_keys, own_values = keys.new_zeros(0, kv, width, STRIDE), keys.new_zeros(0, kv, STRIDE, width)
+                self._layers[number] = _Layer(keys, values, own_keys, own_values)
+                continue
+            layer.prompt_keys = torch.cat([_wider(layer.prompt_keys, 3, longest), keys])
+            layer.prompt_values = torch.cat([_wider(layer.prompt_values, 2, longest), values])
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Let all other rows leave, and the groups that have none left."""
+        groups = list(dict.fromkeys(self._groups[row] for row in rows))
+        again = {group: number for number, group in enumerate(groups)}
+        whole = len(groups) == len(self._prompt_lengths)
+        for layer in self._layers.values():
+            which = torch.tensor(rows, device=layer.own_keys.device, dtype=torch.int64)
+            used = which[which < len(layer.own_keys)]  # rows that have just entered have nothing yet
+            longest = _room(max((self._lengths[row] for row in rows), default=0))
+            layer.own_keys = layer.own_keys[used][..., :longest].contiguous()
+            layer.own_values = layer.own_values[used][:, :, :longest].contiguous()
+            if not whole:
+                which = torch.tensor(groups, device=which.device, dtype=torch.int64)
+                longest = _room(max((self._prompt_lengths[group] for group in groups), default=1))
+                layer.prompt_keys = layer.prompt_keys[which][..., :longest].contiguous()
+                layer.prompt_values = layer.prompt_values[which][:, :, :longest].contiguous()
+        self._prompt_lengths = [self._prompt_lengths[group] for group in groups]
+        self._groups, self._lengths = [again[self._groups[row]] for row in rows], [self._lengths[row] for row in rows]
+
+    def begin(self) -> None:
+        """Make room for one more token of every row; every layer's `attend` follows, then `end`."""
+        room = _room(max(self._lengths) + 1)
+        for layer in self._layers.values():
+            layer.own_keys = _wider(_wider(layer.own_keys, 0, self.num_rows), 3, room)
+            layer.own_values = _wider(_wider(layer.own_values, 0, self.num_rows), 2, room)
+            room = layer.own_keys.shape[3]
+        device = next(iter(self._layers.values())).own_keys.device
+        self._step = _Step.of(self._groups, self._prompt_lengths, self._lengths, room, device)
+
+    def end(self) -> None:
+        self._lengths = [length + 1 for length in self._lengths]
+        self._step = None
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float | None) -> Tensor:
+        """Attention of each row's newest token: query [h, T, d], key and value [k, T, d]. Returns [T, h, d].
+
+        What T has beyond the M rows is filling, and comes out as zeros.
+        """
+        step, memory = self._step, self._layers[layer]
+        assert step is not None, "between begin and end"
+        num, kv = self.num_rows, len(key)
+        heads, asked, width = query.shape
+        query, key, value = query[:, :num], key[:, :num], value[:, :num]
+        memory.own_keys[step.rows, :, :, step.lengths] = key.transpose(0, 1)
+        memory.own_values[step.rows, :, step.lengths] = value.transpose(0, 1)
+        q = query.transpose(0, 1).reshape(num, kv, heads // kv, width)
+        own = _products(q, memory.own_keys)
+        prompt = step.to_rows(_products(step.to_groups(q), memory.prompt_keys))
+        scores = torch.cat([prompt, own], dim=-1)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
+        if cap is not None:
+            scores.div_(cap).tanh_().mul_(cap)
+        p = scores.add_(step.mask).softmax(dim=-1).to(value.dtype)
+        split = prompt.shape[-1]
+        out = step.to_rows(_products(step.to_groups(p[..., :split]), memory.prompt_values))
+        out = (out + _products(p[..., split:], memory.own_values)).reshape(num, heads, width)
+        return _wider(out, 0, asked)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """Which rows there are in one step, and what each may see."""
+
+    rows: Tensor
+    """[M], 0 to M - 1."""
+    lengths: Tensor
+    """[M] place of the new token among the row's own."""
+    places: Tensor | None
+    """[M] the row's place among G groups of n; None where they lie one behind the other already."""
+    num_groups: int
+    per_group: int
+    mask: Tensor
+    """[M, 1, 1, P + S] float32, added to the scores."""
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[int], prompts: Sequence[int], lengths: Sequence[int], room: int, device: torch.device
+    ) -> _Step:
+        seen: dict[int, int] = dict.fromkeys(range(len(prompts)), 0)
+        inside = []
+        for group in groups:
+            inside.append(seen[group])
+            seen[group] += 1
+        most = max(seen.values())
+        places = [group * most + place for group, place in zip(groups, inside, strict=True)]
+        in_order = places == list(range(len(prompts) * most))
+        own = torch.tensor(lengths, device=device)
+        told = torch.tensor([prompts[group] for group in groups], device=device)
+        ahead = torch.cat(
+            [
+                torch.arange(_room(max(prompts)), device=device) >= told[:, None],
+                torch.arange(room, device=device) > own[:, None],
+            ],
+            dim=-1,
+        )
+        mask = torch.zeros(ahead.shape, device=device).masked_fill_(ahead, -torch.inf)
+        return cls(
+            rows=torch.arange(len(groups), device=device), lengths=own,
+            places=None if in_order else torch.tensor(places, device=device),
+            num_groups=len(prompts), per_group=most, mask=mask[:, None, None],
+        )  # fmt: skip
+
+    def to_groups(self, x: Tensor) -> Tensor:
+        """[M, k, g, n] to [G, k, rows g, n], rows that a group lacks as zeros."""
+        _, kv, each, width = x.shape
+        full = x
+        if self.places is not None:
+            full = x.new_zeros(self.num_groups * self.per_group, kv, each, width)
+            full[self.places] = x
+        grouped = full.view(self.num_groups, self.per_group, kv, each, width).transpose(1, 2)
+        return grouped.reshape(self.num_groups, kv, self.per_group * each, width)
+
+    def to_rows(self, x: Tensor) -> Tensor:
+        """The way back."""
+        groups, kv, both, width = x.shape
+        each = both // self.per_group
+        full = x.view(groups, kv, self.per_group, each, width).transpose(1, 2).reshape(-1, kv, each, width)
+        return full if self.places is None else full[self.places]
+
+
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    """[a, k, n, m] @ [a, k, m, o] as one batch."""
+    batch = left.shape[0] * left.shape[1]
+    out = torch.bmm(left.reshape(batch, *left.shape[2:]), right.reshape(batch, *right.shape[2:]))
+    return out.view(*left.shape[:2], *out.shape[1:])
+
+
+def _room(length: int) -> int:
+    return -(-length // STRIDE) * STRIDE
+
+
+def _padded(parts: Sequence[Tensor], length: int) -> Tensor:
+    """[k, P_i, d] each, to [G, k, length, d] with zeros behind."""
+    whole = parts[0].new_zeros(len(parts), parts[0].shape[0], length, parts[0].shape[2])
+    for into, part in zip(whole, parts, strict=True):
+        into[:, : part.shape[1]] = part
+    return whole
+
+
+def _wider(x: Tensor, dim: int, size: int) -> Tensor:
+    """x with zeros behind up to `size` along `dim`."""
+    missing = size - x.shape[dim]
+    if missing <= 0:
+        return x
+    shape = list(x.shape)
+    shape[dim] = missing
+    return torch.cat([x, x.new_zeros(shape)], dim=dim)

@@ -1,0 +1,105 @@
+"""A model's weights as they are now, ready to generate: adapters folded in, one type, refreshed in place.
+
+What the model holds in that type already is shared, so beside a LoRA model only the adapted layers are there twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from peft.tuners.lora import layer as peft_lora
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from whet.models.backbone import unwrapped
+
+
+class Snapshot:
+    """`model` generates; `refresh` brings it up to date with the model it was taken of."""
+
+    def __init__(self, source: torch.nn.Module, dtype: torch.dtype) -> None:
+        """`dtype` is that of the products. A model that is frozen and of that type, and one whose adapter is of a
+        kind that cannot be folded in, is used as it is."""
+        self._source, self._dtype = unwrapped(source), dtype
+        self._copies: list[tuple[Tensor, str]] = []
+        """Weights of its own, and the name of the module or parameter of the source that they follow."""
+        self.model: PreTrainedModel = self._twin() if self._needs_twin() else self._source
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take over the source's weights as they are now."""
+        for weight, name in self._copies:
+            weight.copy_(self._now(name))
+
+    def _needs_twin(self) -> bool:
+        kinds = [m for m in self._source.modules() if isinstance(m, BaseTunerLayer | ModulesToSaveWrapper)]
+        if not all(_folds(module) for module in kinds):
+            return False
+        trained = any(parameter.requires_grad for parameter in self._source.parameters())
+        return bool(kinds) or trained or any(p.dtype != self._dtype for p in self._source.parameters())
+
+    @torch.no_grad()
+    def _twin(self) -> PreTrainedModel:
+        """A model of the same configuration whose weights are the source's own, or copies that follow them."""
+        with torch.device("meta"):
+            twin: PreTrainedModel = type(self._source)(self._source.config)
+        made: dict[int, torch.nn.Parameter] = {}
+        for path, module in twin.named_modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    setattr(module, name, self._follow(path, name, made))
+            for name, buffer in list(module._buffers.items()):
+                if buffer is not None:
+                    module._buffers[name] = getattr(self._module(path), name)
+        return twin.eval().requires_grad_(False)
+
+    def _follow(self, path: str, name: str, made: dict[int, torch.nn.Parameter]) -> torch.nn.Parameter:
+        """The parameter at path.name: shared where it can be, else a copy. Tied weights stay one."""
+        module = self._source.get_submodule(path)
+        folded = isinstance(module, peft_lora.Linear)
+        source = getattr(self._module(path), name)
+        if id(source) in made:
+            return made[id(source)]
+        adapted = folded and name == "weight"
+        if not adapted and source.dtype == self._dtype and not source.requires_grad:
+            weight = source.detach()
+        else:
+            follows = path if adapted else f"{path}.{name}" if not folded else f"{path}.base_layer.{name}"
+            weight = self._now(follows).to(self._dtype, copy=True)
+            self._copies.append((weight, follows))
+        made[id(source)] = torch.nn.Parameter(weight, requires_grad=False)
+        return made[id(source)]
+
+    def _module(self, path: str) -> torch.nn.Module:
+        """The source's module at a path of the plain model, without its adapter."""
+        module = self._source.get_submodule(path)
+        plain: torch.nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
+        return plain
+
+    def _now(self, name: str) -> Tensor:
+        """The weight of an adapted layer, or a plain parameter."""
+        parent, _, last = name.rpartition(".")
+        module: Any = self._source.get_submodule(parent)
+        own = getattr(module, last)
+        if not isinstance(own, peft_lora.Linear):
+            weight: Tensor = own
+            return weight
+        weight = own.get_base_layer().weight
+        if own.disable_adapters:
+            return weight
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        for adapter in own.active_adapters:
+            if adapter in own.lora_A:
+                a, b = own.lora_A[adapter].weight.to(wide.dtype), own.lora_B[adapter].weight.to(wide.dtype)
+                wide = torch.addmm(wide, b, a, alpha=own.scaling[adapter])
+        return wide
+
+
+def _folds(module: torch.nn.Module) -> bool:
+    """Whether it is a plain low-rank adapter on a plain linear layer."""
+    if not isinstance(module, peft_lora.Linear) or type(module.get_base_layer()) is not torch.nn.Linear:
+        return False
+    return not module.merged and not module.lora_variant and not any(module.lora_bias.values())
