@@ -49,6 +49,7 @@ def test_leave_one_out() -> None:
 def test_best_of_group() -> None:
     assert best_of_group(tensor(1, 4, 4, 3, 5), GROUPS).tolist() == [0, 1, 0, 0, 1]
     assert best_of_group(tensor(NAN, -4, -6, NAN, NAN), GROUPS).tolist() == [0, 1, 0, 0, 0]
+    assert best_of_group(tensor(-math.inf, -4, -6, -math.inf, NAN), GROUPS).tolist() == [0, 1, 0, 0, 0]
 
 
 def test_raw_rewards() -> None:

@@ -102,7 +102,7 @@ def test_what_has_no_reward_is_not_kept(rewards: tuple[float, float]) -> None:
     ):  # fmt: skip
         assert found.kept.tolist() == [row != missing for row in (0, 1)]
         assert found.tokens[missing == ROWS].abs().max() == 0.0
-        assert torch.isfinite(found.tokens).all()
+        assert torch.isfinite(found.tokens).all() and (found.returns is None or torch.isfinite(found.returns).all())
         assert found.moments().count == float((missing != ROWS).sum())
         white = found.whitened(found.moments())
         assert white.tokens[missing == ROWS].abs().max() == 0.0
