@@ -99,7 +99,7 @@ def test_the_good_token_wins(member) -> None:
 
 @pytest.mark.parametrize("first", [0.02, 5.0], ids=["from above", "from below"])
 def test_adaptive_kl_holds_the_policy_at_its_target(first: float) -> None:
-    """Too small a weight lets the KL rise to 1.5 nats a response before it comes back; too large a one keeps it near 0."""
+    """Too small a weight lets the KL rise to 1.5 nats a response before it comes back; too large a one keeps it low."""
     adaptive = plan.AdaptiveKlWeight(target=0.3, horizon=300.0)
     bandit, measured = Bandit(plan.Ppo(kl_weight=first, adaptive_kl=adaptive, epochs=1)), []
     for _ in range(800):
