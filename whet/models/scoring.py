@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from whet.models.backbone import Backbone, unwrapped
-from whet.models.head import Head, TokenScores, head_scores, logits_of
+from whet.models.head import Head, TokenScores, head_scores, logits_of, tempered
 from whet.schema.packed import Packed
 
 DENSE_TOKENS = 256
@@ -32,13 +32,35 @@ class TokenScorer(torch.nn.Module):
         self.backbone = Backbone(model, keep_tokens=keep_tokens)
         self._noise = noise
 
-    def forward(self, packed: Packed, *, statistics: bool = False) -> TokenScores:
-        """Scores of the N targets, in their order; with `statistics` the entropy at each as well."""
-        hidden = self.backbone.hidden(packed, self._noisy(packed))[packed.sources]
+    def forward(
+        self, packed: Packed, *, statistics: bool = False, temperature: float = 1.0, entropy_gradient: bool = False
+    ) -> TokenScores:
+        """Scores of the N targets, in their order, under softmax(logits / temperature).
+
+        With `statistics` the entropy at each as well; with `entropy_gradient` that carries a gradient.
+        Raises ValueError where the temperature is not above 0.
+        """
+        return self.scores(
+            self.hidden(packed)[packed.sources], packed.targets, statistics=statistics, temperature=temperature,
+            entropy_gradient=entropy_gradient,
+        )  # fmt: skip
+
+    def hidden(self, packed: Packed) -> Tensor:
+        """[T, H]: the last layer's output for every token."""
+        return self.backbone.hidden(packed, self._noisy(packed))
+
+    def scores(
+        self, hidden: Tensor, targets: Tensor, *, statistics: bool, temperature: float, entropy_gradient: bool
+    ) -> TokenScores:
+        """The same, from the hidden states [N, H] that predict the targets [N]."""
         head = head_of(self.model)
-        if head is None:
-            return _dense_scores(self.model, hidden, packed.targets)
-        return head_scores(hidden, head, packed.targets, statistics=statistics)
+        if head is not None:
+            return head_scores(
+                hidden, head.at(temperature), targets, statistics=statistics, entropy_gradient=entropy_gradient
+            )
+        return _dense_scores(
+            self.model, hidden, targets, temperature, statistics=statistics, entropy_gradient=entropy_gradient
+        )
 
     def _noisy(self, packed: Packed) -> Tensor | None:
         if not (self.training and self._noise):
@@ -93,17 +115,21 @@ def logit_transform(config: dict[str, float | None]) -> tuple[float, float | Non
     return scale, config.get("final_logit_softcapping")
 
 
-def _dense_scores(model: torch.nn.Module, hidden: Tensor, targets: Tensor) -> TokenScores:
+def _dense_scores(
+    model: torch.nn.Module, hidden: Tensor, targets: Tensor, temperature: float, *, statistics: bool,
+    entropy_gradient: bool,
+) -> TokenScores:  # fmt: skip
     """A head that is more than a matrix (an adapter on it, say): full logits, a few tokens at a time."""
     whole = unwrapped(model)
-    scale, cap = logit_transform(whole.config.get_text_config().to_dict())
+    scale, cap = tempered(*logit_transform(whole.config.get_text_config().to_dict()), temperature)
     score = partial(_dense_tile, whole.get_output_embeddings(), scale=scale, cap=cap)
     tiles = [
         checkpoint(score, h, y, use_reentrant=False)
         for h, y in zip(torch.split(hidden, DENSE_TOKENS), torch.split(targets, DENSE_TOKENS), strict=True)
     ]
     logprobs, entropy, top1 = (torch.cat(parts) for parts in zip(*tiles, strict=True))
-    return TokenScores(logprobs=logprobs, entropy=entropy.detach(), top1=top1)
+    wanted = entropy if entropy_gradient else entropy.detach() if statistics else None
+    return TokenScores(logprobs=logprobs, entropy=wanted, top1=top1)
 
 
 def _dense_tile(
