@@ -2,11 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Literal
+
 import pytest
 
+from whet.config import catalogue
+from whet.config.base import Section
 from whet.config.catalogue import entries, paths, sections, suggest
 from whet.config.explain import explain, known_keys
+from whet.config.rewards import Reward
+from whet.config.rules import Exact
+from whet.config.stage import Stage
 from whet.errors import ConfigError
+
+
+class Rewarded(Section):
+    """A stage with a reward."""
+
+    kind: Literal["rewarded"] = "rewarded"
+    reward: Reward = Exact()
+
+
+@pytest.fixture
+def rewarded(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Plans may have a stage with a reward."""
+    entries.cache_clear()
+    monkeypatch.setattr(catalogue, "Stage", Stage | Rewarded)
+    yield
+    monkeypatch.undo()
+    entries.cache_clear()
 
 
 def test_a_key_with_its_defaults_by_kind() -> None:
@@ -37,6 +62,7 @@ def test_the_list_of_everything_names_every_plain_key() -> None:
     text = explain()
     repeated = (
         "watch.", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.", "objective.parts.objective.",
+        "reward.parts.reward.",
     )  # fmt: skip
     for path in paths():
         assert path in text or path.startswith(repeated)
@@ -62,3 +88,25 @@ def test_an_unknown_key_is_guessed(written: str, meant: str | None) -> None:
 def test_an_unknown_key_is_refused_with_the_guess() -> None:
     with pytest.raises(ConfigError, match=r"train.epoch: no plan has this key; did you mean train.epochs\?"):
         explain("train.epoch")
+
+
+def test_a_word_that_is_a_stage_and_a_section_is_explained_as_both(rewarded: None) -> None:
+    text = explain("reward")
+    assert text.startswith("reward: A reward model from pairs or rankings") and "\n\nreward\n" in text
+    assert "type numeric: 1 where the answer's last number is the reference's last number" in text
+
+
+def test_values_of_any_kind_are_named(rewarded: None) -> None:
+    assert "type      mapping of text to anything or null" in explain("reward.definition")
+    assert "type      list of text\n" in explain("reward.tags")
+
+
+def test_parts_of_a_reward_are_explained_without_repeating_it(rewarded: None) -> None:
+    text = explain("reward.parts")
+    for key in ("name", "reward.type", "weight", "gate", "normalise", "clip"):
+        assert f"\n  {key} " in text
+    assert "type: composite" in text and "list of 2: number or null" in explain("reward.parts.clip")
+    everything = explain()
+    assert "\n  reward.parts.gate " in everything and "\n  reward.parts.reward.timeout " not in everything
+    assert "reward.parts.reward.* those of reward.*" in everything
+    assert "\n  reward.parts.reward.timeout " not in explain("rewarded")

@@ -11,7 +11,7 @@ import json
 import textwrap
 from collections.abc import Iterable, Sequence
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
@@ -26,11 +26,12 @@ PLAN_KEYS = {
 }
 REPEATED = (
     "watch", "tasks.data", "tasks.judge", "tasks.checker", "data.eval_files", "objective.parts.objective",
+    "reward.parts.reward",
 )  # fmt: skip
 """Sections with keys that stand elsewhere too; a long list leaves them out."""
 SAME = (
     "watch.* has the keys of tasks.*; tasks.data.*, tasks.judge.*, tasks.checker.* those of data.*, judge.*,\n"
-    "checker.*; objective.parts.objective.* those of objective.*"
+    "checker.*; objective.parts.objective.* those of objective.*; reward.parts.reward.* those of reward.*"
 )
 HEAD = """\
 Keys of a plan. A section at the top (data, train, ...) is a default for every stage that has it; what a stage says
@@ -42,12 +43,13 @@ def explain(key: str | None = None) -> str:
     """The text for a key, a section, or (None) the whole plan. Raises ConfigError for a key that no plan has."""
     if key is None:
         return _everything()
-    if key in stage_models():
-        return _stage(key)
+    texts = [_stage(key)] if key in stage_models() else []
     found = [entry for entry in entries() if entry.path == key]
     if found:
         inside = [entry for entry in entries() if entry.path.startswith(key + ".")]
-        return "\n".join([_one(key, found), *([_table(inside, strip=key + ".")] if inside else [])])
+        texts.append("\n".join([_one(key, found), *([_table(inside, strip=key + ".")] if inside else [])]))
+    if texts:  # `reward` is a stage, and a section of others
+        return "\n\n".join(texts)
     if key in PLAN_KEYS:
         return f"{key}\n{_wrapped(PLAN_KEYS[key])}"
     near = suggest(key)
@@ -156,6 +158,10 @@ def _type(annotation: Any, limits: Iterable[Any] = ()) -> str:
     plain = {int: "whole number", float: "number", str: "text", bool: "true or false", NoneType: "null"}
     if annotation in plain:
         return ", ".join([plain[annotation], *_limits(limits)])
+    if annotation is Any:
+        return "anything"
+    if origin is Annotated and not sections(annotation):
+        return _type(parts[0], parts[1:])
     if origin is Literal:
         return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
     if origin in (Union, UnionType):

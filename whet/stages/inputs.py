@@ -7,10 +7,13 @@ from pathlib import Path
 
 from whet.config.base import Section
 from whet.config.data import Data, Source
-from whet.config.evaluate import Task, WinRateTask
+from whet.config.evaluate import WinRateTask
 from whet.config.model import Model
+from whet.config.reference import Reference
+from whet.config.rewards import Custom, Judged, RewardModel
 from whet.config.rollout import Checker, Judge
-from whet.config.stage import EvaluateStage, PolicyStage, SftStage, Stage
+from whet.config.rules import JsonSchema
+from whet.config.stage import EvaluateStage, Stage
 from whet.data.locate import locate
 from whet.errors import DataError
 from whet.runs.ledger import content_hash
@@ -35,17 +38,16 @@ def input_hashes(
 
 def models_in(stage: Stage) -> Iterator[str]:
     """Every model a stage asks for beside the one it starts from, as the plan names it."""
-    tasks: tuple[Task, ...] = ()
-    if isinstance(stage, EvaluateStage):
-        yield from stage.models
-        tasks = stage.tasks
-    if isinstance(stage, PolicyStage):
-        tasks = stage.watch
-    if isinstance(stage, PolicyStage) and not isinstance(stage, SftStage) and stage.reference.model != "start":
-        yield stage.reference.model
-    for task in tasks:
-        if isinstance(task, WinRateTask):
-            yield from (name for name in (task.against, task.judge_model) if name != "self")
+    for section in sections_in(stage):
+        match section:
+            case EvaluateStage(models=models):
+                yield from models
+            case Reference(model=model) | Judged(model=model) if model != "start":
+                yield model
+            case RewardModel(path=path):
+                yield path
+            case WinRateTask(against=against, judge_model=judge):
+                yield from (name for name in (against, judge) if name != "self")
 
 
 def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
@@ -55,23 +57,32 @@ def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
 
 def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[str, str]]:
     """Every file a section and the sections below it name, and where it lies."""
-    match section:
-        case Data(files=files, eval_files=eval_files, registry=registry):
-            for entry in (*files, *eval_files):
-                source = entry if isinstance(entry, Source) else Source(path=entry)
-                yield source.path, place_of(source, section, folders)
-            if registry:
-                yield registry, registry
-        case Checker(type="custom", path=str(path)) if ".py:" in path:
-            yield path, path.rsplit(":", 1)[0]
-        case _:
-            if isinstance(section, Judge | WinRateTask):
-                yield section.template, section.template
-            for name in type(section).model_fields:
-                value = getattr(section, name)
-                for item in value if isinstance(value, tuple) else (value,):
-                    if isinstance(item, Section):
-                        yield from files_in(item, folders)
+    for found in sections_in(section):
+        match found:
+            case Data(files=files, eval_files=eval_files, registry=registry):
+                for entry in (*files, *eval_files):
+                    source = entry if isinstance(entry, Source) else Source(path=entry)
+                    yield source.path, place_of(source, found, folders)
+                if registry:
+                    yield registry, registry
+            case Checker(path=str(path)) | Custom(path=path):
+                place = path.rpartition(":")[0]
+                if place.endswith(".py"):
+                    yield path, place
+            case JsonSchema(path=str(path)) | RewardModel(adapter=str(path)):
+                yield path, path
+            case Judge(template=template) | WinRateTask(template=template):
+                yield template, template
+
+
+def sections_in(section: Section) -> Iterator[Section]:
+    """A section, and every section below it."""
+    yield section
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, Section):
+                yield from sections_in(item)
 
 
 def place_of(source: Source, data: Data, folders: Mapping[str, Path]) -> str:
