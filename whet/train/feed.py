@@ -7,7 +7,7 @@ resumed run needs nothing but its step to go on with the very next record.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
@@ -37,6 +37,10 @@ class Feed(Protocol[BatchOut]):
 
     def micro_batches(self, step: int) -> Sequence[BatchOut]:
         """This rank's micro-batches of 0-based step `step`."""
+        ...
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """What is to be logged of how the step's batches came about."""
         ...
 
 
@@ -87,6 +91,9 @@ class OfflineFeed(Generic[Batch]):
             self._order = (epoch, generator.permutation(len(self._lengths)))
         size = self._batch_size * self._world
         return [int(i) for i in self._order[1][place * size : (place + 1) * size][self._rank :: self._world]]
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        return {}
 
     def micro_batches(self, step: int) -> list[Batch]:
         return [self._collate(part) for part in packed(self.indices(step), self._lengths, self._micro_batch_tokens)]

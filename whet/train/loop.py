@@ -124,6 +124,7 @@ class Loop(Generic[B]):
             "step_seconds": round(time.perf_counter() - started, 4),
             "peak_memory_bytes": peak_memory_bytes(self.parallel.device),
             **row,
+            **self.feed.metrics(step),
         }
 
     def _check_finite(self, step: int, loss: float, norm: float, rate: float) -> None:

@@ -1,0 +1,249 @@
+"""Online RL through the real engine, scoring core, loop and checkpoints, on a tiny checkpoint."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.train.conftest import RecordingParallel
+from whet.config import policy as plan
+from whet.config.model import Lora, Model
+from whet.config.policy import PolicyObjective
+from whet.config.rollout import Rollout
+from whet.config.train import Train
+from whet.data.render import Renderer
+from whet.experience.rounds import Round, Rounds
+from whet.models.load import end_ids, load_model, load_tokenizer, save_trained
+from whet.models.reference import by_adapter
+from whet.models.scoring import TokenScorer
+from whet.rollout.native import NativeEngine
+from whet.runs.files import read_jsonl
+from whet.runs.sinks import MetricsFile
+from whet.schema.artifacts import ModelRef
+from whet.schema.records import Message, Prompt
+from whet.schema.rollouts import Completion, Score
+from whet.train.bind_policy import policy_learning
+from whet.train.checkpoint import Checkpoints
+from whet.train.loop import Loop
+from whet.train.online import OnlineFeed
+from whet.train.policy import PolicyLearner, by_policy
+
+LONGEST = 8
+PROMPTS = [
+    Prompt(messages=(Message("user", f"{word} is"),)) for word in ("Paris", "Score", "12", "plum", "Die", "apple")
+]
+
+
+@dataclass
+class Share:
+    """The share of a text's characters that are letters; `failing` completions have no reward."""
+
+    constant: float | None = None
+    failing: str = ""
+    asked: int = 0
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        self.asked += len(completions)
+        return [self._one(completion) for completion in completions]
+
+    def _one(self, completion: Completion) -> Score:
+        if self.failing and completion.key.endswith(self.failing):
+            return Score(value=None, error="no answer")
+        share = sum(map(str.isalpha, completion.text)) / max(1, len(completion.text))
+        value = share if self.constant is None else self.constant
+        return Score(value=value, parts={"letters": share})
+
+
+@dataclass
+class Training:
+    """One online training in a folder, which a second one may go on from."""
+
+    base: Path
+    folder: Path
+    objective: PolicyObjective
+    reward: Share
+    max_steps: int = 8
+    micro_batch_tokens: int = 10_000
+    save_every: int = 3
+    dtype: torch.dtype = torch.float32
+
+    def run(self, stop_after: int | None = None) -> RecordingParallel:
+        checkpoints = Checkpoints(self.folder / "checkpoints", keep=2)
+        position = checkpoints.latest()
+        adapter = None if position is None else str(checkpoints.folder(position.step) / "adapter")
+        config = Model(path=str(self.base), lora=Lora(rank=4, alpha=8))
+        tokenizer = load_tokenizer(str(self.base))
+        model = load_model(
+            ModelRef(path=str(self.base), adapter=adapter), config, dtype=self.dtype, trainable=True, seed=1
+        )
+        scorer, parallel = TokenScorer(model), RecordingParallel(self.dtype)
+        renderer = Renderer(tokenizer)
+        engine = NativeEngine(model, tokenizer, batch_size=16, end_ids=end_ids(tokenizer, model), dtype=self.dtype)
+        rollout = Rollout(group_size=4, max_new_tokens=LONGEST, temperature=1.0, top_p=1.0)
+        learning = policy_learning(self.objective, max_new_tokens=LONGEST)
+        train = Train(
+            batch_size=3, max_steps=self.max_steps, learning_rate=3e-2, warmup_steps=0, schedule="constant",
+            save_every=self.save_every, max_grad_norm=None,
+        )  # fmt: skip
+        replace = getattr(self.objective, "filter_groups", False)
+        feed = OnlineFeed(
+            Rounds(
+                engine=engine, renderer=renderer, reward=self.reward, rollout=rollout, prompts=PROMPTS,
+                folder=self.folder / "rounds", replace_equal=replace,
+            ),
+            renderer, self.objective, learning, num_prompts=len(PROMPTS), batch_size=3,
+            micro_batch_tokens=self.micro_batch_tokens, epochs=1, max_steps=self.max_steps, seed=0, sync=engine.sync,
+            policy=by_policy(scorer), reference=by_adapter(scorer, None) if self.objective.needs_reference else None,
+            parallel=parallel, folder=self.folder / "measured",
+        )  # fmt: skip
+        with MetricsFile(self.folder / "metrics.jsonl") as metrics:
+            loop = Loop(
+                model=scorer, learner=PolicyLearner(learning), feed=feed, train=train, parallel=parallel,
+                checkpoints=checkpoints, save_model=lambda path: save_trained(model, tokenizer, path / "adapter"),
+                metrics=metrics,
+            )  # fmt: skip
+            if stop_after is not None:
+                step = loop._step
+
+                def killed(number: int) -> dict[str, Any]:
+                    if number == stop_after:
+                        raise KeyboardInterrupt
+                    return step(number)
+
+                loop._step = killed  # type: ignore[method-assign]
+            loop.fit()
+        return parallel
+
+
+def final_weights(training: Training) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(training.folder / f"checkpoints/step-{training.max_steps:06d}/adapter/adapter_model.safetensors")
+
+
+def metrics(training: Training) -> list[dict[str, Any]]:
+    """Lines without what the clock and the machine say."""
+    rows = read_jsonl(training.folder / "metrics.jsonl")
+    return [
+        {name: value for name, value in row.items() if "seconds" not in name and name != "peak_memory_bytes"}
+        for row in rows
+    ]
+
+
+def rounds(training: Training) -> list[list[dict[str, Any]]]:
+    return [read_jsonl(path)[:-1] for path in sorted((training.folder / "rounds").iterdir())]
+
+
+OBJECTIVES = [
+    plan.Grpo(num_iterations=2, minibatches=3),
+    plan.Gspo(minibatches=1),
+    plan.Rloo(),
+    plan.ReinforcePlusPlusBaseline(),
+    plan.Dapo(),
+]
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=lambda objective: objective.type)
+@pytest.mark.parametrize("stop_after", [2, 4, 7])
+def test_a_killed_training_goes_on_to_the_same_bytes(
+    objective: PolicyObjective, stop_after: int, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """Killed before the first checkpoint, and within a round whose rollouts an older policy drew."""
+    whole = Training(tiny_checkpoint, tmp_path / "whole", objective, Share())
+    whole.run()
+    broken = Training(tiny_checkpoint, tmp_path / "broken", objective, Share())
+    with pytest.raises(KeyboardInterrupt):
+        broken.run(stop_after)
+    broken.run()
+    ours, theirs = final_weights(broken), final_weights(whole)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert metrics(broken) == metrics(whole)
+    assert rounds(broken) == rounds(whole)
+    assert broken.reward.asked == whole.reward.asked, "no completion was scored twice"
+
+
+@pytest.mark.parametrize("objective", [plan.Grpo(minibatches=2), plan.DrGrpo(), plan.Cispo()], ids=lambda o: o.type)
+def test_the_gradient_does_not_depend_on_micro_batches(
+    objective: PolicyObjective, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    gradients = [
+        Training(tiny_checkpoint, tmp_path / str(size), objective, Share(), max_steps=1, micro_batch_tokens=size)
+        .run()
+        .gradients[0]
+        for size in (10_000, 40, 1)
+    ]
+    expected = torch.cat([gradient.flatten() for gradient in gradients[0]])
+    assert float(expected.norm()) > 1e-3
+    for other in gradients[1:]:
+        found = torch.cat([gradient.flatten() for gradient in other])
+        assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
+def test_equal_rewards_leave_the_weights_alone(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    training = Training(tiny_checkpoint, tmp_path, plan.Grpo(kl_weight=0.0), Share(constant=0.5), max_steps=2)
+    for gradients in training.run().gradients:
+        assert all(not gradient.any() for gradient in gradients)
+    assert metrics(training)[0]["frac_reward_zero_std"] == 1.0
+
+
+def test_a_completion_without_a_reward_is_in_no_batch_and_no_count(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    training = Training(tiny_checkpoint, tmp_path, plan.Grpo(kl_weight=0.04), Share(failing="#2"), max_steps=1)
+    training.run()
+    (row,) = metrics(training)
+    assert row["samples"] == 9, "of three prompts' four samples three each"
+    assert row["frac_reward_failed"] == pytest.approx(0.25)
+    failed = [line for line in rounds(training)[0] if line["reward"] is None]
+    assert len(failed) == 3 and {line["reward_error"] for line in failed} == {"no answer"}
+
+
+def test_old_logprobs_are_the_policys_at_the_start_of_the_round(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """In the first step of a round the ratio is 1 everywhere, in the second it is not."""
+    training = Training(tiny_checkpoint, tmp_path, plan.Grpo(num_iterations=2, kl_weight=0.0), Share(), max_steps=4)
+    training.run()
+    drift = [row["policy/approxkl_avg"] for row in metrics(training)]
+    assert drift[0] == drift[2] == 0.0 and drift[1] > 0 and drift[3] > 0
+    assert all(row["sampling/sampling_logp_difference/mean"] < 1e-5 for row in metrics(training)[::2])
+
+
+def test_a_round_without_a_signal_asks_for_other_prompts(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Of six prompts three have equal rewards always: DAPO's round is made of the others."""
+
+    class Uneven(Share):
+        def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+            dull = [PROMPTS.index(prompt) < 3 for prompt in prompts]
+            scores = super().score(prompts, completions)
+            return [Score(value=1.0) if flat else score for flat, score in zip(dull, scores, strict=True)]
+
+    training = Training(tiny_checkpoint, tmp_path, plan.Dapo(), Uneven(), max_steps=2)
+    training.run()
+    for made in rounds(training):
+        assert {line["place"] for line in made} == {3, 4, 5}
+    assert sum(row["replaced_prompts"] for row in metrics(training)) > 0
+
+
+def test_a_round_is_read_as_it_was_made(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(str(tiny_checkpoint))
+    model = load_model(ModelRef(path=str(tiny_checkpoint)), Model(path=str(tiny_checkpoint)), dtype=torch.float32)
+    engine = NativeEngine(model, tokenizer, batch_size=8, end_ids=end_ids(tokenizer, model))
+    synced: list[int] = []
+
+    def make() -> Round:
+        made = Rounds(
+            engine=engine, renderer=Renderer(tokenizer), reward=Share(failing="#1"), rollout=Rollout(max_new_tokens=4),
+            prompts=PROMPTS, folder=tmp_path,
+        )  # fmt: skip
+        return made.make(3, [4, 1], lambda: synced.append(1))
+
+    first, second = make(), make()
+    assert first == second and synced == [1]
+    assert [group.prompt for group in first.groups] == [PROMPTS[4], PROMPTS[1]]
+    shutil.copy(tmp_path / "000003.jsonl", tmp_path / "copy")
+    assert json.loads((tmp_path / "copy").read_text().splitlines()[-1])["round"] == 3
+

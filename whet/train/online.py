@@ -1,0 +1,343 @@
+"""The feed of online RL: rounds of rollouts, and the micro-batches of the optimiser steps that train on each.
+
+    round r    prompts of the r-th batch -> groups -> rewards -> advantages, log-probs under policy and reference
+    steps      passes x minibatches of a round, each pass over its prompts in another order
+
+Responses without a reward are in no batch and no count. Those with advantage 0 change nothing as long as there is no
+KL and no entropy in the loss: they are not passed through the model, but their units stay in the divisor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from whet.config.policy import PolicyObjective
+from whet.data.pack import fill, pack_groups
+from whet.data.render import Renderer
+from whet.data.rendered import RenderedGroup
+from whet.experience.rounds import Round, Rounds
+from whet.objectives.advantages import reward_metrics
+from whet.objectives.credit import Advantages, Rollouts
+from whet.objectives.loss import Total
+from whet.objectives.moments import Moments
+from whet.objectives.sums import row_sums
+from whet.runs.files import writing
+from whet.schema.metrics import values
+from whet.schema.rollouts import Group
+from whet.train.bind_policy import PolicyLearning
+from whet.train.feed import OfflineFeed
+from whet.train.parallel import Parallel
+from whet.train.policy import Measure, PolicyBatch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Flat:
+    """The scored responses of a round: G groups, R responses, N tokens, in one order."""
+
+    groups: tuple[RenderedGroup, ...]
+    group_of: Tensor
+    """[R] int64."""
+    lengths: Tensor
+    """[R] int64."""
+    rewards: Tensor
+    """[R], NaN where there is none."""
+    sampler_logprobs: Tensor
+    """[N]."""
+
+    @property
+    def rows(self) -> Tensor:
+        """[N] int64, the response of each token."""
+        return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
+
+    @property
+    def starts(self) -> Tensor:
+        """[R] first token of each response."""
+        return self.lengths.cumsum(0) - self.lengths
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experience:
+    """A round ready to be trained on."""
+
+    flat: Flat
+    advantages: Advantages
+    old_logprobs: Tensor | None
+    reference_logprobs: Tensor | None
+    metrics: Mapping[str, float]
+
+
+class OnlineFeed:
+    """Gives the micro-batches of each optimiser step, and makes a round whenever a new one begins."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        renderer: Renderer,
+        objective: PolicyObjective,
+        learning: PolicyLearning,
+        *,
+        num_prompts: int,
+        batch_size: int,
+        micro_batch_tokens: int,
+        epochs: int,
+        max_steps: int | None,
+        seed: int,
+        sync: Callable[[int], None],
+        policy: Measure,
+        reference: Measure | None,
+        parallel: Parallel,
+        folder: Path,
+    ) -> None:
+        """`batch_size` prompts a round and rank; `sync(step)` gives the engine the weights of that step; `folder` keeps
+        what a round was measured with, for runs that are killed within it."""
+        self._rounds, self._renderer, self._objective, self._learning = rounds, renderer, objective, learning
+        self._micro_batch_tokens, self._seed, self._folder = micro_batch_tokens, seed, folder
+        self._sync, self._policy, self._reference, self._parallel = sync, policy, reference, parallel
+        self._per_round = objective.passes * objective.minibatches
+        self._prompts = OfflineFeed(
+            [1] * num_prompts, list, batch_size=batch_size, micro_batch_tokens=1, epochs=epochs, max_steps=None,
+            seed=seed, rank=parallel.rank, world=parallel.world,
+        )  # fmt: skip
+        self._num_steps = max_steps if max_steps is not None else self._prompts.num_steps * self._per_round
+        self._controller = learning.controller
+        self._current: tuple[int, Experience] | None = None
+
+    @property
+    def num_steps(self) -> int:
+        return self._num_steps
+
+    def epoch(self, step: int) -> float:
+        return self._prompts.epoch(step) / self._per_round
+
+    def ends_epoch(self, step: int) -> bool:
+        return step % self._per_round == 0 and self._prompts.ends_epoch(step // self._per_round)
+
+    def micro_batches(self, step: int) -> list[PolicyBatch]:
+        number, within = divmod(step, self._per_round)
+        if self._current is None or self._current[0] != number:
+            self._current = number, self._begin(number, step)
+        return self._batches(self._current[1], number, within)
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        """Of the round that the step trains on; logged with its first step."""
+        if step % self._per_round or self._current is None:
+            return {}
+        return self._current[1].metrics
+
+    def _begin(self, number: int, step: int) -> Experience:
+        made = self._rounds.make(number, self._prompts.indices(number), lambda: self._sync(step))
+        flat = flatten(made, self._renderer)
+        old, reference = self._measured(number, flat)
+        penalty = None
+        if self._learning.reward_penalty is not None:
+            assert reference is not None, "the objective needs a reference"
+            penalty = self._controller.weight * self._learning.reward_penalty(_given(old, flat), reference)
+        rollouts = Rollouts(
+            rewards=flat.rewards, groups=flat.group_of, rows=flat.rows, lengths=flat.lengths, penalty=penalty
+        )
+        advantages = self._learning.advantages(rollouts)
+        if self._learning.whiten:
+            own = advantages.moments()
+            moments = Moments(*(self._parallel.sum(value) for value in (own.count, own.total, own.squares)))
+            advantages = advantages.whitened(moments)
+        metrics = self._round_metrics(made, flat, old, reference)
+        return Experience(
+            flat=flat, advantages=advantages, old_logprobs=old if self._per_round > 1 else None,
+            reference_logprobs=reference, metrics=metrics,
+        )  # fmt: skip
+
+    def _measured(self, number: int, flat: Flat) -> tuple[Tensor | None, Tensor | None]:
+        """Log-probs [N] under the policy at the round's start and under the reference; from disk where they are there.
+
+        The policy's are wanted where the round has several steps, or takes the KL off the reward.
+        """
+        path = self._folder / f"{number:06d}.safetensors"
+        if path.is_file():
+            stored = load_file(path)
+            return stored.get("old"), stored.get("reference")
+        needs_old = self._per_round > 1 or self._learning.reward_penalty is not None
+        measured = {}
+        if needs_old:
+            measured["old"] = self._passed(flat, self._policy)
+        if self._reference is not None:
+            measured["reference"] = self._passed(flat, self._reference)
+        if measured:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_suffix(".tmp")
+            with writing(path):
+                save_file(measured, temporary)
+                temporary.replace(path)
+        return measured.get("old"), measured.get("reference")
+
+    def _passed(self, flat: Flat, measure: Measure) -> Tensor:
+        """[N] in the flat order, measured in micro-batches."""
+        out = torch.zeros(len(flat.rows))
+        first = _first_rows(flat)
+        for part in fill([group.num_tokens for group in flat.groups], self._micro_batch_tokens):
+            with self._parallel.forward():
+                logprobs = measure(pack_groups([flat.groups[g] for g in part]).to(self._parallel.device)).cpu().float()
+            places = _tokens_of([row for g in part for row in range(first[g], first[g + 1])], flat)
+            out[places] = logprobs
+        return out
+
+    def _batches(self, experience: Experience, number: int, within: int) -> list[PolicyBatch]:
+        """The micro-batches of one optimiser step of the round: its share of the prompts, in this pass's order."""
+        flat, kept = experience.flat, experience.advantages.kept
+        a_pass, minibatch = divmod(within, self._objective.minibatches)
+        order = np.random.Generator(np.random.PCG64([self._seed, number, a_pass])).permutation(len(flat.groups))
+        mine = [int(g) for g in np.array_split(order, self._objective.minibatches)[minibatch]]
+        first = _first_rows(flat)
+        usable = [row for g in mine for row in range(first[g], first[g + 1]) if kept[row]]
+        units = self._learning.aggregation.units(len(usable), int(flat.lengths[usable].sum()))
+        passing = [row for row in usable if self._all_pass or self._has_gradient(row, experience)] or usable[:1]
+        if not passing:
+            return []
+        shared: dict[int, list[int]] = {}
+        for row in passing:
+            shared.setdefault(int(flat.group_of[row]), []).append(row)
+        groups = list(shared)
+        lengths = [len(flat.groups[g].prompt_ids) + int(flat.lengths[shared[g]].sum()) for g in groups]
+        parts = [[groups[i] for i in part] for part in fill(lengths, self._micro_batch_tokens)]
+        # The divisor of the step is the sum over its batches: the first one brings the units of them all.
+        return [
+            self._batch(experience, [shared[g] for g in part], units if number == 0 else 0.0)
+            for number, part in enumerate(parts)
+        ]
+
+    @property
+    def _all_pass(self) -> bool:
+        """Whether responses of advantage 0 have a gradient."""
+        in_loss = self._objective.kl_weight > 0 and self._objective.kl_in == "loss"
+        return in_loss or self._objective.entropy_weight > 0
+
+    @staticmethod
+    def _has_gradient(row: int, experience: Experience) -> bool:
+        start = int(experience.flat.starts[row])
+        own = experience.advantages.tokens[start : start + int(experience.flat.lengths[row])]
+        return bool((own != 0).any())
+
+    def _batch(self, experience: Experience, rows: Sequence[Sequence[int]], units: float) -> PolicyBatch:
+        flat, device = experience.flat, self._parallel.device
+        first = _first_rows(flat)
+        chosen = []
+        for mine in rows:
+            group = flat.groups[int(flat.group_of[mine[0]])]
+            inside = [row - first[int(flat.group_of[row])] for row in mine]
+            chosen.append(
+                RenderedGroup(
+                    prompt_ids=group.prompt_ids,
+                    response_ids=tuple(group.response_ids[i] for i in inside),
+                    origin=group.origin,
+                )
+            )
+        order = [row for mine in rows for row in mine]
+        places = _tokens_of(order, flat)
+
+        def of(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[places].to(device)
+
+        return PolicyBatch(
+            packed=pack_groups(chosen).to(device),
+            lengths=flat.lengths[order].to(device),
+            advantages=experience.advantages.tokens[places].to(device),
+            old_logprobs=of(experience.old_logprobs),
+            reference_logprobs=of(experience.reference_logprobs),
+            sampler_logprobs=flat.sampler_logprobs[places].to(device),
+            units=units,
+            num_samples=len(order),
+        )
+
+    def _round_metrics(
+        self, made: Round, flat: Flat, old: Tensor | None, reference: Tensor | None
+    ) -> Mapping[str, float]:
+        completions = [completion for group in made.groups for completion in group.completions]
+        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+        cut = [completion.finish_reason == "length" for completion in completions]
+        totals = {
+            **reward_metrics(flat.rewards, flat.group_of),
+            **_parts(made.groups),
+            "completions/mean_length": Total(lengths.sum(), float(len(lengths))),
+            "completions/clipped_ratio": Total(torch.tensor(float(sum(cut))), float(len(cut))),
+        }
+        if old is not None and reference is not None:
+            difference = row_sums(old - reference, flat.rows, len(flat.lengths))
+            totals["objective/kl"] = Total(difference.sum(), float(len(difference)))
+        logged = values(self._parallel.means(totals))
+        if self._learning.reward_penalty is not None:
+            num = int(self._parallel.sum(len(flat.lengths)))
+            self._controller = self._controller.updated(logged["objective/kl"], num)
+            logged["objective/kl_weight"] = self._controller.weight
+        return {
+            **logged,
+            "replaced_prompts": float(made.replaced),
+            **{f"seconds/{name}": round(value, 4) for name, value in made.seconds.items()},
+        }
+
+
+def flatten(made: Round, renderer: Renderer) -> Flat:
+    """The responses that can be scored; a completion that failed, or is empty, is none."""
+    groups, group_of, lengths, rewards, sampler = [], [], [], [], []
+    for group in made.groups:
+        usable = [
+            (completion, score)
+            for completion, score in zip(group.completions, group.scores, strict=True)
+            if completion.ids and completion.finish_reason != "error"
+        ]
+        if not usable:
+            continue
+        ids = renderer.prompt(group.prompt.messages, group.prompt.tools, origin=group.prompt.origin)
+        for completion, score in usable:
+            group_of.append(len(groups))
+            lengths.append(len(completion.ids))
+            rewards.append(float("nan") if score.value is None else score.value)
+            sampler += completion.policy_logprobs
+        groups.append(
+            RenderedGroup(
+                prompt_ids=ids,
+                response_ids=tuple(completion.ids for completion, _ in usable),
+                origin=group.prompt.origin,
+            )
+        )
+    return Flat(
+        groups=tuple(groups),
+        group_of=torch.tensor(group_of, dtype=torch.int64),
+        lengths=torch.tensor(lengths, dtype=torch.int64),
+        rewards=torch.tensor(rewards, dtype=torch.float32),
+        sampler_logprobs=torch.tensor(sampler, dtype=torch.float32),
+    )
+
+
+def _parts(groups: Sequence[Group]) -> dict[str, Total]:
+    """`rewards/NAME/mean` of every named part."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        for score in group.scores:
+            for name, value in score.parts.items():
+                found.setdefault(name, []).append(value)
+    return {
+        f"rewards/{name}/mean": Total(torch.tensor(numbers).sum(), float(len(numbers)))
+        for name, numbers in found.items()
+    }
+
+
+def _first_rows(flat: Flat) -> list[int]:
+    """First response of each group, and the number of all behind them."""
+    counts = [len(group.response_ids) for group in flat.groups]
+    return [0, *np.cumsum(counts).tolist()]
+
+
+def _tokens_of(rows: Sequence[int], flat: Flat) -> Tensor:
+    """Places of the responses' tokens, response by response."""
+    starts = flat.starts
+    return torch.cat([torch.arange(int(starts[r]), int(starts[r]) + int(flat.lengths[r])) for r in rows])
+
+
+def _given(old: Tensor | None, flat: Flat) -> Tensor:
+    return flat.sampler_logprobs if old is None else old
