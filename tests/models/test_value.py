@@ -117,7 +117,7 @@ def test_values_are_fp32_under_autocast() -> None:
     assert 0 < (narrow - exact).norm() < 0.1 * exact.norm()
 
 
-def test_one_pass_of_the_layers_gives_both(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_pass_of_the_layers_gives_both() -> None:
     model, packed = build("qwen3"), pack(SHAPES)
     scorer = PolicyScorer(TokenScorer(model), drawn_head(model))
     passes: list[int] = []
@@ -197,9 +197,9 @@ def test_a_model_of_its_own_starts_at_0_and_survives_saving(
     assert expected.tokens.std() > 0.01 and expected.tokens.dtype == torch.float32
     score = unwrapped(model).score
     torch.testing.assert_close(expected.tokens, plain_values(model, score, packed).tokens, rtol=0, atol=1e-5)
-    save_reward_model(model, load_tokenizer(str(tiny_checkpoint)), tmp_path / "value")
-    again = value_model(*((tiny_checkpoint,) if lora else (tmp_path / "value",)), lora=lora,
-                        adapter=tmp_path / "value" if lora else None)  # fmt: skip
+    folder = tmp_path / "value"
+    save_reward_model(model, load_tokenizer(str(tiny_checkpoint)), folder)
+    again = value_model(tiny_checkpoint, adapter=folder) if lora else value_model(folder, lora=None)
     assert torch.equal(ValueScorer(again)(packed).tokens, expected.tokens)
 
 
