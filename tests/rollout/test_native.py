@@ -155,7 +155,7 @@ def test_a_character_of_several_tokens_is_streamed_whole(
     ids = tokenizer.encode("a𝄞é答 z")
     assert len(ids) > 9, "the tiny tokenizer spells these characters byte by byte"
 
-    def next_id(logits, sampling, uniform, banned=(), barred=None):  # type: ignore[no-untyped-def]
+    def next_id(logits, sampling, uniform, banned=(), barred=None, scratch=None):  # type: ignore[no-untyped-def]
         return Drawn(torch.tensor([remaining.pop(0)]), torch.zeros(1), torch.zeros(1))
 
     remaining = list(ids)

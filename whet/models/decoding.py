@@ -146,16 +146,22 @@ class KeyValues:
         num, kv = self.num_rows, len(key)
         heads, asked, width = query.shape
         query, key, value = query[:, :num], key[:, :num], value[:, :num]
-        memory.own_keys[step.rows, :, :, step.lengths] = key.transpose(0, 1)
-        memory.own_values[step.rows, :, step.lengths] = value.transpose(0, 1)
+        if step.place is None:
+            memory.own_keys[step.rows, :, :, step.lengths] = key.transpose(0, 1)
+            memory.own_values[step.rows, :, step.lengths] = value.transpose(0, 1)
+        else:
+            memory.own_keys[:, :, :, step.place] = key.transpose(0, 1)
+            memory.own_values[:, :, step.place] = value.transpose(0, 1)
         q = query.transpose(0, 1).reshape(num, kv, heads // kv, width)
         own = _products(q, memory.own_keys)
         prompt = step.to_rows(_products(step.to_groups(q), memory.prompt_keys))
         scores = torch.cat([prompt, own], dim=-1)
-        scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale)
-        if cap is not None:
-            scores.div_(cap).tanh_().mul_(cap)
-        p = scores.add_(step.mask).softmax(dim=-1).to(value.dtype)
+        if cap is None:
+            scores = torch.add(step.mask, scores, alpha=scale)
+        else:
+            scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).mul_(scale / cap).tanh_()
+            scores = scores.mul_(cap).add_(step.mask)
+        p = scores.softmax(dim=-1).to(value.dtype)
         split = prompt.shape[-1]
         out = step.to_rows(_products(step.to_groups(p[..., :split]), memory.prompt_values))
         out = (out + _products(p[..., split:], memory.own_values)).reshape(num, heads, width)
@@ -170,6 +176,8 @@ class _Step:
     """[M], 0 to M - 1."""
     lengths: Tensor
     """[M] place of the new token among the row's own."""
+    place: int | None
+    """The same as a number, where it is one for all rows of the memory: a copy then writes what else is scattered."""
     places: Tensor | None
     """[M] the row's place among G groups of n; None where they lie one behind the other already."""
     num_groups: int
@@ -201,6 +209,7 @@ class _Step:
         mask = torch.zeros(ahead.shape, device=device).masked_fill_(ahead, -torch.inf)
         return cls(
             rows=torch.arange(len(groups), device=device), lengths=own,
+            place=lengths[0] if len(set(lengths)) == 1 else None,
             places=None if in_order else torch.tensor(places, device=device),
             num_groups=len(prompts), per_group=most, mask=mask[:, None, None],
         )  # fmt: skip

@@ -7,6 +7,7 @@ its keys and values are held once for all samples. Nothing a row gets depends on
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from transformers import PreTrainedModel
@@ -14,9 +15,9 @@ from transformers import PreTrainedModel
 from whet.models.backbone import LEAST_ROWS, Backbone, from_trees
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
-from whet.models.scoring import next_logits
+from whet.models.packed_linear import logits_function
 from whet.rollout.row import Row, Text, streams, take
-from whet.rollout.sampling import draw
+from whet.rollout.sampling import Scratch, draw
 from whet.schema.packed import Tree
 
 PREFILL_TOKENS = 2048
@@ -31,11 +32,15 @@ class Decoder:
     def __init__(self, model: PreTrainedModel, backbone: Backbone, *, end_ids: tuple[int, ...], text: Text) -> None:
         self._model, self._backbone, self._end_ids, self._text = model, backbone, end_ids, text
         self._device = next(model.parameters()).device
+        if not model.training:
+            model.eval()  # its parts too; from here on the model's own flag tells
+        self._logits = logits_function(model)
         self._memory = KeyValues()
         self._rows: list[Row] = []
         """In the order of the memory's rows, ended ones that have not left among them."""
         self._numbers = torch.zeros(0, 0, dtype=torch.float64)
         """[rows, most tokens] uniform numbers."""
+        self._scratch = Scratch()
 
     @property
     def num_running(self) -> int:
@@ -63,9 +68,9 @@ class Decoder:
         if not self._rows:
             return
         newest = torch.tensor([row.ids[-1] for row in self._rows], device=self._device)
-        with evaluating(self._model):
+        with self._evaluating():
             hidden = self._backbone.step(newest, self._memory)
-            logits = next_logits(self._model, hidden)[: len(self._rows)]
+            logits = self._logits(hidden)[: len(self._rows)]
         self._draw(self._rows, logits, self._numbers)
 
     def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
@@ -76,11 +81,11 @@ class Decoder:
             trees.append(Tree(start, size))
             start += size
         ids = torch.tensor([token for prompt in prompts for token in prompt] + [0] * filling, device=self._device)
-        with evaluating(self._model):
+        with self._evaluating():
             hidden, captured = self._backbone.prompts(from_trees(ids, tuple(trees)))
             ends = torch.tensor([tree.start + tree.prompt - 1 for tree in trees], device=self._device)
             ends = torch.cat([ends, ends.new_zeros(max(0, LEAST_ROWS - len(ends)))])
-            logits = next_logits(self._model, hidden[ends])
+            logits = self._logits(hidden[ends])
         self._memory.enter(captured.first(len(groups)), [len(group) for group in groups])
         rows = [row for group in groups for row in group]
         which = torch.tensor([number for number, group in enumerate(groups) for _ in group], device=self._device)
@@ -96,8 +101,11 @@ class Decoder:
         places = torch.tensor([min(len(row.ids), row.limit - 1) for row in rows], device=self._device)
         uniform = numbers.gather(1, places[:, None]).squeeze(1)
         banned = self._end_ids if sampling.min_new_tokens else ()
-        drawn = draw(logits, sampling, uniform, banned, places < sampling.min_new_tokens)
+        drawn = draw(logits, sampling, uniform, banned, places < sampling.min_new_tokens, self._scratch)
         take(rows, drawn, self._end_ids, self._text)
+
+    def _evaluating(self) -> AbstractContextManager[None]:
+        return evaluating(self._model) if self._model.training else nullcontext()
 
     def _leave(self) -> None:
         stay = [place for place, row in enumerate(self._rows) if row.finish is None]

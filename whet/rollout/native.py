@@ -46,10 +46,12 @@ class NativeEngine:
         batch_size: int,
         end_ids: tuple[int, ...],
         dtype: torch.dtype | None = None,
+        pack_frozen: bool = False,
     ) -> None:
         """With a `dtype` the engine generates from a copy of what differs from it: adapters folded in, weights cast.
-        The copy follows the model at `sync`. Without, it generates with the model as it is at every moment."""
-        self._snapshot = Snapshot(model, dtype) if dtype is not None else None
+        The copy follows the model at `sync`; `pack_frozen` copies more of it, to be faster (see `Snapshot`).
+        Without a `dtype` it generates with the model as it is at every moment."""
+        self._snapshot = Snapshot(model, dtype, pack_frozen=pack_frozen) if dtype is not None else None
         self._model = self._snapshot.model if self._snapshot is not None else model
         self._backbone = Backbone(self._model)
         self._tokenizer, self._batch_size, self._end_ids = tokenizer, batch_size, end_ids

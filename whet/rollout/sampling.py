@@ -18,6 +18,7 @@ from whet.schema.rollouts import Sampling
 
 CACHED = 1 << 20
 """Logits that are looked at together on a CPU: 4 MiB in fp32."""
+LOG2_E = math.log2(math.e)
 BLOCK = 512
 """Tokens whose weights are summed together before one of them is looked for."""
 NUCLEUS_PROBE = 64
@@ -41,46 +42,92 @@ class Drawn:
     """Under the softmax of the logits as they came."""
 
 
+class Scratch:
+    """Memory for the logits that are looked at, kept from step to step: megabytes that are freed and asked for again
+    cost a CPU more than the sums over them."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0)
+
+    def take(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy in fp32, valid until the next call."""
+        if self._memory.numel() < logits.numel() or self._memory.device != logits.device:
+            self._memory = torch.empty(logits.numel(), dtype=torch.float32, device=logits.device)
+        return self._memory[: logits.numel()].view_as(logits).copy_(logits)
+
+
 def draw(
     logits: torch.Tensor,
     sampling: Sampling,
     uniform: torch.Tensor,
     banned: tuple[int, ...] = (),
     barred: torch.Tensor | None = None,
+    scratch: Scratch | None = None,
 ) -> Drawn:
     """Draw one token a row from logits [rows, vocabulary] with uniform [rows] (float64).
 
     The `banned` ids cannot be drawn in rows that are `barred` [rows] (bool); None bars all.
     """
     barred = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if barred is None else barred
+    scratch = scratch or Scratch()
+    scratch = scratch or Scratch()
     # A few rows at a time: what is made of their logits stays in a CPU's caches.
     rows = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
     parts = [
-        _draw(logits[start : start + rows].float(), sampling, uniform[start : start + rows],
-              banned, barred[start : start + rows])
+        _draw(logits[start : start + rows], sampling, uniform[start : start + rows],
+              banned, barred[start : start + rows], scratch)
         for start in range(0, len(logits), rows)
     ]  # fmt: skip
     return Drawn(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
 
 
 def _draw(
-    logits: torch.Tensor, sampling: Sampling, uniform: torch.Tensor, banned: tuple[int, ...], barred: torch.Tensor
+    logits: torch.Tensor,
+    sampling: Sampling,
+    uniform: torch.Tensor,
+    banned: tuple[int, ...],
+    barred: torch.Tensor,
+    scratch: Scratch,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    changed = sampling.temperature != 1.0 or sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
-    scores = logits
-    if banned and bool(barred.any()):
-        changed = True
-        scores = logits.clone()
-        scores[barred.nonzero(), torch.tensor(banned, device=logits.device)] = -torch.inf
-    if sampling.temperature == 0:
+    temperature = sampling.temperature
+    truncated = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
+    shaped = temperature not in (0.0, 1.0) or truncated
+    normaliser = _logsumexp(scratch.take(logits)) if shaped or temperature == 0 else None
+    scores = scratch.take(logits)
+    held = _bar(scores, banned, barred) if banned else None
+    if temperature == 0:
         ids = scores.argmax(dim=-1)
-        return ids, scores.new_zeros(len(scores)), _logprobs(logits, ids)
-    if changed:
-        scores = truncate(scores / sampling.temperature, sampling)
+        own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
+        return ids, torch.zeros_like(own), own - normaliser
+    if shaped:
+        scores = scores.div_(temperature)
+        scores = truncate(scores, sampling) if truncated else scores
     largest = scores.amax(dim=-1, keepdim=True)
-    ids, total = _invert((scores - largest).exp_(), uniform)
-    logprobs = (scores.gather(-1, ids[:, None]) - largest).squeeze(-1) - total.log().float()
-    return ids, logprobs, _logprobs(logits, ids) if changed else logprobs
+    ids, total = _invert(_exp(scores, largest), uniform)
+    sampled = largest.squeeze(-1) + total.log().float()
+    own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
+    if normaliser is None:
+        normaliser = sampled if held is None else torch.logaddexp(sampled, held)
+    return ids, own / temperature - sampled, own - normaliser
+
+
+def _bar(scores: torch.Tensor, banned: tuple[int, ...], barred: torch.Tensor) -> torch.Tensor:
+    """Keep the banned ids from barred rows, in place. Returns the logarithm of the weight [rows] that is taken away."""
+    places = torch.tensor(banned, device=scores.device)
+    theirs = scores[:, places]
+    scores[:, places] = theirs.masked_fill(barred[:, None], -torch.inf)
+    return torch.logsumexp(theirs, dim=-1).masked_fill(~barred, -torch.inf)
+
+
+def _exp(scores: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
+    """exp(scores - largest) in place; by powers of two, of which torch computes three while it computes one of e."""
+    return scores.sub_(largest).mul_(LOG2_E).exp2_()
+
+
+def _logsumexp(scores: torch.Tensor) -> torch.Tensor:
+    """[rows], of scores that are overwritten."""
+    largest = scores.amax(dim=-1, keepdim=True)
+    return largest.squeeze(-1) + _exp(scores, largest).sum(dim=-1).log()
 
 
 def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -109,10 +156,6 @@ def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor,
     rest = torch.minimum(target - before, torch.nextafter(last, torch.zeros_like(last)))
     place = torch.searchsorted(cumulative, rest.clamp_min(0.0), right=True)
     return (block * BLOCK + place).squeeze(-1), total.squeeze(-1)
-
-
-def _logprobs(logits: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
-    return logits.gather(-1, ids[:, None]).squeeze(-1) - torch.logsumexp(logits, dim=-1)
 
 
 def truncate(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:

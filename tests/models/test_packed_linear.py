@@ -1,0 +1,113 @@
+"""Packed weights give the numbers of plain ones to the bit, row by row, and follow what is trained."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.models.packed import VOCABULARY, build, with_adapter
+from whet.models import packed_linear
+from whet.models.backbone import Backbone, from_trees
+from whet.models.packed_linear import PackedLinear, logits_function, pack_linears, packs
+from whet.models.scoring import next_logits
+from whet.models.snapshot import Snapshot
+from whet.schema.packed import Tree
+
+WEIGHT = torch.zeros(1, dtype=torch.bfloat16)
+needs_packing = pytest.mark.skipif(not packs(WEIGHT, torch.bfloat16), reason="no bf16 products by oneDNN here")
+
+
+def packed_layers(model: torch.nn.Module) -> list[str]:
+    return [path for path, module in model.named_modules() if isinstance(module, PackedLinear)]
+
+
+def logits(model: torch.nn.Module) -> torch.Tensor:
+    ids = torch.arange(1, 31) % VOCABULARY
+    hidden = Backbone(model).hidden(from_trees(ids, (Tree(0, 12), Tree(12, 18))))
+    return logits_function(model)(hidden)
+
+
+@needs_packing
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 31, 32, 33, 64, 300])
+def test_any_number_of_rows_gives_the_plain_product(rows: int, bias: bool) -> None:
+    torch.manual_seed(rows)
+    plain = torch.nn.Linear(96, 200, bias=bias, dtype=torch.bfloat16).requires_grad_(False)
+    x = torch.randn(rows, 96).bfloat16()
+    packed = PackedLinear(plain.weight, plain.bias)
+    assert torch.equal(packed(x), plain(x))
+    assert torch.equal(packed(x[None]), plain(x)[None])
+
+
+@needs_packing
+def test_a_row_does_not_know_its_neighbours() -> None:
+    torch.manual_seed(0)
+    packed = PackedLinear(torch.randn(3000, 512).bfloat16(), None)
+    x = torch.randn(64, 512).bfloat16()
+    whole = packed(x)
+    for rows in range(8, 64, 5):
+        assert torch.equal(packed(x[:rows]), whole[:rows])
+        assert torch.equal(packed(x[-rows:]), whole[-rows:])
+
+
+@needs_packing
+def test_a_snapshot_packs_its_own_copies_and_the_head_and_they_follow() -> None:
+    model = with_adapter(build("qwen3")).to(torch.bfloat16)
+    snapshot = Snapshot(model, torch.bfloat16)
+    folded = [path.removeprefix("base_model.model.") for path, m in model.named_modules() if hasattr(m, "lora_A")]
+    assert sorted(packed_layers(snapshot.model)) == sorted([*folded, "lm_head"])
+    everything = Snapshot(model, torch.bfloat16, pack_frozen=True).model
+    assert not [path for path, module in everything.named_modules() if type(module) is torch.nn.Linear]
+    before = logits(snapshot.model)
+    assert torch.equal(logits(everything), before)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.add_(0.3)
+    assert torch.equal(logits(snapshot.model), before), "a copy is as old as its last refresh"
+    snapshot.refresh()
+    after = logits(snapshot.model)
+    assert not torch.equal(after, before)
+    assert torch.equal(after, logits(Snapshot(model, torch.bfloat16).model))
+
+
+@needs_packing
+def test_trained_weights_of_fp32_are_packed_in_bf16_and_an_embedding_stays_what_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build("qwen3").float().requires_grad_(True)
+    snapshot = Snapshot(model, torch.bfloat16)
+    assert "lm_head" in packed_layers(snapshot.model)
+    assert type(snapshot.model.get_input_embeddings()) is torch.nn.Embedding
+    with monkeypatch.context() as without:
+        without.setattr(packed_linear, "OPERATORS", ("_no_such_operator",))
+        plain = Snapshot(model, torch.bfloat16)
+    for factor in (1.0, 2.0):
+        with torch.no_grad():
+            model.get_output_embeddings().weight.mul_(factor)
+        snapshot.refresh()
+        plain.refresh()
+        assert torch.equal(logits(snapshot.model), logits(plain.model))
+
+
+@needs_packing
+@pytest.mark.parametrize("name", ["qwen2", "llama", "gemma2", "cohere"])
+def test_a_model_packed_in_place_scores_as_before(name: str) -> None:
+    model = build(name).to(torch.bfloat16).requires_grad_(False).eval()
+    before = logits(model).float()
+    pack_linears(model)
+    assert packed_layers(model)
+    # A head with a factor or a cap is taken in fp32 where it is plain, and a packed one rounds before it is bent.
+    rounding = 1e-2 if name in ("gemma2", "cohere") else 0.0
+    torch.testing.assert_close(logits(model).float(), before, rtol=rounding, atol=rounding)
+
+
+def test_nothing_is_packed_where_the_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_adapter(build("qwen3")).to(torch.bfloat16)
+    assert not packs(WEIGHT, torch.float32)
+    assert not packs(WEIGHT.to("meta"), torch.bfloat16)
+    monkeypatch.setattr(packed_linear, "OPERATORS", ("_no_such_operator",))
+    snapshot = Snapshot(model, torch.bfloat16)
+    assert not packed_layers(snapshot.model)
+    hidden = torch.randn(8, snapshot.model.config.hidden_size).bfloat16()
+    assert torch.equal(logits_function(snapshot.model)(hidden), next_logits(snapshot.model, hidden))

@@ -1,0 +1,64 @@
+"""Linear layers whose weights are kept in the order in which a CPU's bf16 products read them.
+
+oneDNN reorders a plain weight anew at every product. With many tokens that is lost in the noise; with the few dozen
+rows of a decoding step it is a third of the time. The numbers are the same to the bit: only where they lie differs.
+A reordered weight is read by products alone, so an embedding that is tied to the head stays plain beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from whet.models.backbone import unwrapped
+from whet.models.scoring import logit_transform, next_logits
+
+ROWS = 32
+"""Rows for which the order is chosen; products of any other number read it too."""
+OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
+"""torch's own, but not public (its compiler uses them): where one is missing, nothing is packed."""
+
+
+class PackedLinear(torch.nn.Module):
+    """y = x W' + b without gradient; `packs` says for which weights."""
+
+    def __init__(self, weight: Tensor, bias: torch.nn.Parameter | None) -> None:
+        super().__init__()
+        self.bias = bias
+        self.take(weight)
+
+    def take(self, weight: Tensor) -> None:
+        """Take over a plain weight [out, in]; what was there before is freed."""
+        self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return out
+
+
+def packs(weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether products of this weight, in this type, are oneDNN's and its order can be kept."""
+    known = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+    if not known or weight.device.type != "cpu" or dtype != torch.bfloat16:
+        return False
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+@torch.no_grad()
+def pack_linears(model: PreTrainedModel) -> None:
+    """Pack a frozen model that only generates from now on, in place: no memory but a tied head's is held twice."""
+    for path, module in list(model.named_modules()):
+        if type(module) is torch.nn.Linear and packs(module.weight, module.weight.dtype):
+            model.set_submodule(path, PackedLinear(module.weight, module.bias))
+
+
+def logits_function(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """`next_logits` of this model; for a packed head that is a product and nothing else, the product as it comes."""
+    whole = unwrapped(model)
+    head = whole.get_output_embeddings()
+    plain = logit_transform(whole.config.get_text_config().to_dict()) == (1.0, None)
+    return head if isinstance(head, PackedLinear) and head.bias is None and plain else partial(next_logits, model)
