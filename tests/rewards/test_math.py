@@ -153,7 +153,7 @@ def test_huge_texts_take_no_endless_time(reward: MathReward) -> None:
     ):
         assert value(reward, text, "7") == 0.0
         assert boxed(text) is None
-    assert time.perf_counter() - begun < 10.0
+    assert time.perf_counter() - begun < 60.0
 
 
 def test_no_reference_is_no_wrong_answer(reward: MathReward) -> None:

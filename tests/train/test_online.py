@@ -23,6 +23,7 @@ from whet.experience.rounds import Round, Rounds
 from whet.models.load import end_ids, load_model, load_tokenizer, save_trained
 from whet.models.reference import by_adapter
 from whet.models.scoring import TokenScorer
+from whet.models.value import PolicyScorer, ValueHead, fresh_value_head, load_value_head, save_value_head
 from whet.rollout.native import NativeEngine
 from whet.runs.files import read_jsonl
 from whet.runs.sinks import MetricsFile
@@ -33,7 +34,7 @@ from whet.train.bind_policy import policy_learning
 from whet.train.checkpoint import Checkpoints
 from whet.train.loop import Loop
 from whet.train.online import OnlineFeed
-from whet.train.policy import PolicyLearner, by_policy
+from whet.train.policy import PolicyLearner, policy_logprobs, policy_values
 
 LONGEST = 8
 PROMPTS = [
@@ -83,7 +84,12 @@ class Training:
         model = load_model(
             ModelRef(path=str(self.base), adapter=adapter), config, dtype=self.dtype, trainable=True, seed=1
         )
-        scorer, parallel = TokenScorer(model), RecordingParallel(self.dtype)
+        policy, parallel = TokenScorer(model), RecordingParallel(self.dtype)
+        scorer: TokenScorer | PolicyScorer = policy
+        if self.objective.needs_values:
+            folder = None if position is None else checkpoints.folder(position.step)
+            head = fresh_value_head(model) if folder is None else load_value_head(model, folder)
+            scorer = PolicyScorer(policy, head)
         renderer = Renderer(tokenizer)
         engine = NativeEngine(model, tokenizer, batch_size=16, end_ids=end_ids(tokenizer, model), dtype=self.dtype)
         rollout = Rollout(group_size=4, max_new_tokens=LONGEST, temperature=1.0, top_p=1.0)
@@ -100,14 +106,21 @@ class Training:
             ),
             renderer, self.objective, learning, num_prompts=len(PROMPTS), batch_size=3,
             micro_batch_tokens=self.micro_batch_tokens, epochs=1, max_steps=self.max_steps, seed=0, sync=engine.sync,
-            policy=by_policy(scorer), reference=by_adapter(scorer, None) if self.objective.needs_reference else None,
+            policy=policy_logprobs(policy, 1.0),
+            reference=by_adapter(policy, None) if self.objective.needs_reference else None,
+            values=policy_values(scorer) if isinstance(scorer, PolicyScorer) else None,
             parallel=parallel, folder=self.folder / "measured",
         )  # fmt: skip
+
+        def save(path: Path) -> None:
+            save_trained(model, tokenizer, path / "adapter")
+            if isinstance(scorer, PolicyScorer) and isinstance(scorer.value, ValueHead):
+                save_value_head(scorer.value, path)
+
         with MetricsFile(self.folder / "metrics.jsonl") as metrics:
             loop = Loop(
-                model=scorer, learner=PolicyLearner(learning), feed=feed, train=train, parallel=parallel,
-                checkpoints=checkpoints, save_model=lambda path: save_trained(model, tokenizer, path / "adapter"),
-                metrics=metrics,
+                model=scorer, learner=PolicyLearner(learning, temperature=1.0), feed=feed, train=train,
+                parallel=parallel, checkpoints=checkpoints, save_model=save, metrics=metrics,
             )  # fmt: skip
             if stop_after is not None:
                 step = loop._step
@@ -147,6 +160,7 @@ OBJECTIVES = [
     plan.Rloo(),
     plan.ReinforcePlusPlusBaseline(),
     plan.Dapo(),
+    plan.Ppo(epochs=2, minibatches=2, adaptive_kl=plan.AdaptiveKlWeight(target=0.01, horizon=20.0)),
 ]
 
 
@@ -246,4 +260,3 @@ def test_a_round_is_read_as_it_was_made(tiny_checkpoint: Path, tmp_path: Path) -
     assert [group.prompt for group in first.groups] == [PROMPTS[4], PROMPTS[1]]
     shutil.copy(tmp_path / "000003.jsonl", tmp_path / "copy")
     assert json.loads((tmp_path / "copy").read_text().splitlines()[-1])["round"] == 3
-

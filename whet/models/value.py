@@ -145,7 +145,8 @@ def load_value_head(policy: PreTrainedModel | PeftModel, folder: Path) -> ValueH
             f"value head of shape [{rows}, {found}] on a model of width {width}", field="model.path",
             found=repr(str(file)), fix="it belongs to another model",
         )  # fmt: skip
-    return ValueHead(weight.float()).to(_device(policy))
+    # A copy, since safetensors' own memory is not aligned, and products of unaligned memory may round differently.
+    return ValueHead(weight.to(torch.float32, copy=True)).to(_device(policy))
 
 
 def load_value_model(ref: ModelRef, config: Model, *, dtype: torch.dtype, seed: int) -> PreTrainedModel | PeftModel:

@@ -10,7 +10,7 @@ KL and no entropy in the loss: they are not passed through the model, but their 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +25,11 @@ from whet.data.rendered import RenderedGroup
 from whet.experience.rounds import Round, Rounds
 from whet.objectives.advantages import reward_metrics
 from whet.objectives.credit import Advantages, Rollouts
+from whet.objectives.kl import KlController
 from whet.objectives.loss import Total
 from whet.objectives.moments import Moments
 from whet.objectives.sums import row_sums
-from whet.runs.files import writing
+from whet.runs.files import read_json, write_json, writing
 from whet.schema.metrics import values
 from whet.schema.rollouts import Group
 from whet.train.bind_policy import PolicyLearning
@@ -62,14 +63,24 @@ class Flat:
         return self.lengths.cumsum(0) - self.lengths
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What passes over the responses gave when the round began, [N] each; None where nobody wants it."""
+
+    policy: Tensor | None = None
+    """Log-probs."""
+    reference: Tensor | None = None
+    """Log-probs."""
+    values: Tensor | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
     """A round ready to be trained on."""
 
     flat: Flat
     advantages: Advantages
-    old_logprobs: Tensor | None
-    reference_logprobs: Tensor | None
+    measured: Measured
     metrics: Mapping[str, float]
 
 
@@ -92,6 +103,7 @@ class OnlineFeed:
         sync: Callable[[int], None],
         policy: Measure,
         reference: Measure | None,
+        values: Measure | None = None,
         parallel: Parallel,
         folder: Path,
     ) -> None:
@@ -99,13 +111,19 @@ class OnlineFeed:
         what a round was measured with, for runs that are killed within it."""
         self._rounds, self._renderer, self._objective, self._learning = rounds, renderer, objective, learning
         self._micro_batch_tokens, self._seed, self._folder = micro_batch_tokens, seed, folder
-        self._sync, self._policy, self._reference, self._parallel = sync, policy, reference, parallel
+        self._sync, self._parallel = sync, parallel
         self._per_round = objective.passes * objective.minibatches
         self._prompts = OfflineFeed(
             [1] * num_prompts, list, batch_size=batch_size, micro_batch_tokens=1, epochs=epochs, max_steps=None,
             seed=seed, rank=parallel.rank, world=parallel.world,
         )  # fmt: skip
         self._num_steps = max_steps if max_steps is not None else self._prompts.num_steps * self._per_round
+        # The policy's log-probs of the round's start: where it has several steps, or takes the KL off the reward.
+        self._measures = {
+            "policy": policy if self._per_round > 1 or learning.reward_penalty is not None else None,
+            "reference": reference,
+            "values": values,
+        }
         self._controller = learning.controller
         self._current: tuple[int, Experience] | None = None
 
@@ -134,47 +152,49 @@ class OnlineFeed:
     def _begin(self, number: int, step: int) -> Experience:
         made = self._rounds.make(number, self._prompts.indices(number), lambda: self._sync(step))
         flat = flatten(made, self._renderer)
-        old, reference = self._measured(number, flat)
-        penalty = None
-        if self._learning.reward_penalty is not None:
-            assert reference is not None, "the objective needs a reference"
-            penalty = self._controller.weight * self._learning.reward_penalty(_given(old, flat), reference)
+        measured = self._measured(number, flat)
+        self._controller = self._controller_of(number)
         rollouts = Rollouts(
-            rewards=flat.rewards, groups=flat.group_of, rows=flat.rows, lengths=flat.lengths, penalty=penalty
-        )
+            rewards=flat.rewards, groups=flat.group_of, rows=flat.rows, lengths=flat.lengths,
+            penalty=self._penalty(measured), values=measured.values,
+        )  # fmt: skip
         advantages = self._learning.advantages(rollouts)
         if self._learning.whiten:
             own = advantages.moments()
             moments = Moments(*(self._parallel.sum(value) for value in (own.count, own.total, own.squares)))
             advantages = advantages.whitened(moments)
-        metrics = self._round_metrics(made, flat, old, reference)
-        return Experience(
-            flat=flat, advantages=advantages, old_logprobs=old if self._per_round > 1 else None,
-            reference_logprobs=reference, metrics=metrics,
-        )  # fmt: skip
+        metrics = self._round_metrics(made, flat, measured)
+        if self._learning.reward_penalty is not None:
+            write_json(self._folder / f"{number:06d}.json", {"kl_weight": self._controller.weight})
+        return Experience(flat=flat, advantages=advantages, measured=measured, metrics=metrics)
 
-    def _measured(self, number: int, flat: Flat) -> tuple[Tensor | None, Tensor | None]:
-        """Log-probs [N] under the policy at the round's start and under the reference; from disk where they are there.
+    def _controller_of(self, number: int) -> KlController:
+        """The KL's weight as the round before left it, on disk for a run that was killed since."""
+        path = self._folder / f"{number - 1:06d}.json"
+        if number == 0 or not path.is_file():
+            return self._controller
+        return replace(self._controller, weight=read_json(path)["kl_weight"])
 
-        The policy's are wanted where the round has several steps, or takes the KL off the reward.
-        """
+    def _penalty(self, measured: Measured) -> Tensor | None:
+        """[N], what the KL takes off each token's reward."""
+        if self._learning.reward_penalty is None:
+            return None
+        assert measured.policy is not None and measured.reference is not None, "the KL compares the two"
+        return self._controller.weight * self._learning.reward_penalty(measured.policy, measured.reference)
+
+    def _measured(self, number: int, flat: Flat) -> Measured:
+        """The passes over the round's responses, or what is on disk of them."""
         path = self._folder / f"{number:06d}.safetensors"
         if path.is_file():
-            stored = load_file(path)
-            return stored.get("old"), stored.get("reference")
-        needs_old = self._per_round > 1 or self._learning.reward_penalty is not None
-        measured = {}
-        if needs_old:
-            measured["old"] = self._passed(flat, self._policy)
-        if self._reference is not None:
-            measured["reference"] = self._passed(flat, self._reference)
-        if measured:
+            return Measured(**load_file(path))
+        passed = {name: self._passed(flat, measure) for name, measure in self._measures.items() if measure is not None}
+        if passed:
             path.parent.mkdir(parents=True, exist_ok=True)
             temporary = path.with_suffix(".tmp")
             with writing(path):
-                save_file(measured, temporary)
+                save_file(passed, temporary)
                 temporary.replace(path)
-        return measured.get("old"), measured.get("reference")
+        return Measured(**passed)
 
     def _passed(self, flat: Flat, measure: Measure) -> Tensor:
         """[N] in the flat order, measured in micro-batches."""
@@ -213,9 +233,9 @@ class OnlineFeed:
 
     @property
     def _all_pass(self) -> bool:
-        """Whether responses of advantage 0 have a gradient."""
+        """Whether responses of advantage 0 have a gradient: of the KL, the entropy or the values."""
         in_loss = self._objective.kl_weight > 0 and self._objective.kl_in == "loss"
-        return in_loss or self._objective.entropy_weight > 0
+        return in_loss or self._objective.entropy_weight > 0 or self._learning.value is not None
 
     @staticmethod
     def _has_gradient(row: int, experience: Experience) -> bool:
@@ -247,16 +267,16 @@ class OnlineFeed:
             packed=pack_groups(chosen).to(device),
             lengths=flat.lengths[order].to(device),
             advantages=experience.advantages.tokens[places].to(device),
-            old_logprobs=of(experience.old_logprobs),
-            reference_logprobs=of(experience.reference_logprobs),
+            old_logprobs=of(experience.measured.policy) if self._per_round > 1 else None,
+            reference_logprobs=of(experience.measured.reference),
+            old_values=of(experience.measured.values),
+            returns=of(experience.advantages.returns),
             sampler_logprobs=flat.sampler_logprobs[places].to(device),
             units=units,
             num_samples=len(order),
         )
 
-    def _round_metrics(
-        self, made: Round, flat: Flat, old: Tensor | None, reference: Tensor | None
-    ) -> Mapping[str, float]:
+    def _round_metrics(self, made: Round, flat: Flat, measured: Measured) -> Mapping[str, float]:
         completions = [completion for group in made.groups for completion in group.completions]
         lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
         cut = [completion.finish_reason == "length" for completion in completions]
@@ -266,8 +286,8 @@ class OnlineFeed:
             "completions/mean_length": Total(lengths.sum(), float(len(lengths))),
             "completions/clipped_ratio": Total(torch.tensor(float(sum(cut))), float(len(cut))),
         }
-        if old is not None and reference is not None:
-            difference = row_sums(old - reference, flat.rows, len(flat.lengths))
+        if measured.policy is not None and measured.reference is not None:
+            difference = row_sums(measured.policy - measured.reference, flat.rows, len(flat.lengths))
             totals["objective/kl"] = Total(difference.sum(), float(len(difference)))
         logged = values(self._parallel.means(totals))
         if self._learning.reward_penalty is not None:
@@ -283,7 +303,9 @@ class OnlineFeed:
 
 def flatten(made: Round, renderer: Renderer) -> Flat:
     """The responses that can be scored; a completion that failed, or is empty, is none."""
-    groups, group_of, lengths, rewards, sampler = [], [], [], [], []
+    groups: list[RenderedGroup] = []
+    sampler: list[float] = []
+    group_of, lengths, rewards = [], [], []
     for group in made.groups:
         usable = [
             (completion, score)
@@ -297,7 +319,7 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
             group_of.append(len(groups))
             lengths.append(len(completion.ids))
             rewards.append(float("nan") if score.value is None else score.value)
-            sampler += completion.policy_logprobs
+            sampler += completion.logprobs
         groups.append(
             RenderedGroup(
                 prompt_ids=ids,
@@ -337,7 +359,3 @@ def _tokens_of(rows: Sequence[int], flat: Flat) -> Tensor:
     """Places of the responses' tokens, response by response."""
     starts = flat.starts
     return torch.cat([torch.arange(int(starts[r]), int(starts[r]) + int(flat.lengths[r])) for r in rows])
-
-
-def _given(old: Tensor | None, flat: Flat) -> Tensor:
-    return flat.sampler_logprobs if old is None else old
