@@ -24,8 +24,11 @@ Scores = Callable[[Packed], Tensor]
 """From a packed row to the [N] log-probs of its targets, without gradient."""
 
 
-def by_adapter(scorer: TokenScorer, adapter: str | None) -> Scores:
-    """The model that `scorer` trains, its adapter switched off; or with the adapter saved at `adapter` in its place."""
+def by_adapter(scorer: TokenScorer, adapter: str | None, *, temperature: float = 1.0) -> Scores:
+    """The model that `scorer` trains, its adapter switched off; or with the adapter saved at `adapter` in its place.
+
+    `temperature` is that of the log-probs: online RL compares the distributions it samples from.
+    """
     model = scorer.model
     assert isinstance(model, PeftModel), "there is an adapter to switch"
     if adapter is not None:
@@ -35,7 +38,7 @@ def by_adapter(scorer: TokenScorer, adapter: str | None) -> Scores:
 
     def score(packed: Packed) -> Tensor:
         with torch.no_grad(), evaluating(model), _as_before(model, frozen=adapter is not None):
-            logprobs: Tensor = scorer(packed).logprobs
+            logprobs: Tensor = scorer(packed, temperature=temperature).logprobs
         return logprobs
 
     return score
@@ -59,10 +62,16 @@ class SecondModel:
     """A frozen model of its own; where the device's memory runs out it moves to the CPU and says so."""
 
     def __init__(
-        self, load: Callable[[torch.device], torch.nn.Module], device: torch.device, *, fall_back: bool
+        self,
+        load: Callable[[torch.device], torch.nn.Module],
+        device: torch.device,
+        *,
+        fall_back: bool,
+        temperature: float = 1.0,
     ) -> None:
         """`load` gives the model on a device. Without `fall_back` running out of memory stays an error."""
         self._load, self._device, self._fall_back = load, device, fall_back
+        self._temperature = temperature
         self._scorer: TokenScorer | None = None
 
     @property
@@ -84,5 +93,5 @@ class SecondModel:
         if self._scorer is None:
             self._scorer = TokenScorer(self._load(self._device)).eval()
         with torch.no_grad():
-            logprobs: Tensor = self._scorer(packed.to(self._device)).logprobs
+            logprobs: Tensor = self._scorer(packed.to(self._device), temperature=self._temperature).logprobs
         return logprobs.to(packed.input_ids.device)
