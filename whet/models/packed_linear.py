@@ -12,7 +12,6 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from whet.models.backbone import unwrapped
 from whet.models.scoring import logit_transform, next_logits
@@ -42,18 +41,11 @@ class PackedLinear(torch.nn.Module):
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether products of this weight, in this type, are oneDNN's and its order can be kept."""
-    known = torch.backends.mkldnn.is_available() and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
+    available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    known = available and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
     if not known or weight.device.type != "cpu" or dtype != torch.bfloat16:
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-@torch.no_grad()
-def pack_linears(model: PreTrainedModel) -> None:
-    """Pack a frozen model that only generates from now on, in place: no memory but a tied head's is held twice."""
-    for path, module in list(model.named_modules()):
-        if type(module) is torch.nn.Linear and packs(module.weight, module.weight.dtype):
-            model.set_submodule(path, PackedLinear(module.weight, module.bias))
 
 
 def logits_function(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:

@@ -96,14 +96,14 @@ class Snapshot:
 
     def _packs(self, path: str, module: torch.nn.Module) -> bool:
         """Whether the twin's module is a linear layer to hold packed."""
-        if type(module) is not torch.nn.Linear or not packs(self._module(path).weight, self._dtype):
+        if type(module) is not torch.nn.Linear or not packs(self._weight(path), self._dtype):
             return False
         head = self._module(path) is self._source.get_output_embeddings()
         return head or self._pack_frozen or self._followed(path, "weight") is not None
 
     def _pack(self, path: str, made: dict[int, torch.nn.Parameter]) -> PackedLinear:
         module, follows = self._module(path), self._followed(path, "weight")
-        weight = module.weight if follows is None else self._now(follows).to(self._dtype)
+        weight = self._weight(path) if follows is None else self._now(follows).to(self._dtype)
         layer = PackedLinear(weight, None if module.bias is None else self._follow(path, "bias", made))
         if follows is not None:
             self._packed.append((layer, follows))
@@ -114,6 +114,11 @@ class Snapshot:
         module = self._source.get_submodule(path)
         plain: torch.nn.Module = module.get_base_layer() if isinstance(module, BaseTunerLayer) else module
         return plain
+
+    def _weight(self, path: str) -> Tensor:
+        weight = self._module(path).weight
+        assert isinstance(weight, Tensor), "a linear layer has one"
+        return weight
 
     def _now(self, name: str) -> Tensor:
         """The weight of an adapted layer, or a plain parameter."""

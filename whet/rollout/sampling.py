@@ -70,7 +70,6 @@ def draw(
     """
     barred = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if barred is None else barred
     scratch = scratch or Scratch()
-    scratch = scratch or Scratch()
     # A few rows at a time: what is made of their logits stays in a CPU's caches.
     rows = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
     parts = [
@@ -96,6 +95,7 @@ def _draw(
     scores = scratch.take(logits)
     held = _bar(scores, banned, barred) if banned else None
     if temperature == 0:
+        assert normaliser is not None
         ids = scores.argmax(dim=-1)
         own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
         return ids, torch.zeros_like(own), own - normaliser
