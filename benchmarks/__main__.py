@@ -1,4 +1,5 @@
-"""The command line: `python -m benchmarks sft|dpo|reward` compares, `python -m benchmarks table` renders README.md."""
+"""The command line: `python -m benchmarks sft|dpo|reward` compares training, `generate` compares engines, and
+`python -m benchmarks table` renders README.md."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
+from benchmarks import generate
 from benchmarks.compare import Comparison, compare
 from benchmarks.job import TASKS, Side
 from benchmarks.shapes import SHAPES
@@ -24,21 +26,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.work is not None:
             Path(options.work).mkdir(parents=True, exist_ok=True)
-            compare(comparison(options), Path(options.work).resolve())
+            run(options, Path(options.work).resolve())
             return 0
         with tempfile.TemporaryDirectory(prefix="whet-benchmark-") as folder:
-            compare(comparison(options), Path(folder))
+            run(options, Path(folder))
         return 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
+def run(options: argparse.Namespace, work: Path) -> None:
+    if options.command == "generate":
+        generate.generate(options, work)
+    else:
+        compare(comparison(options), work)
+
+
 def parser() -> argparse.ArgumentParser:
-    """`table` has no options; the three tasks share theirs."""
+    """`table` has no options; the three tasks of training share theirs."""
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("table", help="render README.md's table from results/*.json")
+    generate.add_options(commands.add_parser("generate", help="compare engines"))
     for task in TASKS:
         add_options(commands.add_parser(task, help=f"compare {task}"))
     return top

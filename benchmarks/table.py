@@ -13,6 +13,18 @@ RESULTS = Path(__file__).with_name("results")
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
+TRAINED = (
+    "| task | model | records a step | tokens a step | side | s/step | tokens/s | peak GB | times as fast | "
+    "share of memory | MFU | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+GENERATED = (
+    "| task | model | prompts | answers each | tokens each | side | tokens/s | load s | peak GB | times as fast | "
+    "share of memory | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+"""Heads of the tables in README.md."""
+
 
 def describe(figures: Sequence[SideFigures]) -> str:
     """A comparison as aligned text."""
@@ -61,20 +73,18 @@ def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def render_results(folder: Path = RESULTS) -> str:
-    """All kept results as Markdown, one table a machine."""
+    """All kept results as Markdown: for every machine a table of training and one of generation."""
     entries = [
         entry for path in sorted(folder.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
     blocks = []
     for machine in dict.fromkeys(map(machine_of, entries)):
-        lines = [machine, ""]
-        lines += [
-            "| task | model | records a step | tokens a step | side | s/step | tokens/s | peak GB | times as fast | "
-            "share of memory | MFU | date |",
-            "|---|---|---|---|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [line for entry in entries if machine_of(entry) == machine for line in lines_of(entry)]
-        blocks.append("\n".join(lines))
+        blocks.append(machine)
+        here = [entry for entry in entries if machine_of(entry) == machine]
+        trained = [line for entry in here if entry["task"] != "generate" for line in lines_of(entry)]
+        generated = [line for entry in here if entry["task"] == "generate" for line in generate_lines_of(entry)]
+        blocks += ["\n".join([*TRAINED, *trained])] if trained else []
+        blocks += ["\n".join([*GENERATED, *generated])] if generated else []
     return "\n\n".join(blocks) if blocks else "Nothing is kept yet."
 
 
@@ -94,6 +104,18 @@ def lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
             f"{side['step_seconds']:.3g}", f"{side['tokens_per_second']:.0f}", f"{side['peak_gb']:.2f}",
             _kept(side["time_ratio"]), _kept(side["memory_ratio"]),
             "" if side["utilisation"] is None else f"{100 * side['utilisation']:.0f} %", entry["date"],
+        ]  # fmt: skip
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def generate_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Rows of one comparison of engines."""
+    for side in entry["sides"]:
+        cells = [
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"],
+            f"{side['side']} {side['version']}".strip(), f"{side['tokens_per_second']:.0f}",
+            f"{side['load_seconds']:.1f}", f"{side['peak_gb']:.2f}", _kept(side["time_ratio"]),
+            _kept(side["memory_ratio"]), entry["date"],
         ]  # fmt: skip
         yield "| " + " | ".join(map(str, cells)) + " |"
 

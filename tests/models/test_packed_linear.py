@@ -8,7 +8,7 @@ import torch
 from tests.models.packed import VOCABULARY, build, with_adapter
 from whet.models import packed_linear
 from whet.models.backbone import Backbone, from_trees
-from whet.models.packed_linear import PackedLinear, logits_function, pack_linears, packs
+from whet.models.packed_linear import PackedLinear, logits_function, packs
 from whet.models.scoring import next_logits
 from whet.models.snapshot import Snapshot
 from whet.schema.packed import Tree
@@ -92,14 +92,15 @@ def test_trained_weights_of_fp32_are_packed_in_bf16_and_an_embedding_stays_what_
 
 @needs_packing
 @pytest.mark.parametrize("name", ["qwen2", "llama", "gemma2", "cohere"])
-def test_a_model_packed_in_place_scores_as_before(name: str) -> None:
+def test_a_frozen_model_is_packed_where_that_is_asked_for_and_scores_as_before(name: str) -> None:
     model = build(name).to(torch.bfloat16).requires_grad_(False).eval()
     before = logits(model).float()
-    pack_linears(model)
-    assert packed_layers(model)
+    assert Snapshot(model, torch.bfloat16).model is model
+    packed = Snapshot(model, torch.bfloat16, pack_frozen=True).model
+    assert packed_layers(packed) and not packed_layers(model)
     # A head with a factor or a cap is taken in fp32 where it is plain, and a packed one rounds before it is bent.
     rounding = 1e-2 if name in ("gemma2", "cohere") else 0.0
-    torch.testing.assert_close(logits(model).float(), before, rtol=rounding, atol=rounding)
+    torch.testing.assert_close(logits(packed).float(), before, rtol=rounding, atol=rounding)
 
 
 def test_nothing_is_packed_where_the_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
