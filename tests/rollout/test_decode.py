@@ -173,6 +173,18 @@ def entered(model: torch.nn.Module, backbone: Backbone, memory: KeyValues, draw:
         yield from (list(prompt) for _ in range(count))
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma2, short window"])
+def test_an_ended_row_may_wait_at_the_models_last_position(name: str) -> None:
+    """One row ends where the positions do, and leaves only with others; gpt2 has a table of 128 positions."""
+    model = build(name).eval()
+    prompts = [tuple(range(1, 125)), *((number, 2, 3) for number in range(1, 9))]
+    asked = [
+        Request(key=str(number), prompt_ids=prompt, sampling=Sampling(max_new_tokens=40, temperature=0.0), seed=0)
+        for number, prompt in enumerate(prompts)
+    ]
+    assert [len(answer.ids) for answer in run(model, asked, size=9)] == [4] + [40] * 8
+
+
 def test_an_adapter_folded_in_follows_the_training() -> None:
     model = with_adapter(build("qwen3"))
     asked = ask(5, 2, Sampling(max_new_tokens=10, temperature=0.0))

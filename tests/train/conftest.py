@@ -36,7 +36,7 @@ class RecordingParallel(Parallel):
         self.gradients: list[list[torch.Tensor]] = []
 
     def step(self, optimizer: torch.optim.Optimizer, parameters: Any, max_norm: float | None) -> float:
-        self.gradients.append([p.grad.detach().clone() for p in parameters])
+        self.gradients.append([torch.zeros_like(p) if p.grad is None else p.grad.detach().clone() for p in parameters])
         return super().step(optimizer, parameters, max_norm)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from whet.config.policy import PolicyObjective
 from whet.config.rollout import Rollout
 from whet.config.train import Train
 from whet.data.render import Renderer
+from whet.errors import RunError
 from whet.experience.rounds import Round, Rounds
 from whet.models.load import end_ids, load_model, load_tokenizer, save_trained
 from whet.models.reference import by_adapter
@@ -238,8 +240,8 @@ def test_a_round_without_a_signal_asks_for_other_prompts(tiny_checkpoint: Path, 
     training = Training(tiny_checkpoint, tmp_path, plan.Dapo(), Uneven(), max_steps=2)
     training.run()
     for made in rounds(training):
-        assert {line["place"] for line in made} == {3, 4, 5}
-    assert sum(row["replaced_prompts"] for row in metrics(training)) > 0
+        assert {line["place"] for line in made if line["trained"]} == {3, 4, 5}
+    assert sum(row["left_out_prompts"] for row in metrics(training)) > 0
 
 
 def test_a_round_is_read_as_it_was_made(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -260,3 +262,25 @@ def test_a_round_is_read_as_it_was_made(tiny_checkpoint: Path, tmp_path: Path) -
     assert [group.prompt for group in first.groups] == [PROMPTS[4], PROMPTS[1]]
     shutil.copy(tmp_path / "000003.jsonl", tmp_path / "copy")
     assert json.loads((tmp_path / "copy").read_text().splitlines()[-1])["round"] == 3
+
+
+def test_a_step_without_anything_to_learn_is_a_step(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """RAFT keeps a prompt's best response, and of equals that is worth nothing there is none."""
+    training = Training(tiny_checkpoint, tmp_path, plan.Raft(), Share(constant=-math.inf), max_steps=1)
+    with pytest.raises(RunError, match="no completion of round 0 has a reward"):
+        training.run()
+    shutil.rmtree(tmp_path)
+    thin = Training(tiny_checkpoint, tmp_path, plan.Grpo(minibatches=5, kl_weight=0.0), Share(), max_steps=5)
+    gradients = thin.run().gradients
+    assert [row["samples"] for row in metrics(thin)].count(0) == 2, "three prompts in five minibatches"
+    assert len(gradients) == 5
+
+
+def test_rollouts_of_other_prompts_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    training = Training(tiny_checkpoint, tmp_path, plan.Grpo(kl_weight=0.0), Share(), max_steps=1)
+    training.run()
+    file = tmp_path / "rounds" / "000000.jsonl"
+    file.write_text(file.read_text().replace('"key": "0/', '"key": "0/f'))
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(RunError, match="rollouts of other prompts"):
+        training.run()

@@ -75,14 +75,7 @@ class Collector:
 
     def requests(self, prompt: Prompt, key: str) -> list[Request]:
         """The group's candidates as requests."""
-        config = self.rollout
-        sampling = Sampling(
-            max_new_tokens=config.max_new_tokens,
-            min_new_tokens=config.min_new_tokens,
-            temperature=config.temperature,
-            top_p=config.top_p,
-            top_k=config.top_k,
-        )
+        config, sampling = self.rollout, sampling_of(self.rollout)
         ids = self.renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin)
         return [
             Request(key=f"{key}#{index}", prompt_ids=ids, sampling=sampling, seed=config.seed)
@@ -100,6 +93,16 @@ class Collector:
             )
             completions += chunk
         return completions
+
+
+def sampling_of(config: Rollout) -> Sampling:
+    return Sampling(
+        max_new_tokens=config.max_new_tokens,
+        min_new_tokens=config.min_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+    )
 
 
 def prompt_keys(prompts: Sequence[Prompt]) -> list[str]:

@@ -19,12 +19,13 @@ import numpy as np
 
 from whet.config.rollout import Rollout
 from whet.data.render import Renderer
-from whet.experience.collect import prompt_keys
+from whet.errors import RunError
+from whet.experience.collect import prompt_keys, sampling_of
 from whet.rewards.reward import Reward
 from whet.rollout.engine import Engine
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
-from whet.schema.rollouts import Completion, Group, Request, Sampling, Score
+from whet.schema.rollouts import Completion, Group, Request, Score
 
 MOST_TRIES = 4
 """Times a round asks for other prompts in place of those whose rewards are all equal."""
@@ -37,8 +38,8 @@ class Round:
     number: int
     groups: tuple[Group, ...]
     """In the order of their prompts; `columns["place"]` is the prompt's place in the data set."""
-    replaced: int = 0
-    """Prompts that were left out because their rewards were all equal."""
+    left_out: tuple[Group, ...] = ()
+    """Asked for, and not trained on, because the rewards of a prompt were all equal."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`generate` and `score`."""
 
@@ -56,47 +57,61 @@ class Rounds:
         prompts: Sequence[Prompt],
         folder: Path,
         replace_equal: bool = False,
+        rank: int = 0,
+        world: int = 1,
     ) -> None:
-        """`replace_equal` draws other prompts in place of those without a signal (DAPO's dynamic sampling)."""
+        """`replace_equal` draws other prompts in place of those without a signal (DAPO's dynamic sampling), each rank
+        from a share of its own. `folder` belongs to this rank alone."""
         self._engine, self._renderer, self._reward, self._rollout = engine, renderer, reward, rollout
         self._prompts, self._keys, self._folder = prompts, prompt_keys(prompts), folder
-        self._replace_equal = replace_equal
+        self._replace_equal, self._rank, self._world = replace_equal, rank, world
 
     def make(self, number: int, places: Sequence[int], sync: Callable[[], None]) -> Round:
         """Round `number` over the prompts at these places; `sync` brings the engine's weights up to date first."""
         path = self._folder / f"{number:06d}.jsonl"
         if path.is_file():
-            return _read(path, self._prompts)
+            return self._checked(_read(path, self._prompts), path)
         sync()
         made = self._draw(number, places)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(path, _lines(made))
         return made
 
+    def _checked(self, made: Round, path: Path) -> Round:
+        """Raises RunError where the file holds the rollouts of other prompts."""
+        for group in (*made.groups, *made.left_out):
+            key = f"{made.number}/{self._keys[_place(group)]}#"
+            if not all(completion.key.startswith(key) for completion in group.completions):
+                raise RunError(
+                    "holds the rollouts of other prompts", file=str(path),
+                    fix="pass --fresh to move what an earlier run made to archive/",
+                )  # fmt: skip
+        return made
+
     def _draw(self, number: int, places: Sequence[int]) -> Round:
         seconds = {"generate": 0.0, "score": 0.0}
         kept: list[Group] = []
         spare: list[Group] = []
-        asked, replaced = list(places), 0
-        for attempt in range(MOST_TRIES if self._replace_equal else 1):
-            groups = self._groups(number, asked, seconds)
-            useful = [group for group in groups if not self._replace_equal or _differ(group)]
-            spare += [group for group in groups if not any(group is other for other in useful)]
-            kept += useful
-            if len(kept) >= len(places):
-                break
-            replaced = len(spare)
-            asked = self._others(number, attempt, len(places) - len(kept), {_place(group) for group in [*kept, *spare]})
-            if not asked:
-                break
+        asked, tries = list(places), 0
+        while asked:
+            for group in self._groups(number, asked, seconds):
+                (kept if _differ(group) or not self._replace_equal else spare).append(group)
+            tries += 1
+            missing, asked = len(places) - len(kept), []
+            if missing > 0 and tries < MOST_TRIES and self._replace_equal:
+                asked = self._others(number, tries, missing, {_place(group) for group in [*kept, *spare]})
         # A round is never short: prompts without a signal fill it, and count for the normaliser as they do elsewhere.
-        kept += spare[: max(0, len(places) - len(kept))]
-        return Round(number=number, groups=tuple(kept[: len(places)]), replaced=replaced, seconds=seconds)
+        missing = max(0, len(places) - len(kept))
+        return Round(
+            number=number, groups=(*kept, *spare[:missing])[: len(places)], left_out=tuple(spare[missing:]),
+            seconds=seconds,
+        )  # fmt: skip
 
-    def _others(self, number: int, attempt: int, num: int, seen: set[int]) -> list[int]:
-        """Prompts that this round has not asked for, drawn by (seed, round, attempt)."""
-        rest = [place for place in range(len(self._prompts)) if place not in seen]
-        draw = np.random.Generator(np.random.PCG64([self._rollout.seed, number, attempt]))
+    def _others(self, number: int, tries: int, num: int, seen: set[int]) -> list[int]:
+        """Prompts of this rank's share that the round has not asked for, drawn by (seed, round, try)."""
+        share = range(self._rank, len(self._prompts), self._world)
+        rest = [place for place in share if place not in seen]
+        draw = np.random.Generator(np.random.PCG64([self._rollout.seed, number, tries]))
         return [rest[int(i)] for i in draw.permutation(len(rest))[:num]]
 
     def _groups(self, number: int, places: Sequence[int], seconds: dict[str, float]) -> list[Group]:
@@ -129,16 +144,6 @@ class Rounds:
             )  # fmt: skip
 
 
-def sampling_of(config: Rollout) -> Sampling:
-    return Sampling(
-        max_new_tokens=config.max_new_tokens,
-        min_new_tokens=config.min_new_tokens,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-    )
-
-
 def _place(group: Group) -> int:
     place: int = group.columns["place"]
     return place
@@ -150,41 +155,54 @@ def _differ(group: Group) -> bool:
 
 
 def _lines(made: Round) -> Iterator[dict[str, Any]]:
-    for group in made.groups:
-        for completion, score in zip(group.completions, group.scores, strict=True):
-            yield {
-                "place": _place(group),
-                "key": completion.key,
-                "prompt": [{"role": message.role, "text": message.text} for message in group.prompt.messages],
-                "text": completion.text,
-                "finish_reason": completion.finish_reason,
-                "reward": score.value,
-                "parts": dict(score.parts),
-                "reward_error": score.error,
-                "error": completion.error,
-                "policy_version": completion.policy_version,
-                "ids": list(completion.ids),
-                "logprobs": list(completion.logprobs),
-                "policy_logprobs": list(completion.policy_logprobs),
-            }
-    yield {"round": made.number, "replaced": made.replaced, "seconds": dict(made.seconds)}
+    for trained, groups in ((True, made.groups), (False, made.left_out)):
+        for group in groups:
+            yield from (
+                _row(group, completion, score) | {"trained": trained}
+                for completion, score in zip(group.completions, group.scores, strict=True)
+            )
+    yield {"round": made.number, "seconds": dict(made.seconds)}
+
+
+def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
+    return {
+        "place": _place(group),
+        "key": completion.key,
+        "prompt": [{"role": message.role, "text": message.text} for message in group.prompt.messages],
+        "text": completion.text,
+        "finish_reason": completion.finish_reason,
+        "reward": score.value,
+        "parts": dict(score.parts),
+        "votes": list(score.votes),
+        "reward_error": score.error,
+        "error": completion.error,
+        "policy_version": completion.policy_version,
+        "ids": list(completion.ids),
+        "logprobs": list(completion.logprobs),
+        "policy_logprobs": list(completion.policy_logprobs),
+    }
 
 
 def _read(path: Path, prompts: Sequence[Prompt]) -> Round:
     *rows, last = read_jsonl(path)
-    by_place: dict[int, list[dict[str, Any]]] = {}
+    groups: dict[tuple[bool, int], list[dict[str, Any]]] = {}
     for row in rows:
-        by_place.setdefault(row["place"], []).append(row)
-    groups = tuple(
-        Group(
-            prompt=prompts[place],
-            completions=tuple(_completion(row) for row in mine),
-            scores=tuple(Score(value=row["reward"], parts=row["parts"], error=row["reward_error"]) for row in mine),
-            columns={"place": place},
+        groups.setdefault((row["trained"], row["place"]), []).append(row)
+    of: dict[bool, list[Group]] = {True: [], False: []}
+    for (trained, place), mine in groups.items():
+        of[trained].append(
+            Group(
+                prompt=prompts[place],
+                completions=tuple(_completion(row) for row in mine),
+                scores=tuple(_score(row) for row in mine),
+                columns={"place": place},
+            )
         )
-        for place, mine in by_place.items()
-    )
-    return Round(number=last["round"], groups=groups, replaced=last["replaced"], seconds=last["seconds"])
+    return Round(number=last["round"], groups=tuple(of[True]), left_out=tuple(of[False]), seconds=last["seconds"])
+
+
+def _score(row: dict[str, Any]) -> Score:
+    return Score(value=row["reward"], parts=row["parts"], votes=tuple(row["votes"]), error=row["reward_error"])
 
 
 def _completion(row: dict[str, Any]) -> Completion:

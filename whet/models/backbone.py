@@ -6,6 +6,7 @@ and padded, and where the two differ the model is given padded rows from then on
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -38,6 +39,7 @@ class Backbone:
         self._keep_tokens = keep_tokens
         self._layers: torch.nn.Module = getattr(self._whole, self._whole.base_model_prefix)
         self._window = _window(self._whole)
+        self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
         self.refusal = self._why_not()
@@ -78,7 +80,8 @@ class Backbone:
         """[M, H], or `LEAST_ROWS` if more, of each row's newest token, ids [M], which takes its place in the memory."""
         # fp32 products of a few rows round differently from those of many, and a sample must not know its neighbours.
         filling = (0, max(0, LEAST_ROWS - len(ids)))
-        positions = torch.tensor(memory.positions, device=ids.device)
+        # A row that has ended goes on until it leaves, and a table of positions ends where the model does.
+        positions = torch.tensor(memory.positions, device=ids.device).clamp_max_(self._last_position)
         memory.begin()
         hidden = self._run(pad(ids, filling), pad(positions, filling), None, decoding=memory)
         memory.end()
@@ -204,6 +207,12 @@ def row_places(trees: tuple[Tree, ...]) -> Tensor:
         paths += [[*prompt, *range(start, start + size)] for start, size in tree.spans()] or [prompt]
     longest = max(len(path) for path in paths)
     return torch.tensor([path + [-1] * (longest - len(path)) for path in paths])
+
+
+def max_positions(model: torch.nn.Module) -> int | None:
+    """Positions the model has; None where its configuration sets no limit."""
+    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _longest(trees: tuple[Tree, ...]) -> int:

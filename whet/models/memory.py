@@ -51,12 +51,13 @@ class FreedMemory:
     """
 
     def __init__(self, limit: float) -> None:
-        """`limit` in bytes; what one step's activations take is a good one."""
+        """`limit` in bytes; what one step's activations take is a good one. The switch is the process's, for good."""
         self._limit = limit
         self._library = _glibc()
         if self._library is not None:
             self._library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-            self._library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+            # Before 2.35 no more than half a heap, 32 MiB, is taken.
+            _ = self._library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES) or self._library.mallopt(M_MMAP_THRESHOLD, 32 << 20)
 
     def settle(self) -> None:
         """To be called whenever much has been freed."""

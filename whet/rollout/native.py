@@ -22,7 +22,7 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from whet.models.backbone import Backbone
+from whet.models.backbone import Backbone, max_positions
 from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
 from whet.models.snapshot import Snapshot
@@ -56,7 +56,7 @@ class NativeEngine:
         self._backbone = Backbone(self._model)
         self._tokenizer, self._batch_size, self._end_ids = tokenizer, batch_size, end_ids
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        self._max_positions = _max_positions(model)
+        self._max_positions = max_positions(model)
         self._most_tokens = decoding_tokens(self._model)
         self._version = 0
 
@@ -71,14 +71,16 @@ class NativeEngine:
         for sampling, same in groupby(requests, key=lambda request: request.sampling):
             rows = [Row(request, self._limit(request)) for request in same]
             fit = [row for row in rows if self._problem(row.request) is None]
-            decodes = self._backbone.decodes(max((_reach(row) for row in fit), default=0))
-            running = self._decode(fit, sampling) if decodes else self._decode_padded(fit)
+            running = {
+                True: self._decode([row for row in fit if self._decodes(row)], sampling),
+                False: self._decode_padded([row for row in fit if not self._decodes(row)]),
+            }
             for row in rows:
                 if self._problem(row.request) is not None:
                     yield self._refused(row.request)
                     continue
                 while row.finish is None:
-                    next(running)
+                    next(running[self._decodes(row)])
                 yield self._completion(row)
 
     def stream(self, request: Request) -> Iterator[str]:
@@ -89,9 +91,7 @@ class NativeEngine:
         if problem := self._problem(request):
             raise ValueError(problem)
         row = Row(request, self._limit(request))
-        running = (
-            self._decode([row], request.sampling) if self._backbone.decodes(_reach(row)) else self._decode_padded([row])
-        )
+        running = self._decode([row], request.sampling) if self._decodes(row) else self._decode_padded([row])
         told = ""
         while row.finish is None:
             next(running)
@@ -108,6 +108,10 @@ class NativeEngine:
 
     def close(self) -> None:
         """Nothing to free: memory lives as long as its rows."""
+
+    def _decodes(self, row: Row) -> bool:
+        """Whether the model takes the row as it may become without padding."""
+        return self._backbone.decodes(len(row.request.prompt_ids) + row.limit)
 
     def _decode(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[None]:
         """Decode the rows, in their order; a step between two yields."""
@@ -134,11 +138,12 @@ class NativeEngine:
 
     def _entering(self, waiting: deque[list[Row]], inside: Sequence[Sequence[Row]], running: int) -> list[list[Row]]:
         """Take from the waiting what the batch and the memory have room for; none while it is too little to bother."""
-        tokens = sum(map(_tokens, inside))
         chosen: list[list[Row]] = []
         for group in waiting:
-            tokens += _tokens(group)
-            fits = running + sum(map(len, chosen)) + len(group) <= self._batch_size and tokens <= self._most_tokens
+            fits = (
+                running + sum(map(len, chosen)) + len(group) <= self._batch_size
+                and _tokens([*inside, *chosen, group]) <= self._most_tokens
+            )
             if not fits and (running or chosen):
                 break
             chosen.append(group)
@@ -198,17 +203,8 @@ def _unsure(text: str, stop: Sequence[str]) -> int:
     return max((n for end in stop for n in range(1, len(end)) if text.endswith(end[:n])), default=0)
 
 
-def _reach(row: Row) -> int:
-    """Positions the row may take."""
-    return len(row.request.prompt_ids) + row.limit
-
-
-def _tokens(group: Sequence[Row]) -> int:
-    """Keys and values the group may need: its prompt once, and every row's budget."""
-    return len(group[0].request.prompt_ids) + sum(row.limit for row in group)
-
-
-def _max_positions(model: torch.nn.Module) -> int | None:
-    """Positions the model has; None where its configuration sets no limit."""
-    config = model.config.get_text_config()  # type: ignore[union-attr, operator]
-    return getattr(config, "max_position_embeddings", None)
+def _tokens(groups: Sequence[Sequence[Row]]) -> int:
+    """Keys and values the groups may come to hold: every prompt and every row takes as much room as the longest."""
+    prompts = max(len(group[0].request.prompt_ids) for group in groups)
+    answers = max(row.limit for group in groups for row in group)
+    return len(groups) * prompts + sum(map(len, groups)) * answers

@@ -7,11 +7,13 @@ batch whenever a quarter of it has ended: copying the cache at every end would c
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 
+from whet.models.backbone import max_positions
 from whet.rollout.row import Row, Text, streams, take
 from whet.rollout.sampling import draw
 
@@ -28,6 +30,7 @@ class PaddedDecoder:
         self.rows = list(rows)
         self._model, self._end_ids, self._pad_id = model, frozenset(end_ids), pad_id
         self._banned, self._text = end_ids, text
+        self._last_position = (max_positions(model) or sys.maxsize) - 1
         self._device = next(model.parameters()).device
         self._sampling = rows[0].request.sampling
         self._active = list(range(len(rows)))
@@ -67,7 +70,8 @@ class PaddedDecoder:
     def _advance(self) -> torch.Tensor:
         self._mask = torch.nn.functional.pad(self._mask, (0, 1), value=1)
         logits = self._forward(self._next[:, None], self._mask, self._positions)
-        self._positions = self._positions + 1
+        # A row that has ended goes on until it leaves, and a table of positions ends where the model does.
+        self._positions = (self._positions + 1).clamp_max(self._last_position)
         return logits
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:

@@ -114,6 +114,7 @@ class Loop(Generic[B]):
             logged.add({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics})
         norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
         row = values(self.parallel.means(logged.totals))
+        row.setdefault("loss", 0.0)  # a step of online RL may find nothing to learn from, on any rank
         self._check_finite(step, row["loss"], norm, rate)
         return {
             "loss": row.pop("loss"),

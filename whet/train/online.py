@@ -34,33 +34,9 @@ from whet.schema.metrics import values
 from whet.schema.rollouts import Group
 from whet.train.bind_policy import PolicyLearning
 from whet.train.feed import OfflineFeed
+from whet.train.flat import Flat, flatten
 from whet.train.parallel import Parallel
 from whet.train.policy import Measure, PolicyBatch
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Flat:
-    """The scored responses of a round: G groups, R responses, N tokens, in one order."""
-
-    groups: tuple[RenderedGroup, ...]
-    group_of: Tensor
-    """[R] int64."""
-    lengths: Tensor
-    """[R] int64."""
-    rewards: Tensor
-    """[R], NaN where there is none."""
-    sampler_logprobs: Tensor
-    """[N]."""
-
-    @property
-    def rows(self) -> Tensor:
-        """[N] int64, the response of each token."""
-        return torch.repeat_interleave(torch.arange(len(self.lengths)), self.lengths)
-
-    @property
-    def starts(self) -> Tensor:
-        """[R] first token of each response."""
-        return self.lengths.cumsum(0) - self.lengths
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,11 +175,11 @@ class OnlineFeed:
     def _passed(self, flat: Flat, measure: Measure) -> Tensor:
         """[N] in the flat order, measured in micro-batches."""
         out = torch.zeros(len(flat.rows))
-        first = _first_rows(flat)
+        first = flat.first_rows
         for part in fill([group.num_tokens for group in flat.groups], self._micro_batch_tokens):
             with self._parallel.forward():
                 logprobs = measure(pack_groups([flat.groups[g] for g in part]).to(self._parallel.device)).cpu().float()
-            places = _tokens_of([row for g in part for row in range(first[g], first[g + 1])], flat)
+            places = flat.tokens_of([row for g in part for row in range(first[g], first[g + 1])])
             out[places] = logprobs
         return out
 
@@ -213,7 +189,7 @@ class OnlineFeed:
         a_pass, minibatch = divmod(within, self._objective.minibatches)
         order = np.random.Generator(np.random.PCG64([self._seed, number, a_pass])).permutation(len(flat.groups))
         mine = [int(g) for g in np.array_split(order, self._objective.minibatches)[minibatch]]
-        first = _first_rows(flat)
+        first = flat.first_rows
         usable = [row for g in mine for row in range(first[g], first[g + 1]) if kept[row]]
         units = self._learning.aggregation.units(len(usable), int(flat.lengths[usable].sum()))
         passing = [row for row in usable if self._all_pass or self._has_gradient(row, experience)] or usable[:1]
@@ -227,8 +203,8 @@ class OnlineFeed:
         parts = [[groups[i] for i in part] for part in fill(lengths, self._micro_batch_tokens)]
         # The divisor of the step is the sum over its batches: the first one brings the units of them all.
         return [
-            self._batch(experience, [shared[g] for g in part], units if number == 0 else 0.0)
-            for number, part in enumerate(parts)
+            self._batch(experience, [shared[g] for g in part], units if place == 0 else 0.0)
+            for place, part in enumerate(parts)
         ]
 
     @property
@@ -239,13 +215,12 @@ class OnlineFeed:
 
     @staticmethod
     def _has_gradient(row: int, experience: Experience) -> bool:
-        start = int(experience.flat.starts[row])
-        own = experience.advantages.tokens[start : start + int(experience.flat.lengths[row])]
+        own = experience.advantages.tokens[experience.flat.tokens(row)]
         return bool((own != 0).any())
 
     def _batch(self, experience: Experience, rows: Sequence[Sequence[int]], units: float) -> PolicyBatch:
         flat, device = experience.flat, self._parallel.device
-        first = _first_rows(flat)
+        first = flat.first_rows
         chosen = []
         for mine in rows:
             group = flat.groups[int(flat.group_of[mine[0]])]
@@ -258,7 +233,7 @@ class OnlineFeed:
                 )
             )
         order = [row for mine in rows for row in mine]
-        places = _tokens_of(order, flat)
+        places = flat.tokens_of(order)
 
         def of(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor[places].to(device)
@@ -296,44 +271,9 @@ class OnlineFeed:
             logged["objective/kl_weight"] = self._controller.weight
         return {
             **logged,
-            "replaced_prompts": float(made.replaced),
+            "left_out_prompts": float(len(made.left_out)),
             **{f"seconds/{name}": round(value, 4) for name, value in made.seconds.items()},
         }
-
-
-def flatten(made: Round, renderer: Renderer) -> Flat:
-    """The responses that can be scored; a completion that failed, or is empty, is none."""
-    groups: list[RenderedGroup] = []
-    sampler: list[float] = []
-    group_of, lengths, rewards = [], [], []
-    for group in made.groups:
-        usable = [
-            (completion, score)
-            for completion, score in zip(group.completions, group.scores, strict=True)
-            if completion.ids and completion.finish_reason != "error"
-        ]
-        if not usable:
-            continue
-        ids = renderer.prompt(group.prompt.messages, group.prompt.tools, origin=group.prompt.origin)
-        for completion, score in usable:
-            group_of.append(len(groups))
-            lengths.append(len(completion.ids))
-            rewards.append(float("nan") if score.value is None else score.value)
-            sampler += completion.logprobs
-        groups.append(
-            RenderedGroup(
-                prompt_ids=ids,
-                response_ids=tuple(completion.ids for completion, _ in usable),
-                origin=group.prompt.origin,
-            )
-        )
-    return Flat(
-        groups=tuple(groups),
-        group_of=torch.tensor(group_of, dtype=torch.int64),
-        lengths=torch.tensor(lengths, dtype=torch.int64),
-        rewards=torch.tensor(rewards, dtype=torch.float32),
-        sampler_logprobs=torch.tensor(sampler, dtype=torch.float32),
-    )
 
 
 def _parts(groups: Sequence[Group]) -> dict[str, Total]:
@@ -347,15 +287,3 @@ def _parts(groups: Sequence[Group]) -> dict[str, Total]:
         f"rewards/{name}/mean": Total(torch.tensor(numbers).sum(), float(len(numbers)))
         for name, numbers in found.items()
     }
-
-
-def _first_rows(flat: Flat) -> list[int]:
-    """First response of each group, and the number of all behind them."""
-    counts = [len(group.response_ids) for group in flat.groups]
-    return [0, *np.cumsum(counts).tolist()]
-
-
-def _tokens_of(rows: Sequence[int], flat: Flat) -> Tensor:
-    """Places of the responses' tokens, response by response."""
-    starts = flat.starts
-    return torch.cat([torch.arange(int(starts[r]), int(starts[r]) + int(flat.lengths[r])) for r in rows])
