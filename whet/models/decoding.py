@@ -45,7 +45,7 @@ class Captured:
 
 @dataclass(slots=True)
 class _Layer:
-    """One layer's memory; see the module's picture. The own part has room for more rows and tokens than are in use."""
+    """One layer's memory; see the module's picture. The own part has room for more tokens than are in use."""
 
     prompt_keys: Tensor
     prompt_values: Tensor

@@ -23,7 +23,7 @@ from whet.objectives.loss import Loss, Total
 class PolicyTokens:
     """N response tokens of R responses, laid end to end: those that are trained, and none of a failed rollout.
 
-    Log-probs are those of the policy proper (temperature 1, nothing cut off) unless said otherwise.
+    Log-probs are those of the policy at the rollouts' temperature, nothing cut off, unless said otherwise.
     """
 
     logprobs: Tensor

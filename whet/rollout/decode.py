@@ -16,14 +16,12 @@ from whet.models.backbone import LEAST_ROWS, Backbone, from_trees
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
 from whet.models.packed_linear import logits_function
-from whet.rollout.row import Row, Text, streams, take
+from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import Scratch, draw
 from whet.schema.packed import Tree
 
 PREFILL_TOKENS = 2048
 """Tokens of prompts that go through the model at once."""
-LEAVE_AT = 0.75
-"""Ended rows leave when no more than this share still runs: moving the memory at every end would cost more."""
 
 
 class Decoder:

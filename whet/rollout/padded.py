@@ -14,11 +14,8 @@ from typing import Any
 import torch
 
 from whet.models.backbone import max_positions
-from whet.rollout.row import Row, Text, streams, take
+from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import draw
-
-LEAVE_AT = 0.75
-"""Finished rows leave when no more than this share of the batch is still running."""
 
 
 class PaddedDecoder:

@@ -11,6 +11,8 @@ import torch
 from whet.rollout.sampling import Drawn, uniforms
 from whet.schema.rollouts import FinishReason, Request
 
+LEAVE_AT = 0.75
+"""Ended rows leave when no more than this share still runs: moving the memory at every end would cost more."""
 Text = Callable[[Sequence[int]], str]
 """Ids to text, without special tokens."""
 
