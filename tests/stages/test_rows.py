@@ -15,11 +15,11 @@ from whet.config.model import Model
 from whet.config.stage import (
     DpoStage,
     KtoStage,
+    OfflineStage,
     RewardStage,
     RewardWeightedStage,
     SftStage,
     SoftPreferenceStage,
-    TrainStage,
 )
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.errors import DataError
@@ -31,7 +31,7 @@ from whet.stages.rows import Rows, read_rows
 PAIR = {"prompt": "2 + 3?", "chosen": "5", "rejected": "6"}
 RANKED = {"prompt": "2 + 3?", "responses": ["six", "5", "five"], "rankings": [3, 1, 2]}
 SHARES = {"prompt": "2 + 3?", "responses": ["5", "6"], "weights": [0.75, 0.25]}
-CASES: list[tuple[type[TrainStage], dict[str, Any], int, tuple[float, ...]]] = [
+CASES: list[tuple[type[OfflineStage], dict[str, Any], int, tuple[float, ...]]] = [
     (DpoStage, PAIR, 2, ()),
     (DpoStage, RANKED, 2, ()),
     (RewardStage, PAIR | {"chosen_score": 9, "rejected_score": 2}, 2, (7.0, 0.0)),
@@ -43,7 +43,7 @@ CASES: list[tuple[type[TrainStage], dict[str, Any], int, tuple[float, ...]]] = [
 ]
 
 
-def rows_of(stage: TrainStage, checkpoint: Path, folder: Path) -> Rows:
+def rows_of(stage: OfflineStage, checkpoint: Path, folder: Path) -> Rows:
     start = ModelRef(path=str(checkpoint))
     context = Context(
         model=Model(path=str(checkpoint)), start=start, models={}, paths=StagePaths(folder), folders={}, stage=stage
@@ -58,7 +58,7 @@ def write(path: Path, *rows: dict[str, Any]) -> tuple[str]:
 
 @pytest.mark.parametrize(("kind", "row", "num", "values"), CASES)
 def test_every_stage_gets_the_records_it_trains_on(
-    kind: type[TrainStage], row: dict[str, Any], num: int, values: tuple[float, ...],
+    kind: type[OfflineStage], row: dict[str, Any], num: int, values: tuple[float, ...],
     tmp_path: Path, tiny_checkpoint: Path,
 ) -> None:  # fmt: skip
     rows = rows_of(kind(name="x", data=Data(files=write(tmp_path / "a.jsonl", row))), tiny_checkpoint, tmp_path / "x")

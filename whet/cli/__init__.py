@@ -125,6 +125,24 @@ def soft_preference(args: Args = None, fresh: Fresh = False) -> None:
 
 
 @app.command()
+def grpo(args: Args = None, fresh: Fresh = False) -> None:
+    """Online RL against the other samples of a prompt (GRPO, DAPO, RLOO and their kin)."""
+    _run(*_plan_and_overrides(args), "grpo", fresh)
+
+
+@app.command()
+def gspo(args: Args = None, fresh: Fresh = False) -> None:
+    """Online RL with one importance ratio a response (GSPO)."""
+    _run(*_plan_and_overrides(args), "gspo", fresh)
+
+
+@app.command()
+def ppo(args: Args = None, fresh: Fresh = False) -> None:
+    """Online RL with a value function (PPO)."""
+    _run(*_plan_and_overrides(args), "ppo", fresh)
+
+
+@app.command()
 def evaluate(args: Args = None, fresh: Fresh = False) -> None:
     """Measure models on held-out tasks."""
     _run(*_plan_and_overrides(args), "evaluate", fresh)

@@ -108,7 +108,7 @@ def _unknown(node: Node, holder: Node) -> Issue:
     elsewhere = sorted({entry.kind for entry in entries() if entry.path == general and entry.kind})
     if general in paths() and kind in stage_models() and elsewhere and kind not in elsewhere:
         return Issue(
-            node, node.path, f"a stage of kind {kind} has no such key", fix=f"it belongs to {' and '.join(elsewhere)}"
+            node, node.path, f"a stage of kind {kind} has no such key", fix=f"it belongs to {', '.join(elsewhere)}"
         )
     near = suggest(general)
     if near in (None, general):
@@ -121,7 +121,7 @@ def _general(path: str) -> str:
     parts = path.split(".")
     if parts[0] == "stages" and len(parts) > 2:
         parts = parts[2:]
-    elif len(parts) > 1 and parts[0] not in top_keys() and parts[1] in top_keys():
+    elif len(parts) > 1 and parts[1] in top_keys() and ".".join(parts[:2]) not in paths():
         parts = parts[1:]  # the name of a stage
     return ".".join(part for part in parts if not part.isdecimal())
 

@@ -18,6 +18,8 @@ from whet.errors import ConfigError
 
 SEEDED = ("data", "train", "rollout")
 TASK_LISTS = ("tasks", "watch")
+TYPED = ("objective", "value")
+"""Sections whose type a stage decides where the plan does not."""
 
 
 def compose(root: Node, *, kind: str | None = None) -> Node:
@@ -122,12 +124,13 @@ def _merge(below: Node, own: Node) -> Node:
 
 
 def _with_type(stage: Node) -> Node:
-    """An objective without a type has the type its stage has by default."""
-    objective = stage.value.get("objective") if stage.is_dict else None
-    default = _default_type(stage, "objective") if objective is not None and objective.is_dict else None
-    if objective is None or default is None or "type" in objective.value:
-        return stage
-    return stage.with_entry("objective", objective.with_entry("type", objective.replace(default)))
+    """An objective or a value function without a type has the type its stage has by default."""
+    for name in TYPED:
+        section = stage.value.get(name) if stage.is_dict else None
+        default = _default_type(stage, name) if section is not None and section.is_dict else None
+        if section is not None and default is not None and "type" not in section.value:
+            stage = stage.with_entry(name, section.with_entry("type", section.replace(default)))
+    return stage
 
 
 def _checked_seed(seed: Node) -> Node:
@@ -171,7 +174,7 @@ def _fields(stage: Node) -> frozenset[str]:
 def _types(stage: Node, name: str) -> dict[str, type[Section]]:
     """The typed sections a stage's field allows, by type; empty for a field without types."""
     model = _model(stage)
-    if model is None or name != "objective" or name not in model.model_fields:
+    if model is None or name not in TYPED or name not in model.model_fields:
         return {}
     return {
         str(option.model_fields["type"].default): option for option in sections(model.model_fields[name].annotation)

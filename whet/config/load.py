@@ -24,7 +24,7 @@ from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.plan import Plan
 from whet.config.source import read_source, to_yaml
-from whet.config.stage import EvaluateStage, PolicyStage, PrepareStage, Stage, TrainStage
+from whet.config.stage import EvaluateStage, OnlineStage, PolicyStage, PrepareStage, Stage, TrainStage
 from whet.errors import ConfigError, nearest
 
 
@@ -72,6 +72,8 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
     if isinstance(stage, TrainStage | PrepareStage):
         _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
         _check_references(stage.data, node, "data", earlier)
+    if isinstance(stage, OnlineStage):
+        _check_learns(stage, node)
     if isinstance(stage, EvaluateStage) and not stage.tasks:
         raise _error_at(
             node, "tasks", "the stage measures nothing",
@@ -82,6 +84,21 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
         place = f"{'tasks' if isinstance(stage, EvaluateStage) else 'watch'}.{index}.data"
         _need_files(task.data, node, place, "name the held-out file")
         _check_references(task.data, node, place, earlier)
+
+
+def _check_learns(stage: OnlineStage, node: Node) -> None:
+    """Refuse online RL in which nothing could be learnt."""
+    size, prompts, objective = stage.rollout.group_size, stage.train.batch_size, stage.objective
+    if objective.needs_group and size < 2:
+        raise _error_at(
+            node, "rollout.group_size", f"{objective.type} compares the samples of a prompt, and one has none to "
+            f"compare with (found {size})", fix="take at least 2, or objective.type=reinforce_plus_plus, or `ppo`",
+        )  # fmt: skip
+    if objective.minibatches > prompts:
+        raise _error_at(
+            node, "objective.minibatches", f"there are more than a round has prompts ({objective.minibatches} of "
+            f"train.batch_size {prompts})", fix=f"take at most {prompts}, or raise train.batch_size",
+        )  # fmt: skip
 
 
 def _need_files(data: Data, node: Node, place: str, fix: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from whet.config.catalogue import top_keys
+from whet.config.catalogue import paths, top_keys
 from whet.config.node import Node, describe, join
 from whet.config.source import parse_value
 from whet.errors import ConfigError, nearest
@@ -47,14 +47,21 @@ def _numbered(kind: str, taken: int) -> list[str]:
 
 
 def _address(root: Node, key: str, kind: str | None) -> list[str]:
-    """The path to walk: a stage's name in front stands for `stages.NAME`, and for nothing where a verb runs just it."""
+    """The path to walk: a stage's name in front stands for `stages.NAME`, and for nothing where a verb runs just it.
+
+    `reward` names a section and a kind of stage: what follows decides, `reward.type` or `reward.train.epochs`.
+    """
     segments = key.split(".")
-    if segments[0] in top_keys() or len(segments) == 1:
+    if len(segments) == 1:
+        return segments
+    stages = root.value.get("stages")
+    listed = stage_names(stages.value) if stages is not None and isinstance(stages.value, list) else []
+    names = listed if kind is None else [kind, str(root.get("name"))]
+    both = segments[0] in top_keys() and segments[0] in names
+    if segments[0] in top_keys() and not (both and ".".join(segments[:2]) not in paths()):
         return segments
     if kind is not None:
-        return segments[1:] if segments[0] in (kind, root.get("name")) else segments
-    stages = root.value.get("stages")
-    names = stage_names(stages.value) if stages is not None and isinstance(stages.value, list) else []
+        return segments[1:] if segments[0] in names else segments
     if segments[0] in names:
         return ["stages", *segments]
     near = nearest(segments[0], names)

@@ -169,8 +169,10 @@ class Raft(Iterated):
     type: Literal["raft"] = "raft"
 
 
-PolicyObjective = Annotated[
-    Ppo | Grpo | Dapo | DrGrpo | Bnpo | Cispo | Gspo | GspoToken | Rloo
-    | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Raft,
-    Field(discriminator="type"),
-]  # fmt: skip
+GroupObjective = (
+    Grpo | Dapo | DrGrpo | Bnpo | Cispo | Rloo | ReinforcePlusPlus | ReinforcePlusPlusBaseline | Raft
+)
+"""Against the other samples of a prompt, or of the step; no value function."""
+SequenceObjective = Gspo | GspoToken
+"""One importance ratio a response."""
+PolicyObjective = Annotated[GroupObjective | SequenceObjective | Ppo, Field(discriminator="type")]

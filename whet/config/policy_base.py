@@ -57,6 +57,11 @@ class PolicyBase(Section):
         """Whether there is a value function to train."""
         return False
 
+    @property
+    def replaces_equal(self) -> bool:
+        """Whether prompts whose rewards are all equal are replaced by others."""
+        return False
+
 
 class KlInReward(PolicyBase):
     """The KL as a part of the reward."""
@@ -104,3 +109,8 @@ class GroupBaseline(Iterated):
     """Divide the advantage by the standard deviation of the prompt's rewards."""
     filter_groups: bool = False
     """Replace prompts whose rewards are all equal by others (DAPO's dynamic sampling)."""
+
+    @property
+    def replaces_equal(self) -> bool:
+        """As `filter_groups` says."""
+        return self.filter_groups

@@ -26,6 +26,10 @@ class Rollout(Section):
     """Draw among the most likely tokens that hold this much probability together; 1 keeps all."""
     top_k: int = Field(0, ge=0)
     """0 keeps every token."""
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    """Draw among the tokens that are at least this many times as likely as the likeliest; 0 keeps all."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer and are not part of it."""
     batch_size: int = Field(32, ge=1)
     """Samples decoded at the same time."""
     seed: int = 42
@@ -36,6 +40,19 @@ class Rollout(Section):
         if self.min_new_tokens > self.max_new_tokens:
             raise ValueError(f"min_new_tokens {self.min_new_tokens} exceeds max_new_tokens {self.max_new_tokens}")
         return self
+
+
+class OnlineRollout(Rollout):
+    """Sampling of the completions that online RL trains on: from the whole distribution, as it is trained."""
+
+    group_size: int = Field(8, ge=1)
+    """Samples per prompt."""
+    temperature: float = Field(1.0, gt=0.0)
+    """Of the distribution that is sampled from and trained."""
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    """Draw among the most likely tokens that hold this much probability together; 1 keeps all, as the formulas ask."""
+    batch_size: int = Field(64, ge=1)
+    """Samples decoded at the same time."""
 
 
 class Judge(Section):

@@ -19,11 +19,14 @@ from whet.config.objective import (
     UnpairedObjective,
 )
 from whet.config.pairwise import Sigmoid
+from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjective
 from whet.config.reference import Reference
 from whet.config.reward import RewardHead
-from whet.config.rollout import Checker, Judge, Pairs, Rollout
+from whet.config.rewards import Reward
+from whet.config.rollout import Checker, Judge, OnlineRollout, Pairs, Rollout
 from whet.config.supervised import Nll
-from whet.config.train import DpoTrain, SftTrain, Train
+from whet.config.train import DpoTrain, OnlineTrain, SftTrain, Train
+from whet.config.value import PolicyValue, ValueFunction
 
 
 class _Stage(Section):
@@ -102,6 +105,40 @@ class RewardStage(_Stage):
     head: RewardHead = RewardHead()
 
 
+class _OnlineStage(_Stage):
+    data: Data = Data()
+    rollout: OnlineRollout = OnlineRollout()
+    reward: Reward
+    """What a completion is worth: `whet explain reward.type` lists the kinds."""
+    train: OnlineTrain = OnlineTrain()
+    reference: Reference = Reference()
+    watch: tuple[Task, ...] = ()
+    """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
+
+
+class GrpoStage(_OnlineStage):
+    """Online RL against the other samples of a prompt: GRPO, DAPO, Dr. GRPO, RLOO, REINFORCE++, RAFT and their kin."""
+
+    kind: Literal["grpo"] = "grpo"
+    objective: GroupObjective = Field(Grpo(), discriminator="type")
+
+
+class GspoStage(_OnlineStage):
+    """Online RL by GSPO: one importance ratio a response."""
+
+    kind: Literal["gspo"] = "gspo"
+    objective: SequenceObjective = Field(Gspo(), discriminator="type")
+
+
+class PpoStage(_OnlineStage):
+    """Online RL by PPO, with a value function."""
+
+    kind: Literal["ppo"] = "ppo"
+    rollout: OnlineRollout = OnlineRollout(group_size=1)
+    objective: Ppo = Ppo()
+    value: ValueFunction = PolicyValue()
+
+
 class PrepareStage(_Stage):
     """Self-rewarding data: the model answers, judges its answers, and pairs are made from the scores."""
 
@@ -137,11 +174,18 @@ class MergeStage(_Stage):
     """Largest allowed difference of a next-token log-probability, adapter against merged, over the probe texts."""
 
 
-PolicyStage = SftStage | DpoStage | KtoStage | RewardWeightedStage | SoftPreferenceStage
+OfflinePolicyStage = SftStage | DpoStage | KtoStage | RewardWeightedStage | SoftPreferenceStage
+"""Stages that train a language model on fixed data."""
+OfflineStage = OfflinePolicyStage | RewardStage
+"""Stages that train on fixed data."""
+OnlineStage = GrpoStage | GspoStage | PpoStage
+"""Stages that train a language model on what it says."""
+PolicyStage = OfflinePolicyStage | OnlineStage
 """Stages that train a language model."""
-TrainStage = PolicyStage | RewardStage
+TrainStage = OfflineStage | OnlineStage
 """Stages that train."""
 Stage = Annotated[TrainStage | PrepareStage | EvaluateStage | MergeStage, Field(discriminator="kind")]
 STAGE_KINDS = (
-    "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "evaluate", "merge",
+    "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo", "evaluate",
+    "merge",
 )  # fmt: skip

@@ -94,3 +94,16 @@ class DpoTrain(Train):
     """Peak of the schedule (AdamW)."""
     warmup_ratio: float = Field(0.1, ge=0.0, le=1.0)
     """Share of the steps over which the learning rate rises from zero."""
+
+
+class OnlineTrain(Train):
+    """The loop of online RL, with the learning rate for LoRA; for all weights 1e-6 is usual."""
+
+    batch_size: int = Field(8, ge=1)
+    """Prompts per round of rollouts and rank; a round is trained on in one optimiser step or several."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Peak of the schedule (AdamW)."""
+    schedule: Literal["cosine", "linear", "constant"] = "constant"
+    """Learning rate after the warm-up."""
+    warmup_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    """Share of the steps over which the learning rate rises from zero."""

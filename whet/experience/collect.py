@@ -102,6 +102,8 @@ def sampling_of(config: Rollout) -> Sampling:
         temperature=config.temperature,
         top_p=config.top_p,
         top_k=config.top_k,
+        min_p=config.min_p,
+        stop=config.stop,
     )
 
 

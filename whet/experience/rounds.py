@@ -22,6 +22,7 @@ from whet.data.render import Renderer
 from whet.errors import RunError
 from whet.experience.collect import prompt_keys, sampling_of
 from whet.rewards.reward import Reward
+from whet.rewards.state import RewardState, load_state, save_state
 from whet.rollout.engine import Engine
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
@@ -42,6 +43,8 @@ class Round:
     """Asked for, and not trained on, because the rewards of a prompt were all equal."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """`generate` and `score`."""
+    reward_state: RewardState = field(default_factory=dict)
+    """What the reward had seen when the round was scored, as far as it normalises."""
 
 
 class Rounds:
@@ -70,7 +73,9 @@ class Rounds:
         """Round `number` over the prompts at these places; `sync` brings the engine's weights up to date first."""
         path = self._folder / f"{number:06d}.jsonl"
         if path.is_file():
-            return self._checked(_read(path, self._prompts), path)
+            made = self._checked(_read(path, self._prompts), path)
+            load_state(self._reward, made.reward_state)
+            return made
         sync()
         made = self._draw(number, places)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -104,7 +109,7 @@ class Rounds:
         missing = max(0, len(places) - len(kept))
         return Round(
             number=number, groups=(*kept, *spare[:missing])[: len(places)], left_out=tuple(spare[missing:]),
-            seconds=seconds,
+            seconds=seconds, reward_state=save_state(self._reward),
         )  # fmt: skip
 
     def _others(self, number: int, tries: int, num: int, seen: set[int]) -> list[int]:
@@ -161,7 +166,7 @@ def _lines(made: Round) -> Iterator[dict[str, Any]]:
                 _row(group, completion, score) | {"trained": trained}
                 for completion, score in zip(group.completions, group.scores, strict=True)
             )
-    yield {"round": made.number, "seconds": dict(made.seconds)}
+    yield {"round": made.number, "seconds": dict(made.seconds), "reward_state": made.reward_state}
 
 
 def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
@@ -198,7 +203,10 @@ def _read(path: Path, prompts: Sequence[Prompt]) -> Round:
                 columns={"place": place},
             )
         )
-    return Round(number=last["round"], groups=tuple(of[True]), left_out=tuple(of[False]), seconds=last["seconds"])
+    return Round(
+        number=last["round"], groups=tuple(of[True]), left_out=tuple(of[False]), seconds=last["seconds"],
+        reward_state=last["reward_state"],
+    )  # fmt: skip
 
 
 def _score(row: dict[str, Any]) -> Score:

@@ -145,4 +145,6 @@ def _rows_of(tile: Tile, factors: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
-    return (slice(start, min(start + size, length)) for start in range(0, length, size))
+    """Parts of at most `size`, about equal: a small rest would cost a product as much as a whole part."""
+    count = -(-length // size)
+    return (slice(length * i // count, length * (i + 1) // count) for i in range(count))

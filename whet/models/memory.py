@@ -99,6 +99,13 @@ def decoding_tokens(model: PreTrainedModel) -> int:
     return max(LEAST, int(SHARE * device_memory(first.device) / token))
 
 
+def has_room_for_copy(model: PreTrainedModel, dtype: torch.dtype) -> bool:
+    """Whether the model's weights, once more in `dtype`, fit into `SHARE` of its device's memory."""
+    parameters = list(model.parameters())
+    copy = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
+    return bool(copy <= SHARE * device_memory(parameters[0].device))
+
+
 @dataclass(frozen=True, slots=True)
 class _Shape:
     layers: int

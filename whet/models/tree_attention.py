@@ -1,14 +1,15 @@
-"""Attention of packed trees in bf16 on a CPU: products over blocks of queries, an fp32 softmax, both passes by hand.
+"""Attention of packed trees in bf16 on a CPU: products over blocks of queries, a softmax, both passes by hand.
 
 One autograd step covers the whole row. Queries go in blocks, and a block's keys end with its last query, so about half
-of a causal square is never computed. The heads of a group that share a key lie side by side in one product.
+of a causal square is never computed. The heads of a group that share a key lie side by side in one product. Scores
+and probabilities are bf16, sums fp32; scale and mask are part of the products, and each pass of the softmax is one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from itertools import pairwise
 from typing import Any
 
@@ -87,21 +88,18 @@ class _TreeAttention(torch.autograd.Function):
             # Turned once a segment: a product with a part of a turned view would copy it again.
             keys, values = segment.seen(k).transpose(1, 2).contiguous(), segment.seen(v)
             for block, num_seen in segment.blocks():
-                scores = torch.bmm(_rows(q, block), keys[..., :num_seen]).float().mul_(scale)
-                p = _masked(scores, block.stop - block.start).softmax(dim=-1).to(q.dtype)
+                unseen = _unseen(block.stop - block.start, q.shape[2], num_seen, q.dtype)
+                p = torch.baddbmm(unseen, _rows(q, block), keys[..., :num_seen], alpha=scale).softmax(dim=-1)
                 torch.bmm(p, values[:, :num_seen], out=_rows(mixed, block))
                 kept.append(p)
-        out = _by_token(mixed)
-        ctx.save_for_backward(q, k, v, out, *kept)
+        ctx.save_for_backward(q, k, v, *kept)
         ctx.scale, ctx.segments = scale, segments
-        return out
+        return _by_token(mixed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, out, *kept = ctx.saved_tensors
-        # d softmax: p * (dp - sum(p dp)), where sum(p dp) = grad . out
-        drift = _by_key((grad.float() * out.float()).sum(dim=-1, keepdim=True), len(k))
-        grad = _by_key(grad, len(k))
+        q, k, v, *kept = ctx.saved_tensors
+        grad, scale = _by_key(grad, len(k)), ctx.scale
         for_q = torch.empty_like(q)
         for_k, for_v = (torch.zeros(k.shape, dtype=torch.float32) for _ in range(2))
         for segment in reversed(ctx.segments):
@@ -111,10 +109,9 @@ class _TreeAttention(torch.autograd.Function):
             for block, num_seen in reversed(segment.blocks()):
                 p, rows = kept.pop(), _rows(grad, block)
                 for_values[:, :num_seen].baddbmm_(p.transpose(1, 2), rows, beta=beta)
-                d = torch.bmm(rows, values[..., :num_seen]).float().sub_(_rows(drift, block))
-                d = d.mul_(p).mul_(ctx.scale).to(q.dtype)
-                torch.bmm(d, keys[:, :num_seen], out=_rows(for_q, block))
-                for_keys[:, :num_seen].baddbmm_(d.transpose(1, 2), _rows(q, block), beta=beta)
+                d = torch._softmax_backward_data(torch.bmm(rows, values[..., :num_seen]), p, -1, p.dtype)
+                _rows(for_q, block).baddbmm_(d, keys[:, :num_seen], beta=0, alpha=scale)
+                for_keys[:, :num_seen].baddbmm_(d.transpose(1, 2), _rows(q, block), beta=beta, alpha=scale)
                 beta = 1
             segment.add_seen(for_k, for_keys)
             segment.add_seen(for_v, for_values)
@@ -136,11 +133,15 @@ def _rows(x: Tensor, block: slice) -> Tensor:
     return x[:, block].flatten(1, 2)
 
 
-def _masked(scores: Tensor, num: int) -> Tensor:
-    """Scores [k, n g, m] with what comes after each of the last n keys' own query at -inf; in place."""
-    own = torch.unflatten(scores, 1, (num, -1))[..., scores.shape[-1] - num :]
-    own.add_(causal(num)[:, None])
-    return scores
+@lru_cache(maxsize=32)
+def _unseen(num: int, per_key: int, num_seen: int, dtype: torch.dtype) -> Tensor:
+    """[num per_key, num_seen], added to scores: -inf where a key comes after its query. The last sees all.
+
+    The rows of a block are its `num` queries, the `per_key` heads of each side by side.
+    """
+    mask = torch.zeros(num, per_key, num_seen, dtype=dtype)
+    mask[..., num_seen - num :] = causal(num)[:, None]
+    return mask.flatten(0, 1)
 
 
 def causal(n: int) -> Tensor:

@@ -14,11 +14,12 @@ from whet.rewards.composite import CompositeReward
 from whet.rewards.normalise import NormalisedReward, Running
 from whet.rewards.reward import Reward
 
+RewardState = dict[str, dict[str, float]]
 WHOLE = "reward"
 """Name of the numbers of a reward that has no parts."""
 
 
-def save_state(reward: Reward) -> dict[str, dict[str, float]]:
+def save_state(reward: Reward) -> RewardState:
     """Empty where nothing is normalised."""
     return {name: running.state() for name, running in _running(reward).items()}
 

@@ -60,6 +60,11 @@ class StagePaths:
         """Answers of an evaluate stage: rows {model, task, key, prompt, completion, reference, score}."""
         return self.root / "samples.jsonl"
 
+    @property
+    def completions(self) -> Path:
+        """Completions of online RL to read: a line each, with its reward and advantage."""
+        return self.root / "completions.jsonl"
+
     def file(self, name: str) -> Path:
         return self.root / name
 

@@ -14,6 +14,7 @@ from whet.config.rewards import Custom, Judged, RewardModel
 from whet.config.rollout import Checker, Judge
 from whet.config.rules import JsonSchema
 from whet.config.stage import EvaluateStage, Stage
+from whet.config.value import ModelValue
 from whet.data.locate import locate
 from whet.errors import DataError
 from whet.runs.ledger import content_hash
@@ -42,7 +43,7 @@ def models_in(stage: Stage) -> Iterator[str]:
         match section:
             case EvaluateStage(models=models):
                 yield from models
-            case Reference(model=model) | Judged(model=model) if model != "start":
+            case Reference(model=model) | Judged(model=model) | ModelValue(model=model) if model != "start":
                 yield model
             case RewardModel(path=path):
                 yield path

@@ -6,26 +6,26 @@ read -> render -> fit to length -> loop -> the best checkpoint becomes the stage
 from __future__ import annotations
 
 import math
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from whet.config.stage import KtoStage, PolicyStage, RewardStage, SftStage, TrainStage
+from whet.config.stage import KtoStage, OfflinePolicyStage, OfflineStage, RewardStage, SftStage
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
 from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.scoring import RowScorer, TokenScorer
-from whet.runs.files import read_jsonl, writing
+from whet.runs.files import read_jsonl
 from whet.runs.sinks import MetricsFile
-from whet.schema.artifacts import Measure, ModelRef, StageResult
+from whet.schema.artifacts import Measure, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
+from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
 from whet.stages.reward_report import Heard, reward_report
 from whet.stages.rows import Rows, read_rows
 from whet.stages.work import Ground, Work, work_of
@@ -37,7 +37,7 @@ from whet.train.parallel import Parallel
 Trained: TypeAlias = PreTrainedModel | PeftModel
 
 
-def run(stage: TrainStage, context: Context) -> StageResult:
+def run(stage: OfflineStage, context: Context) -> StageResult:
     """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics."""
     train = stage.train
     device = pick_device(context.model.device)
@@ -75,7 +75,7 @@ def run(stage: TrainStage, context: Context) -> StageResult:
     return finish(stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
 
 
-def scorer_of(stage: TrainStage, model: Trained, budget: Budget) -> TokenScorer | RowScorer:
+def scorer_of(stage: OfflineStage, model: Trained, budget: Budget) -> TokenScorer | RowScorer:
     """What turns packed rows into log-probs or scores; rows beyond the budget recompute their activations."""
     limit = 0 if stage.train.gradient_checkpointing else budget.kept
     if isinstance(stage, RewardStage):
@@ -84,15 +84,9 @@ def scorer_of(stage: TrainStage, model: Trained, budget: Budget) -> TokenScorer 
     return TokenScorer(model, noise=noise, keep_tokens=limit)
 
 
-def load_trainable(stage: TrainStage, context: Context, checkpoints: Checkpoints, dtype: torch.dtype) -> Trained:
+def load_trainable(stage: OfflineStage, context: Context, checkpoints: Checkpoints, dtype: torch.dtype) -> Trained:
     """The model to train: as the latest checkpoint left it, else as the stage before did."""
-    position, ref = checkpoints.latest(), context.start
-    if position is not None:
-        folder = checkpoints.folder(position.step)
-        adapter = folder / "adapter"
-        ref = (
-            ModelRef(path=ref.path, adapter=str(adapter)) if adapter.is_dir() else ModelRef(path=str(folder / "model"))
-        )
+    ref = resumed(checkpoints, context.start)
     if isinstance(stage, RewardStage):
         return load_reward_model(
             ref, context.model, stage.head, dtype=dtype, trainable=True, seed=stage.train.seed
@@ -100,7 +94,7 @@ def load_trainable(stage: TrainStage, context: Context, checkpoints: Checkpoints
     return load_model(ref, context.model, dtype=dtype, trainable=True, seed=stage.train.seed)
 
 
-def save(stage: TrainStage, model: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(stage: OfflineStage, model: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     if isinstance(stage, RewardStage):
         save_reward_model(model, tokenizer, folder)
     else:
@@ -108,11 +102,11 @@ def save(stage: TrainStage, model: Trained, tokenizer: PreTrainedTokenizerBase, 
 
 
 def evaluator(
-    stage: TrainStage, context: Context, rows: Rows, work: Work, scorer: TokenScorer | RowScorer,
+    stage: OfflineStage, context: Context, rows: Rows, work: Work, scorer: TokenScorer | RowScorer,
     tokenizer: PreTrainedTokenizerBase, parallel: Parallel, budget: Budget,
 ) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
     """What the loop measures: the objective on held-out rows, and the tasks to watch. None where there is neither."""
-    tasks = stage.watch if isinstance(stage, PolicyStage) else ()
+    tasks = stage.watch if isinstance(stage, OfflinePolicyStage) else ()
     if not rows.num_held_out and not tasks:
         return None
     held_out = range(rows.num_train, len(rows.rows))
@@ -123,7 +117,7 @@ def evaluator(
             heard = Heard(scorer)
             return evaluate_loss(heard, work.learner, batches, parallel) | reward_report(heard.scores, batches)
         measured = evaluate_loss(scorer, work.learner, batches, parallel) if batches else {}
-        if isinstance(stage, PolicyStage) and tasks:
+        if isinstance(stage, OfflinePolicyStage) and tasks:
             from whet.stages.watch import watch
 
             with parallel.forward():
@@ -134,26 +128,18 @@ def evaluator(
 
 
 def finish(
-    stage: TrainStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str,
+    stage: OfflineStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str,
     num_held_out: int,
 ) -> StageResult:  # fmt: skip
     """Publish the chosen checkpoint's weights as the stage's model, and sum up its metrics."""
-    step = position.best_step if stage.train.keep == "best" and position.best_step is not None else position.step
-    source, target = checkpoints.folder(step) / artefact, context.paths.file(artefact)
-    temporary = target.with_name(f".{artefact}.tmp")
-    with writing(target):
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
-    model = (
-        ModelRef(path=context.start.path, adapter=str(target)) if artefact == "adapter" else ModelRef(path=str(target))
-    )
-    metrics = final_metrics(context, step)
+    step = kept_step(stage, position)
+    model = publish(checkpoints.folder(step) / artefact, context.paths.file(artefact), context.start.path)
+    last_epoch = math.ceil(read_jsonl(context.paths.metrics)[-1]["epoch"]) - 1
+    metrics = final_metrics(context, step, since=last_epoch)
     return StageResult(metrics=metrics, model=model, evaluation=held_out_accuracy(stage, metrics, num_held_out))
 
 
-def held_out_accuracy(stage: TrainStage, metrics: Mapping[str, float], num_held_out: int) -> tuple[Measure, ...]:
+def held_out_accuracy(stage: OfflineStage, metrics: Mapping[str, float], num_held_out: int) -> tuple[Measure, ...]:
     """Share of held-out rows that the kept model judges as the data does, with its Wilson interval; nothing for SFT."""
     accuracy = metrics.get("eval/accuracy" if isinstance(stage, RewardStage) else "eval/rewards/accuracies")
     if accuracy is None:
@@ -166,40 +152,3 @@ def held_out_accuracy(stage: TrainStage, metrics: Mapping[str, float], num_held_
             num=num_held_out,
         ),
     )  # fmt: skip
-
-
-def artefact_name(model: torch.nn.Module) -> str:
-    """`adapter` where an adapter was trained, `model` where every weight was."""
-    return "adapter" if isinstance(model, PeftModel) else "model"
-
-
-def final_metrics(context: Context, kept_step: int) -> dict[str, float]:
-    """Numbers for the summary: the last epoch's means, the first and the kept evaluation, and which step was kept."""
-    rows = read_jsonl(context.paths.metrics)
-    steps = [row for row in rows if "loss" in row]
-    evaluations = [row for row in rows if "loss" not in row]
-    metrics = {"steps": float(steps[-1]["step"]), "kept_step": float(kept_step)}
-    metrics |= last_epoch_means(steps)
-    metrics["tokens"] = float(sum(row["tokens"] for row in steps))
-    metrics["train_seconds"] = round(sum(row["step_seconds"] for row in steps), 2)
-    for row in evaluations:
-        if row["step"] in (0, kept_step):
-            prefix = "start/" if row["step"] == 0 else ""
-            metrics |= {prefix + name: value for name, value in row.items() if "/" in name}
-    return metrics
-
-
-def last_epoch_means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Loss and rewards averaged over the samples of the last epoch: one step's batch says little.
-
-    A step without good or without bad responses has no mean reward of them, and does not count for it.
-    """
-    begin = math.ceil(steps[-1]["epoch"]) - 1
-    last = [row for row in steps if row["epoch"] > begin]
-    names = dict.fromkeys(name for row in last for name in row if name == "loss" or name.startswith("rewards/"))
-    means = {}
-    for name in names:
-        known = [(row["samples"], row[name]) for row in last if row.get(name) is not None]
-        if known:
-            means[name] = sum(num * value for num, value in known) / sum(num for num, _ in known)
-    return means

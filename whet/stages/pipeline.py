@@ -18,7 +18,7 @@ import yaml
 
 from whet.config.load import dump_plan
 from whet.config.plan import Plan
-from whet.config.stage import EvaluateStage, MergeStage, PrepareStage, RewardStage, Stage, TrainStage
+from whet.config.stage import EvaluateStage, MergeStage, OfflineStage, OnlineStage, PrepareStage, RewardStage, Stage
 from whet.errors import RunError, UserError
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, write_json, write_text, writing
@@ -117,10 +117,14 @@ def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) 
 
 def dispatch(stage: Stage, context: Context) -> StageResult:
     """Each kind of stage in its own module, imported when it is needed."""
-    if isinstance(stage, TrainStage):
+    if isinstance(stage, OfflineStage):
         from whet.stages import offline
 
         return offline.run(stage, context)
+    if isinstance(stage, OnlineStage):
+        from whet.stages import online
+
+        return online.run(stage, context)
     match stage:
         case PrepareStage():
             from whet.stages import prepare

@@ -19,10 +19,8 @@ from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from whet.config.stage import PrepareStage
-from whet.data.ledger import Ledger
-from whet.data.render import PROMPT_OVERLONG, Renderer
-from whet.data.sources import read_records
-from whet.errors import DataError, RunError
+from whet.data.render import Renderer
+from whet.errors import RunError
 from whet.experience.agreement import agreement_metrics, check_groups
 from whet.experience.collect import Collector
 from whet.experience.pairs import Pair, PairCounts, Reason, select_pairs
@@ -40,6 +38,7 @@ from whet.schema.artifacts import StageResult
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Group
 from whet.stages.context import Context
+from whet.stages.prompts import read_prompts
 
 
 def run(stage: PrepareStage, context: Context) -> StageResult:
@@ -51,10 +50,9 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
     renderer = Renderer(tokenizer, system=stage.data.system)
     # The judge is asked in its own words: the system message of the task is part of what it judges, not of its role.
     judge = build_judge(stage.judge, Renderer(tokenizer), seed=stage.rollout.seed)
-    prompts, ledger = read_prompts(stage, context, renderer)
-    write_json(context.paths.data, ledger.to_json())
-    print(f"{stage.name}: {ledger.describe()}")
-    groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, prompts)
+    asked = read_prompts(stage.data, context, renderer, hold_out=False)
+    asked.write(context)
+    groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, asked.prompts)
     outcomes, counts = select_pairs(groups, stage.pairs)
     metrics |= group_metrics(groups, counts)
     write_files(context.paths, stage, groups, outcomes, counts)
@@ -70,28 +68,6 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
     if check is not None:
         metrics |= compare_with_truth(stage.name, groups, outcomes, check)
     return StageResult(metrics=metrics)
-
-
-def read_prompts(stage: PrepareStage, context: Context, renderer: Renderer) -> tuple[list[Prompt], Ledger]:
-    """The stage's prompts. One longer than data.max_length is dropped (counted), or an error where the plan says so."""
-    records, ledger = read_records(stage.data, ("prompt",), folders=context.folders)
-    prompts: list[Prompt] = []
-    for record in records:
-        assert isinstance(record, Prompt), "only prompts were asked for"
-        length = len(renderer.prompt(record.messages, record.tools, origin=record.origin))
-        if length <= stage.data.max_length:
-            prompts.append(record)
-        elif stage.data.on_overlong == "error":
-            raise DataError(
-                f"the prompt has {length} tokens, and data.max_length is {stage.data.max_length}",
-                file=record.origin.file, line=record.origin.line,
-                fix="raise data.max_length, or set data.on_overlong to drop",
-            )  # fmt: skip
-        else:
-            ledger.drop(PROMPT_OVERLONG, record.origin)
-    if not prompts:
-        raise DataError("no prompts left", field="data.files", found=ledger.describe(), fix="raise data.max_length")
-    return prompts, ledger
 
 
 def collect_groups(

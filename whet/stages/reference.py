@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from whet.config.stage import PolicyStage, SftStage
+from whet.config.stage import OfflinePolicyStage, SftStage
 from whet.models.load import compute_dtype, load_model, pick_device
 from whet.models.reference import Scores, SecondModel, by_adapter
 from whet.models.scoring import TokenScorer
@@ -24,7 +24,8 @@ class References:
     """The reference of one stage. Each of the `columns` numbers of a row is measured once."""
 
     def __init__(
-        self, stage: PolicyStage, context: Context, rows: Rows, scorer: TokenScorer, parallel: Parallel, *, columns: int
+        self, stage: OfflinePolicyStage, context: Context, rows: Rows, scorer: TokenScorer, parallel: Parallel, *,
+        columns: int,
     ) -> None:
         assert not isinstance(stage, SftStage), "SFT has no reference"
         self._config, self._context, self._stage, self._parallel = stage.reference, context, stage, parallel

@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerBase
 from whet.config.stage import (
     DpoStage,
     KtoStage,
+    OfflineStage,
     RewardStage,
     RewardWeightedStage,
     SftStage,
     SoftPreferenceStage,
-    TrainStage,
 )
 from whet.data.render import Renderer
 from whet.data.tokenise import tokenise
@@ -46,7 +46,7 @@ class Rows:
         return len(self.rows) - self.num_train
 
 
-def record_kinds(stage: TrainStage) -> tuple[RecordKind, ...]:
+def record_kinds(stage: OfflineStage) -> tuple[RecordKind, ...]:
     """The kinds of record a stage trains on."""
     match stage:
         case SftStage():
@@ -61,7 +61,7 @@ def record_kinds(stage: TrainStage) -> tuple[RecordKind, ...]:
             return ("scored",)
 
 
-def read_rows(stage: TrainStage, context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
+def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokenizerBase) -> Rows:
     """Read, split, render and fit the stage's records, or find them in the token cache; writes data.json.
 
     Raises DataError where nothing is left to train on.

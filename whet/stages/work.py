@@ -13,12 +13,12 @@ from whet.config.objective import RewardWeighted
 from whet.config.stage import (
     DpoStage,
     KtoStage,
-    PolicyStage,
+    OfflinePolicyStage,
+    OfflineStage,
     RewardStage,
     RewardWeightedStage,
     SftStage,
     SoftPreferenceStage,
-    TrainStage,
 )
 from whet.data.batch import (
     GroupBatch,
@@ -70,7 +70,7 @@ class Ground:
     parallel: Parallel
 
 
-def work_of(stage: TrainStage, ground: Ground) -> Work:
+def work_of(stage: OfflineStage, ground: Ground) -> Work:
     """Batches and formula of the stage's kind, with its reference where it needs one."""
     device, rows = ground.parallel.device, ground.rows.rows
     match stage:
@@ -159,6 +159,6 @@ def _successors(num: int, seed: int) -> np.ndarray:
     return successor
 
 
-def _references(stage: PolicyStage, ground: Ground, *, columns: int) -> References:
+def _references(stage: OfflinePolicyStage, ground: Ground, *, columns: int) -> References:
     assert isinstance(ground.scorer, TokenScorer), "only language models have a reference"
     return References(stage, ground.context, ground.rows, ground.scorer, ground.parallel, columns=columns)

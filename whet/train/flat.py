@@ -21,6 +21,8 @@ class Flat:
     """The scored responses of a round: G groups, R responses, N tokens, in one order."""
 
     groups: tuple[RenderedGroup, ...]
+    keys: tuple[str, ...]
+    """[R], of their completions."""
     group_of: Tensor
     """[R] int64."""
     lengths: Tensor
@@ -61,7 +63,7 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
     """
     groups: list[RenderedGroup] = []
     sampler: list[float] = []
-    group_of, lengths, rewards = [], [], []
+    keys, group_of, lengths, rewards = [], [], [], []
     for group in made.groups:
         usable = [
             (completion, score)
@@ -73,6 +75,7 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
         ids = renderer.prompt(group.prompt.messages, group.prompt.tools, origin=group.prompt.origin)
         for completion, score in usable:
             assert len(completion.logprobs) == len(completion.ids), "the engine gives log-probs"
+            keys.append(completion.key)
             group_of.append(len(groups))
             lengths.append(len(completion.ids))
             rewards.append(float("nan") if score.value is None else score.value)
@@ -88,6 +91,7 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
         raise RunError(f"no completion of round {made.number} has a reward", found=_why(made), fix="mend the reward")
     return Flat(
         groups=tuple(groups),
+        keys=tuple(keys),
         group_of=torch.tensor(group_of, dtype=torch.int64),
         lengths=torch.tensor(lengths, dtype=torch.int64),
         rewards=torch.tensor(rewards, dtype=torch.float32),

@@ -177,12 +177,12 @@ class Loop(Generic[B]):
 
 
 def best_metric(train: Train, measured: Mapping[str, float]) -> str | None:
-    """The metric that names the best checkpoint: the plan's, else eval/loss, else none.
+    """The metric that names the best checkpoint: the plan's, else eval/loss or (online) eval/reward, else none.
 
     Raises RunError where the plan names a metric that was not measured.
     """
     if train.best_metric is None:
-        return "eval/loss" if "eval/loss" in measured else None
+        return next((name for name in ("eval/loss", "eval/reward") if name in measured), None)
     if train.best_metric not in measured:
         raise RunError(
             "no such metric", field="train.best_metric", found=train.best_metric,

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,42 +23,39 @@ from whet.config.policy import PolicyObjective
 from whet.data.pack import fill, pack_groups
 from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
+from whet.experience.log import completion_rows
 from whet.experience.rounds import Round, Rounds
-from whet.objectives.advantages import reward_metrics
 from whet.objectives.credit import Advantages, Rollouts
 from whet.objectives.kl import KlController
-from whet.objectives.loss import Total
 from whet.objectives.moments import Moments
-from whet.objectives.sums import row_sums
 from whet.runs.files import read_json, write_json, writing
 from whet.schema.metrics import values
-from whet.schema.rollouts import Group
 from whet.train.bind_policy import PolicyLearning
 from whet.train.feed import OfflineFeed
 from whet.train.flat import Flat, flatten
 from whet.train.parallel import Parallel
 from whet.train.policy import Measure, PolicyBatch
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What passes over the responses gave when the round began, [N] each; None where nobody wants it."""
-
-    policy: Tensor | None = None
-    """Log-probs."""
-    reference: Tensor | None = None
-    """Log-probs."""
-    values: Tensor | None = None
+from whet.train.round_metrics import Measured, round_totals
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experience:
     """A round ready to be trained on."""
 
+    made: Round
     flat: Flat
     advantages: Advantages
     measured: Measured
     metrics: Mapping[str, float]
+
+    def advantages_by_key(self) -> dict[str, float]:
+        """The mean over the tokens of each response that may be trained on, by its completion's key."""
+        flat, kept = self.flat, self.advantages.kept
+        return {
+            key: float(self.advantages.tokens[flat.tokens(row)].mean())
+            for row, key in enumerate(flat.keys)
+            if kept[row]
+        }
 
 
 class OnlineFeed:
@@ -82,12 +80,14 @@ class OnlineFeed:
         values: Measure | None = None,
         parallel: Parallel,
         folder: Path,
+        log: Callable[[Mapping[str, Any]], None] = lambda row: None,
     ) -> None:
         """`batch_size` prompts a round and rank; `sync(step)` gives the engine the weights of that step; `folder` keeps
-        what a round was measured with, for runs that are killed within it."""
+        what a round was measured with, for runs that are killed within it; `log` gets a row a completion when the first
+        step of its round begins."""
         self._rounds, self._renderer, self._objective, self._learning = rounds, renderer, objective, learning
         self._micro_batch_tokens, self._seed, self._folder = micro_batch_tokens, seed, folder
-        self._sync, self._parallel = sync, parallel
+        self._sync, self._parallel, self._log = sync, parallel, log
         self._per_round = objective.passes * objective.minibatches
         self._prompts = OfflineFeed(
             [1] * num_prompts, list, batch_size=batch_size, micro_batch_tokens=1, epochs=epochs, max_steps=None,
@@ -117,6 +117,8 @@ class OnlineFeed:
         number, within = divmod(step, self._per_round)
         if self._current is None or self._current[0] != number:
             self._current = number, self._begin(number, step)
+            if within == 0:  # else it was logged before the run was killed
+                self._tell(self._current[1], step)
         return self._batches(self._current[1], number, within)
 
     def metrics(self, step: int) -> Mapping[str, float]:
@@ -139,10 +141,10 @@ class OnlineFeed:
             own = advantages.moments()
             moments = Moments(*(self._parallel.sum(value) for value in (own.count, own.total, own.squares)))
             advantages = advantages.whitened(moments)
-        metrics = self._round_metrics(made, flat, measured)
+        metrics = self._logged(made, flat, measured)
         if self._learning.reward_penalty is not None:
             write_json(self._folder / f"{number:06d}.json", {"kl_weight": self._controller.weight})
-        return Experience(flat=flat, advantages=advantages, measured=measured, metrics=metrics)
+        return Experience(made=made, flat=flat, advantages=advantages, measured=measured, metrics=metrics)
 
     def _controller_of(self, number: int) -> KlController:
         """The KL's weight as the round before left it, on disk for a run that was killed since."""
@@ -251,20 +253,9 @@ class OnlineFeed:
             num_samples=len(order),
         )
 
-    def _round_metrics(self, made: Round, flat: Flat, measured: Measured) -> Mapping[str, float]:
-        completions = [completion for group in made.groups for completion in group.completions]
-        lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
-        cut = [completion.finish_reason == "length" for completion in completions]
-        totals = {
-            **reward_metrics(flat.rewards, flat.group_of),
-            **_parts(made.groups),
-            "completions/mean_length": Total(lengths.sum(), float(len(lengths))),
-            "completions/clipped_ratio": Total(torch.tensor(float(sum(cut))), float(len(cut))),
-        }
-        if measured.policy is not None and measured.reference is not None:
-            difference = row_sums(measured.policy - measured.reference, flat.rows, len(flat.lengths))
-            totals["objective/kl"] = Total(difference.sum(), float(len(difference)))
-        logged = values(self._parallel.means(totals))
+    def _logged(self, made: Round, flat: Flat, measured: Measured) -> Mapping[str, float]:
+        """The round's numbers; moves the KL's weight where that follows the KL."""
+        logged = values(self._parallel.means(round_totals(made, flat, measured)))
         if self._learning.reward_penalty is not None:
             num = int(self._parallel.sum(len(flat.lengths)))
             self._controller = self._controller.updated(logged["objective/kl"], num)
@@ -275,15 +266,7 @@ class OnlineFeed:
             **{f"seconds/{name}": round(value, 4) for name, value in made.seconds.items()},
         }
 
-
-def _parts(groups: Sequence[Group]) -> dict[str, Total]:
-    """`rewards/NAME/mean` of every named part."""
-    found: dict[str, list[float]] = {}
-    for group in groups:
-        for score in group.scores:
-            for name, value in score.parts.items():
-                found.setdefault(name, []).append(value)
-    return {
-        f"rewards/{name}/mean": Total(torch.tensor(numbers).sum(), float(len(numbers)))
-        for name, numbers in found.items()
-    }
+    def _tell(self, experience: Experience, step: int) -> None:
+        """Log the round's completions with the step that trains on them first."""
+        for row in completion_rows(experience.made, experience.advantages_by_key()):
+            self._log({"step": step + 1, **row})

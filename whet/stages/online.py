@@ -1,0 +1,181 @@
+"""Online RL: every stage that trains a policy on what it says. The kinds differ in their objective alone.
+
+prompts -> completions -> rewards -> advantages -> steps -> the best checkpoint becomes the stage's model
+
+    rounds/000012.jsonl      completions as the engine gave them, with their rewards: what a killed run goes on from
+    measured/                log-probs and values of the responses when their round began
+    completions.jsonl        the same to read: prompt, completion, every part of the reward, advantage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+from whet.config.stage import OnlineStage
+from whet.data.render import Renderer
+from whet.experience.rounds import Rounds
+from whet.models.backbone import unwrapped
+from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
+from whet.models.memory import FreedMemory, activation_bytes, has_room_for_copy
+from whet.models.value import PolicyScorer
+from whet.rewards.build import RewardSetting, build_reward
+from whet.rewards.gold import gold_check
+from whet.rewards.reward import Reward
+from whet.rollout.native import NativeEngine
+from whet.runs.files import read_jsonl
+from whet.runs.sinks import MetricsFile
+from whet.schema.artifacts import StageResult
+from whet.schema.records import Prompt
+from whet.stages.context import Context
+from whet.stages.held_out import held_out_reward
+from whet.stages.inputs import ref_of
+from whet.stages.policy import Policy, load_policy, reference_scores
+from whet.stages.prompts import PromptSet, read_prompts
+from whet.stages.result import artefact_name, final_metrics, kept_step, publish
+from whet.stages.watch import watch
+from whet.train.bind_policy import policy_learning
+from whet.train.checkpoint import Checkpoints, Position
+from whet.train.loop import Loop
+from whet.train.online import OnlineFeed
+from whet.train.parallel import Parallel
+from whet.train.policy import PolicyLearner, policy_logprobs, policy_values
+
+GOLD = "its reference does not get full marks"
+"""Why a row is left out after the gold check."""
+LAST_SHARE = 0.1
+"""Part of the training that the summary's means are over."""
+
+
+def run(stage: OnlineStage, context: Context) -> StageResult:
+    """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics.
+
+    Raises DataError where the reward does not give full marks to the prompts' own references.
+    """
+    device = pick_device(context.model.device)
+    dtype = compute_dtype(stage.train.arithmetic, device)
+    parallel = Parallel(device, dtype)
+    tokenizer = load_tokenizer(
+        context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
+    )
+    renderer = Renderer(tokenizer, system=stage.data.system)
+    reward = build_reward(stage.reward, setting=setting(stage, context))
+    asked = checked(stage, context, renderer, reward)
+    checkpoints = Checkpoints(context.paths.checkpoints, keep=stage.train.keep_checkpoints)
+    policy = load_policy(stage, context, checkpoints, tokenizer, device=device, dtype=dtype)
+    engine = NativeEngine(
+        policy.model, tokenizer, batch_size=stage.rollout.batch_size,
+        end_ids=tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, policy.model)))), dtype=dtype,
+        pack_frozen=has_room_for_copy(unwrapped(policy.model), dtype),
+    )  # fmt: skip
+    learning = policy_learning(stage.objective, max_new_tokens=stage.rollout.max_new_tokens)
+    freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
+    position = checkpoints.latest()
+    with MetricsFile(context.paths.metrics) as metrics, MetricsFile(context.paths.completions) as completions:
+        completions.truncate_after(position.step if position is not None else 0)
+        feed = OnlineFeed(
+            rounds_of(stage, context, engine, renderer, reward, asked.prompts, parallel),
+            renderer, stage.objective, learning, num_prompts=len(asked.prompts), batch_size=stage.train.batch_size,
+            micro_batch_tokens=policy.budget.packed, epochs=stage.train.epochs, max_steps=stage.train.max_steps,
+            seed=stage.train.seed, sync=engine.sync,
+            policy=policy_logprobs(policy.tokens, stage.rollout.temperature),
+            reference=reference_scores(stage, context, policy.tokens, device=device, dtype=dtype)
+            if stage.objective.needs_reference else None,
+            values=policy_values(policy.scorer) if isinstance(policy.scorer, PolicyScorer) else None,
+            parallel=parallel, folder=context.paths.file("measured"), log=completions.write,
+        )  # fmt: skip
+        position = Loop(
+            model=policy.scorer,
+            learner=PolicyLearner(
+                learning, temperature=stage.rollout.temperature,
+                entropy_gradient=stage.objective.entropy_weight > 0,
+            ),
+            feed=feed,
+            train=stage.train,
+            parallel=parallel,
+            checkpoints=checkpoints,
+            save_model=policy.save,
+            metrics=metrics,
+            evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel),
+            settle=freed.settle,
+            title=stage.name,
+        ).fit()  # fmt: skip
+    return finish(stage, context, checkpoints, position, artefact_name(policy.model))
+
+
+def setting(stage: OnlineStage, context: Context) -> RewardSetting:
+    """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge."""
+    return RewardSetting(
+        models=context.models, max_new_tokens=stage.rollout.max_new_tokens, judge=partial(judge_of, stage, context)
+    )
+
+
+def judge_of(stage: OnlineStage, context: Context, name: str) -> tuple[NativeEngine, Renderer]:
+    """A language model that judges. `start` is a copy that does not learn: a judge must not move with the judged."""
+    ref = context.start if name == "start" else ref_of(name, context.models)
+    tokenizer = load_tokenizer(ref.path, trust_remote_code=context.model.trust_remote_code)
+    dtype = compute_dtype("auto", pick_device(context.model.device))
+    model = load_model(ref, context.model, dtype=dtype)
+    renderer = Renderer(tokenizer)
+    ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, model))))
+    engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends, dtype=dtype)
+    return engine, renderer
+
+
+def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Reward) -> PromptSet:
+    """The prompts whose own references the reward gives full marks, as far as it reads references.
+
+    Others are an error, or dropped and counted where `data.on_bad_row` says so.
+    """
+    asked = read_prompts(stage.data, context, renderer, hold_out=True)
+    report = gold_check(reward, (*asked.prompts, *asked.held_out))
+    if (error := report.error()) is not None and stage.data.on_bad_row == "error":
+        raise error
+    kept = asked.without({failure.origin for failure in report.failures}, GOLD)
+    kept.write(context)
+    print(f"{stage.name}: {report.describe()}")
+    return kept
+
+
+def rounds_of(
+    stage: OnlineStage, context: Context, engine: NativeEngine, renderer: Renderer, reward: Reward,
+    prompts: Sequence[Prompt], parallel: Parallel,
+) -> Rounds:  # fmt: skip
+    """Where rollouts come from; every rank has a folder of its own."""
+    folder = context.paths.file("rounds")
+    return Rounds(
+        engine=engine, renderer=renderer, reward=reward, rollout=stage.rollout, prompts=prompts,
+        folder=folder if parallel.world == 1 else folder / f"rank-{parallel.rank}",
+        replace_equal=stage.objective.replaces_equal, rank=parallel.rank, world=parallel.world,
+    )  # fmt: skip
+
+
+def evaluator(
+    stage: OnlineStage, context: Context, held_out: Sequence[Prompt], policy: Policy, engine: NativeEngine,
+    renderer: Renderer, reward: Reward, parallel: Parallel,
+) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
+    """What the loop measures: the reward on held-out prompts, and the tasks to watch. None where there is neither."""
+    if not held_out and not stage.watch:
+        return None
+
+    def evaluate() -> dict[str, float]:
+        measured: dict[str, float] = {}
+        if held_out:
+            engine.sync(0)
+            measured |= held_out_reward(held_out, engine, renderer, reward, stage.rollout)
+        if stage.watch:
+            with parallel.forward():
+                measured |= watch(stage, context, policy.model, policy.tokenizer)
+        return measured
+
+    return evaluate
+
+
+def finish(
+    stage: OnlineStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str
+) -> StageResult:
+    """Publish the chosen checkpoint's weights as the stage's model, and sum up its metrics."""
+    step = kept_step(stage, position)
+    model = publish(checkpoints.folder(step) / artefact, context.paths.file(artefact), context.start.path)
+    last = read_jsonl(context.paths.metrics)[-1]["epoch"]
+    return StageResult(metrics=final_metrics(context, step, since=(1 - LAST_SHARE) * last), model=model)

@@ -1,0 +1,57 @@
+"""What a round of rollouts is like: its rewards, its lengths, and how far the policy has gone from the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from whet.experience.rounds import Round
+from whet.objectives.advantages import reward_metrics
+from whet.objectives.loss import Total
+from whet.objectives.sums import row_sums
+from whet.schema.rollouts import Group
+from whet.train.flat import Flat
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What passes over the responses gave when the round began, [N] each; None where nobody wants it."""
+
+    policy: Tensor | None = None
+    """Log-probs."""
+    reference: Tensor | None = None
+    """Log-probs."""
+    values: Tensor | None = None
+
+
+def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total]:
+    """Under TRL's names. `objective/kl` is the mean of log-ratio sums, in nats a response."""
+    completions = [completion for group in made.groups for completion in group.completions]
+    lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+    cut = [completion.finish_reason == "length" for completion in completions]
+    totals = {
+        **reward_metrics(flat.rewards, flat.group_of),
+        **_parts(made.groups),
+        "completions/mean_length": Total(lengths.sum(), float(len(lengths))),
+        "completions/clipped_ratio": Total(torch.tensor(float(sum(cut))), float(len(cut))),
+    }
+    if measured.policy is not None and measured.reference is not None:
+        difference = row_sums(measured.policy - measured.reference, flat.rows, len(flat.lengths))
+        totals["objective/kl"] = Total(difference.sum(), float(len(difference)))
+    return totals
+
+
+def _parts(groups: Sequence[Group]) -> dict[str, Total]:
+    """`rewards/NAME/mean` of every named part."""
+    found: dict[str, list[float]] = {}
+    for group in groups:
+        for score in group.scores:
+            for name, value in score.parts.items():
+                found.setdefault(name, []).append(value)
+    return {
+        f"rewards/{name}/mean": Total(torch.tensor(numbers).sum(), float(len(numbers)))
+        for name, numbers in found.items()
+    }
