@@ -53,6 +53,23 @@ class OnlineRollout(Rollout):
     """Draw among the most likely tokens that hold this much probability together; 1 keeps all, as the formulas ask."""
     batch_size: int = Field(64, ge=1)
     """Samples decoded at the same time."""
+    staleness: int = Field(0, ge=0, le=1)
+    """Rounds that completions may lag behind the weights: 1 draws the next round while this one is trained on, and
+    takes the engine's log-probs for the old policy's."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether tokens are drawn from the model's whole distribution."""
+        return self.top_p == 1 and self.top_k == 0 and self.min_p == 0 and self.min_new_tokens == 0
+
+    @model_validator(mode="after")
+    def _stale_rollouts_are_whole(self) -> Self:
+        if self.staleness and not self.whole:
+            raise ValueError(
+                "staleness needs tokens from the whole distribution, whose log-probs the trainer compares with: "
+                "leave top_p, top_k, min_p and min_new_tokens at their defaults"
+            )
+        return self
 
 
 class Judge(Section):

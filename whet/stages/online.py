@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 
 from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
@@ -34,12 +35,14 @@ from whet.stages.policy import Policy, load_policy, reference_scores
 from whet.stages.prompts import PromptSet, read_prompts
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish
 from whet.stages.watch import watch
-from whet.train.bind_policy import policy_learning
+from whet.train.bind_policy import PolicyLearning, policy_learning
 from whet.train.checkpoint import Checkpoints, Position
 from whet.train.loop import Loop
+from whet.train.measuring import Measuring
 from whet.train.online import OnlineFeed
 from whet.train.parallel import Parallel
 from whet.train.policy import PolicyLearner, policy_logprobs, policy_values
+from whet.train.rounds import RoundOrder
 
 GOLD = "its reference does not get full marks"
 """Why a row is left out after the gold check."""
@@ -73,16 +76,17 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
     position = checkpoints.latest()
     with MetricsFile(context.paths.metrics) as metrics, MetricsFile(context.paths.completions) as completions:
         completions.truncate_after(position.step if position is not None else 0)
+        order = RoundOrder(
+            rounds_of(stage, context, engine, renderer, reward, asked.prompts, parallel), engine.sync, parallel,
+            num_prompts=len(asked.prompts), batch_size=stage.train.batch_size, epochs=stage.train.epochs,
+            max_steps=stage.train.max_steps, steps_per_round=stage.objective.passes * stage.objective.minibatches,
+            seed=stage.train.seed, staleness=stage.rollout.staleness,
+        )  # fmt: skip
         feed = OnlineFeed(
-            rounds_of(stage, context, engine, renderer, reward, asked.prompts, parallel),
-            renderer, stage.objective, learning, num_prompts=len(asked.prompts), batch_size=stage.train.batch_size,
-            micro_batch_tokens=policy.budget.packed, epochs=stage.train.epochs, max_steps=stage.train.max_steps,
-            seed=stage.train.seed, sync=engine.sync,
-            policy=policy_logprobs(policy.tokens, stage.rollout.temperature),
-            reference=reference_scores(stage, context, policy.tokens, device=device, dtype=dtype)
-            if stage.objective.needs_reference else None,
-            values=policy_values(policy.scorer) if isinstance(policy.scorer, PolicyScorer) else None,
-            parallel=parallel, folder=context.paths.file("measured"), log=completions.write,
+            order, renderer, stage.objective, learning,
+            measuring_of(stage, context, policy, learning, order, parallel),
+            micro_batch_tokens=policy.budget.packed, seed=stage.train.seed, parallel=parallel,
+            folder=context.paths.file("measured"), log=completions.write,
         )  # fmt: skip
         position = Loop(
             model=policy.scorer,
@@ -94,9 +98,9 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
             train=stage.train,
             parallel=parallel,
             checkpoints=checkpoints,
-            save_model=policy.save,
+            save_model=after(order.wait, policy.save),
             metrics=metrics,
-            evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel),
+            evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel, order),
             settle=freed.settle,
             title=stage.name,
         ).fit()  # fmt: skip
@@ -150,15 +154,42 @@ def rounds_of(
     )  # fmt: skip
 
 
+def measuring_of(
+    stage: OnlineStage, context: Context, policy: Policy, learning: PolicyLearning, order: RoundOrder,
+    parallel: Parallel,
+) -> Measuring:  # fmt: skip
+    """What is measured of a round before it is trained on, and how."""
+    rollout, temperature = stage.rollout, stage.rollout.temperature
+    several = order.steps_per_round > 1
+    wants_policy = several or rollout.staleness > 0 or learning.reward_penalty is not None
+    reference = None
+    if stage.objective.needs_reference:
+        dtype = compute_dtype(stage.train.arithmetic, parallel.device)
+        reference = reference_scores(stage, context, policy.tokens, device=parallel.device, dtype=dtype)
+    return Measuring(
+        policy=policy_logprobs(policy.tokens, temperature) if wants_policy else None,
+        reference=reference,
+        values=policy_values(policy.scorer) if isinstance(policy.scorer, PolicyScorer) else None,
+        whole=rollout.whole,
+        stale=rollout.staleness > 0,
+        several_steps=several,
+        micro_batch_tokens=policy.budget.packed,
+        seed=stage.train.seed,
+        parallel=parallel,
+        folder=context.paths.file("measured"),
+    )
+
+
 def evaluator(
     stage: OnlineStage, context: Context, held_out: Sequence[Prompt], policy: Policy, engine: NativeEngine,
-    renderer: Renderer, reward: Reward, parallel: Parallel,
+    renderer: Renderer, reward: Reward, parallel: Parallel, order: RoundOrder,
 ) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
     """What the loop measures: the reward on held-out prompts, and the tasks to watch. None where there is neither."""
     if not held_out and not stage.watch:
         return None
 
     def evaluate() -> dict[str, float]:
+        order.wait()
         measured: dict[str, float] = {}
         if held_out:
             engine.sync(0)
@@ -169,6 +200,16 @@ def evaluator(
         return measured
 
     return evaluate
+
+
+def after(wait: Callable[[], None], save: Callable[[Path], None]) -> Callable[[Path], None]:
+    """Save once nothing is being drawn with weights that a run going on from this checkpoint would not have."""
+
+    def save_then(folder: Path) -> None:
+        wait()
+        save(folder)
+
+    return save_then
 
 
 def finish(

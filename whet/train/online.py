@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whet.config.policy import PolicyObjective
@@ -24,18 +22,19 @@ from whet.data.pack import fill, pack_groups
 from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
 from whet.experience.log import completion_rows
-from whet.experience.rounds import Round, Rounds
+from whet.experience.rounds import Round
 from whet.objectives.credit import Advantages, Rollouts
 from whet.objectives.kl import KlController
 from whet.objectives.moments import Moments
-from whet.runs.files import read_json, write_json, writing
+from whet.runs.files import read_json, write_json
 from whet.schema.metrics import values
 from whet.train.bind_policy import PolicyLearning
-from whet.train.feed import OfflineFeed
 from whet.train.flat import Flat, flatten
+from whet.train.measuring import Measured, Measuring
 from whet.train.parallel import Parallel
-from whet.train.policy import Measure, PolicyBatch
-from whet.train.round_metrics import Measured, round_totals
+from whet.train.policy import PolicyBatch
+from whet.train.round_metrics import round_totals
+from whet.train.rounds import RoundOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,58 +62,38 @@ class OnlineFeed:
 
     def __init__(
         self,
-        rounds: Rounds,
+        order: RoundOrder,
         renderer: Renderer,
         objective: PolicyObjective,
         learning: PolicyLearning,
+        measuring: Measuring,
         *,
-        num_prompts: int,
-        batch_size: int,
         micro_batch_tokens: int,
-        epochs: int,
-        max_steps: int | None,
         seed: int,
-        sync: Callable[[int], None],
-        policy: Measure,
-        reference: Measure | None,
-        values: Measure | None = None,
         parallel: Parallel,
         folder: Path,
         log: Callable[[Mapping[str, Any]], None] = lambda row: None,
     ) -> None:
-        """`batch_size` prompts a round and rank; `sync(step)` gives the engine the weights of that step; `folder` keeps
-        what a round was measured with, for runs that are killed within it; `log` gets a row a completion when the first
-        step of its round begins."""
-        self._rounds, self._renderer, self._objective, self._learning = rounds, renderer, objective, learning
-        self._micro_batch_tokens, self._seed, self._folder = micro_batch_tokens, seed, folder
-        self._sync, self._parallel, self._log = sync, parallel, log
-        self._per_round = objective.passes * objective.minibatches
-        self._prompts = OfflineFeed(
-            [1] * num_prompts, list, batch_size=batch_size, micro_batch_tokens=1, epochs=epochs, max_steps=None,
-            seed=seed, rank=parallel.rank, world=parallel.world,
-        )  # fmt: skip
-        self._num_steps = max_steps if max_steps is not None else self._prompts.num_steps * self._per_round
-        # The policy's log-probs of the round's start: where it has several steps, or takes the KL off the reward.
-        self._measures = {
-            "policy": policy if self._per_round > 1 or learning.reward_penalty is not None else None,
-            "reference": reference,
-            "values": values,
-        }
+        """`folder` keeps the KL's weight as each round left it, for runs that are killed; `log` gets a row a completion
+        when the first step of its round begins."""
+        self._order, self._renderer, self._objective, self._learning = order, renderer, objective, learning
+        self._measuring, self._micro_batch_tokens, self._seed = measuring, micro_batch_tokens, seed
+        self._parallel, self._folder, self._log = parallel, folder, log
         self._controller = learning.controller
         self._current: tuple[int, Experience] | None = None
 
     @property
     def num_steps(self) -> int:
-        return self._num_steps
+        return self._order.num_steps
 
     def epoch(self, step: int) -> float:
-        return self._prompts.epoch(step) / self._per_round
+        return self._order.epoch(step)
 
     def ends_epoch(self, step: int) -> bool:
-        return step % self._per_round == 0 and self._prompts.ends_epoch(step // self._per_round)
+        return self._order.ends_epoch(step)
 
     def micro_batches(self, step: int) -> list[PolicyBatch]:
-        number, within = divmod(step, self._per_round)
+        number, within = divmod(step, self._order.steps_per_round)
         if self._current is None or self._current[0] != number:
             self._current = number, self._begin(number, step)
             if within == 0:  # else it was logged before the run was killed
@@ -123,14 +102,14 @@ class OnlineFeed:
 
     def metrics(self, step: int) -> Mapping[str, float]:
         """Of the round that the step trains on; logged with its first step."""
-        if step % self._per_round or self._current is None:
+        if step % self._order.steps_per_round or self._current is None:
             return {}
         return self._current[1].metrics
 
     def _begin(self, number: int, step: int) -> Experience:
-        made = self._rounds.make(number, self._prompts.indices(number), lambda: self._sync(step))
+        made = self._order.get(number, step)
         flat = flatten(made, self._renderer)
-        measured = self._measured(number, flat)
+        measured = self._measuring(number, flat)
         self._controller = self._controller_of(number)
         rollouts = Rollouts(
             rewards=flat.rewards, groups=flat.group_of, rows=flat.rows, lengths=flat.lengths,
@@ -159,31 +138,6 @@ class OnlineFeed:
             return None
         assert measured.policy is not None and measured.reference is not None, "the KL compares the two"
         return self._controller.weight * self._learning.reward_penalty(measured.policy, measured.reference)
-
-    def _measured(self, number: int, flat: Flat) -> Measured:
-        """The passes over the round's responses, or what is on disk of them."""
-        path = self._folder / f"{number:06d}.safetensors"
-        if path.is_file():
-            return Measured(**load_file(path))
-        passed = {name: self._passed(flat, measure) for name, measure in self._measures.items() if measure is not None}
-        if passed:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            with writing(path):
-                save_file(passed, temporary)
-                temporary.replace(path)
-        return Measured(**passed)
-
-    def _passed(self, flat: Flat, measure: Measure) -> Tensor:
-        """[N] in the flat order, measured in micro-batches."""
-        out = torch.zeros(len(flat.rows))
-        first = flat.first_rows
-        for part in fill([group.num_tokens for group in flat.groups], self._micro_batch_tokens):
-            with self._parallel.forward():
-                logprobs = measure(pack_groups([flat.groups[g] for g in part]).to(self._parallel.device)).cpu().float()
-            places = flat.tokens_of([row for g in part for row in range(first[g], first[g + 1])])
-            out[places] = logprobs
-        return out
 
     def _batches(self, experience: Experience, number: int, within: int) -> list[PolicyBatch]:
         """The micro-batches of one optimiser step of the round: its share of the prompts, in this pass's order."""
@@ -244,7 +198,7 @@ class OnlineFeed:
             packed=pack_groups(chosen).to(device),
             lengths=flat.lengths[order].to(device),
             advantages=experience.advantages.tokens[places].to(device),
-            old_logprobs=of(experience.measured.policy) if self._per_round > 1 else None,
+            old_logprobs=of(experience.measured.policy) if self._measuring.has_old else None,
             reference_logprobs=of(experience.measured.reference),
             old_values=of(experience.measured.values),
             returns=of(experience.advantages.returns),

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from whet.experience.rounds import Round
 from whet.objectives.advantages import reward_metrics
@@ -14,17 +12,7 @@ from whet.objectives.loss import Total
 from whet.objectives.sums import row_sums
 from whet.schema.rollouts import Group
 from whet.train.flat import Flat
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What passes over the responses gave when the round began, [N] each; None where nobody wants it."""
-
-    policy: Tensor | None = None
-    """Log-probs."""
-    reference: Tensor | None = None
-    """Log-probs."""
-    values: Tensor | None = None
+from whet.train.measuring import Measured
 
 
 def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total]:
@@ -38,6 +26,8 @@ def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total
         "completions/mean_length": Total(lengths.sum(), float(len(lengths))),
         "completions/clipped_ratio": Total(torch.tensor(float(sum(cut))), float(len(cut))),
     }
+    if measured.drift is not None:
+        totals["sampling/checked_logp_difference/max"] = Total(measured.drift, 1.0)
     if measured.policy is not None and measured.reference is not None:
         difference = row_sums(measured.policy - measured.reference, flat.rows, len(flat.lengths))
         totals["objective/kl"] = Total(difference.sum(), float(len(difference)))

@@ -1,0 +1,67 @@
+"""Rounds of rollouts in the order of training: which prompts, drawn with which weights, and how far ahead.
+
+Without staleness a round is drawn when its first step begins, with the weights of that step. With a staleness of 1 it
+is drawn in a thread of its own while the round before it is trained on, with the weights of that round's first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from whet.experience.rounds import Round, Rounds
+from whet.train.feed import OfflineFeed
+from whet.train.parallel import Parallel
+
+
+class RoundOrder:
+    """Gives round after round, and says where the prompts' epochs end."""
+
+    def __init__(
+        self,
+        rounds: Rounds,
+        sync: Callable[[int], None],
+        parallel: Parallel,
+        *,
+        num_prompts: int,
+        batch_size: int,
+        epochs: int,
+        max_steps: int | None,
+        steps_per_round: int,
+        seed: int,
+        staleness: int = 0,
+    ) -> None:
+        """`batch_size` prompts a round and rank; `sync(step)` gives the engine the weights of that step."""
+        self._rounds, self._sync, self._staleness = rounds, sync, staleness
+        self.steps_per_round = steps_per_round
+        self._prompts = OfflineFeed(
+            [1] * num_prompts, list, batch_size=batch_size, micro_batch_tokens=1, epochs=epochs, max_steps=None,
+            seed=seed, rank=parallel.rank, world=parallel.world,
+        )  # fmt: skip
+        self.num_steps = max_steps if max_steps is not None else self._prompts.num_steps * steps_per_round
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts") if staleness else None
+        self._ahead: tuple[int, Future[Round]] | None = None
+
+    def epoch(self, step: int) -> float:
+        return self._prompts.epoch(step) / self.steps_per_round
+
+    def ends_epoch(self, step: int) -> bool:
+        return step % self.steps_per_round == 0 and self._prompts.ends_epoch(step // self.steps_per_round)
+
+    def get(self, number: int, step: int) -> Round:
+        """Round `number`, asked for at `step`; where rounds are drawn ahead, the next one begins."""
+        if self._ahead is not None and self._ahead[0] == number:
+            made = self._ahead[1].result()
+        else:
+            made = self._rounds.make(number, self._prompts.indices(number), lambda: self._sync(step))
+        if self._thread is not None and (number + 1) * self.steps_per_round < self.num_steps:
+            self._sync(step)
+            places = self._prompts.indices(number + 1)
+            self._ahead = number + 1, self._thread.submit(self._rounds.make, number + 1, places, lambda: None)
+        return made
+
+    def wait(self) -> None:
+        """Until no round is being drawn: before a checkpoint, so that a run that goes on from it finds the round that
+        was drawn with weights it no longer has; and before anyone else uses the engine."""
+        if self._ahead is not None:
+            self._ahead[1].result()
