@@ -21,7 +21,6 @@ import yaml
 from tests.stages.doomed import run_and_die
 
 WORDS = ("red", "green", "blue", "cat", "dog", "sun", "moon", "tree", "river", "stone")
-CLOCKS = ("step_seconds", "peak_memory_bytes")
 # What says when and where a run was made, not what it made.
 DIARIES = ("status.json", "ledger.jsonl", "environment.json", "plan.yaml", ".lock", "summary.json")
 
@@ -63,6 +62,11 @@ def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def clock(key: str) -> bool:
+    """Whether a number says how fast and large the machine was."""
+    return "seconds" in key or key == "peak_memory_bytes"
+
+
 def result(root: Path) -> dict[str, object]:
     """Everything a run made, by name: bytes, or rows without their clocks."""
     found: dict[str, object] = {}
@@ -71,9 +75,9 @@ def result(root: Path) -> dict[str, object]:
         # A file a kill left half written keeps its hidden name, and nothing reads it.
         if not path.is_file() or path.name in DIARIES or any(part.startswith(".") for part in Path(name).parts):
             continue
-        if path.name == "metrics.jsonl":
+        if path.name == "metrics.jsonl" or path.parent.name == "rounds":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{key: value for key, value in row.items() if key not in CLOCKS} for row in rows]
+            found[name] = [{key: value for key, value in row.items() if not clock(key)} for row in rows]
         else:
             found[name] = path.read_bytes()
     summary = copy.deepcopy(json.loads((root / "summary.json").read_text()))

@@ -142,6 +142,12 @@ def ppo(args: Args = None, fresh: Fresh = False) -> None:
     _run(*_plan_and_overrides(args), "ppo", fresh)
 
 
+@app.command("online_dpo")
+def online_dpo(args: Args = None, fresh: Fresh = False) -> None:
+    """Train on pairs of the model's own completions, made as it learns."""
+    _run(*_plan_and_overrides(args), "online_dpo", fresh)
+
+
 @app.command()
 def evaluate(args: Args = None, fresh: Fresh = False) -> None:
     """Measure models on held-out tasks."""

@@ -24,7 +24,7 @@ from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.plan import Plan
 from whet.config.source import read_source, to_yaml
-from whet.config.stage import EvaluateStage, OnlineStage, PolicyStage, PrepareStage, Stage, TrainStage
+from whet.config.stage import EvaluateStage, OnlineDpoStage, OnlineStage, PolicyStage, PrepareStage, Stage, TrainStage
 from whet.errors import ConfigError, nearest
 
 
@@ -89,14 +89,16 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
 def _check_learns(stage: OnlineStage, node: Node) -> None:
     """Refuse online RL in which nothing could be learnt."""
     size, prompts, objective = stage.rollout.group_size, stage.train.batch_size, stage.objective
-    if objective.needs_group and size < 2:
+    if size < 2 and (isinstance(stage, OnlineDpoStage) or stage.objective.needs_group):
         raise _error_at(
             node, "rollout.group_size", f"{objective.type} compares the samples of a prompt, and one has none to "
             f"compare with (found {size})", fix="take at least 2, or objective.type=reinforce_plus_plus, or `ppo`",
         )  # fmt: skip
-    if objective.minibatches > prompts:
+    if isinstance(stage, OnlineDpoStage):
+        return
+    if stage.objective.minibatches > prompts:
         raise _error_at(
-            node, "objective.minibatches", f"there are more than a round has prompts ({objective.minibatches} of "
+            node, "objective.minibatches", f"there are more than a round has prompts ({stage.objective.minibatches} of "
             f"train.batch_size {prompts})", fix=f"take at most {prompts}, or raise train.batch_size",
         )  # fmt: skip
 

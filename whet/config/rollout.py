@@ -92,13 +92,18 @@ class Judge(Section):
     """Highest valid score."""
 
 
-class Pairs(Section):
-    """How scored candidates become preferences."""
+class OnlinePairs(Section):
+    """How scored completions become pairs."""
 
     min_margin: float = Field(0.0, ge=0.0)
     """Best and worst must differ by more than this; 0 drops ties only."""
     keep_ties: bool = False
     """Keep pairs with equal scores (and different texts)."""
+
+
+class Pairs(OnlinePairs):
+    """How scored candidates become preferences, and weights."""
+
     weight_temperature: float = Field(1.0, gt=0.0)
     """Temperature of the softmax over scores in gspo_training.jsonl."""
 

@@ -23,7 +23,7 @@ from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjectiv
 from whet.config.reference import Reference
 from whet.config.reward import RewardHead
 from whet.config.rewards import Reward
-from whet.config.rollout import Checker, Judge, OnlineRollout, Pairs, Rollout
+from whet.config.rollout import Checker, Judge, OnlinePairs, OnlineRollout, Pairs, Rollout
 from whet.config.supervised import Nll
 from whet.config.train import DpoTrain, OnlineTrain, SftTrain, Train
 from whet.config.value import PolicyValue, ValueFunction
@@ -139,6 +139,15 @@ class PpoStage(_OnlineStage):
     value: ValueFunction = PolicyValue()
 
 
+class OnlineDpoStage(_OnlineStage):
+    """Preference training on pairs of the model's own completions, made as it learns (2402.04792)."""
+
+    kind: Literal["online_dpo"] = "online_dpo"
+    rollout: OnlineRollout = OnlineRollout(group_size=2)
+    objective: PairwiseObjective = Sigmoid()
+    pairs: OnlinePairs = OnlinePairs()
+
+
 class PrepareStage(_Stage):
     """Self-rewarding data: the model answers, judges its answers, and pairs are made from the scores."""
 
@@ -178,7 +187,9 @@ OfflinePolicyStage = SftStage | DpoStage | KtoStage | RewardWeightedStage | Soft
 """Stages that train a language model on fixed data."""
 OfflineStage = OfflinePolicyStage | RewardStage
 """Stages that train on fixed data."""
-OnlineStage = GrpoStage | GspoStage | PpoStage
+OnlinePolicyStage = GrpoStage | GspoStage | PpoStage
+"""Stages that train a language model on what it says, by advantages."""
+OnlineStage = OnlinePolicyStage | OnlineDpoStage
 """Stages that train a language model on what it says."""
 PolicyStage = OfflinePolicyStage | OnlineStage
 """Stages that train a language model."""
@@ -186,6 +197,6 @@ TrainStage = OfflineStage | OnlineStage
 """Stages that train."""
 Stage = Annotated[TrainStage | PrepareStage | EvaluateStage | MergeStage, Field(discriminator="kind")]
 STAGE_KINDS = (
-    "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo", "evaluate",
-    "merge",
+    "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo", "online_dpo",
+    "evaluate", "merge",
 )  # fmt: skip

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
-from whet.config.rollout import Pairs
+from whet.config.rollout import OnlinePairs
 from whet.schema.rollouts import Completion, Group
 
 Reason = Literal["empty", "no_score", "one_candidate", "identical", "ties", "below_margin"]
@@ -80,7 +80,7 @@ def has_words(completion: Completion) -> bool:
     return bool(completion.text.strip())
 
 
-def select_pair(group: Group, config: Pairs) -> Pair | Reason:
+def select_pair(group: Group, config: OnlinePairs) -> Pair | Reason:
     """Best against worst, or why not."""
     usable = candidates(group)
     if len(usable) < 2:
@@ -99,7 +99,7 @@ def select_pair(group: Group, config: Pairs) -> Pair | Reason:
     return Pair(best, worst) if best.score - worst.score > config.min_margin else "below_margin"
 
 
-def select_pairs(groups: Iterable[Group], config: Pairs) -> tuple[list[Pair | Reason], PairCounts]:
+def select_pairs(groups: Iterable[Group], config: OnlinePairs) -> tuple[list[Pair | Reason], PairCounts]:
     """The outcome for each group, and their counts."""
     counts = PairCounts()
     outcomes = [select_pair(group, config) for group in groups]

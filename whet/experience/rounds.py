@@ -71,16 +71,21 @@ class Rounds:
 
     def make(self, number: int, places: Sequence[int], sync: Callable[[], None]) -> Round:
         """Round `number` over the prompts at these places; `sync` brings the engine's weights up to date first."""
-        path = self._folder / f"{number:06d}.jsonl"
+        path = self._path(number)
         if path.is_file():
             made = self._checked(_read(path, self._prompts), path)
             load_state(self._reward, made.reward_state)
             return made
         sync()
+        if self._path(number - 1).is_file():  # a run that goes on from a checkpoint may not have read that round
+            load_state(self._reward, _last_line(self._path(number - 1))["reward_state"])
         made = self._draw(number, places)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_jsonl(path, _lines(made))
         return made
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"{number:06d}.jsonl"
 
     def _checked(self, made: Round, path: Path) -> Round:
         """Raises RunError where the file holds the rollouts of other prompts."""
@@ -186,6 +191,12 @@ def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
         "logprobs": list(completion.logprobs),
         "policy_logprobs": list(completion.policy_logprobs),
     }
+
+
+def _last_line(path: Path) -> dict[str, Any]:
+    """The line of the round itself."""
+    *_, last = read_jsonl(path)
+    return last
 
 
 def _read(path: Path, prompts: Sequence[Prompt]) -> Round:

@@ -15,11 +15,9 @@ from pathlib import Path
 
 from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
-from whet.experience.rounds import Rounds
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
 from whet.models.memory import FreedMemory, activation_bytes, has_room_for_copy
-from whet.models.value import PolicyScorer
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
 from whet.rewards.reward import Reward
@@ -31,17 +29,14 @@ from whet.schema.records import Prompt
 from whet.stages.context import Context
 from whet.stages.held_out import held_out_reward
 from whet.stages.inputs import ref_of
-from whet.stages.policy import Policy, load_policy, reference_scores
+from whet.stages.online_work import OnlineGround, online_work
+from whet.stages.policy import Policy, load_policy
 from whet.stages.prompts import PromptSet, read_prompts
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish
 from whet.stages.watch import watch
-from whet.train.bind_policy import PolicyLearning, policy_learning
 from whet.train.checkpoint import Checkpoints, Position
 from whet.train.loop import Loop
-from whet.train.measuring import Measuring
-from whet.train.online import OnlineFeed
 from whet.train.parallel import Parallel
-from whet.train.policy import PolicyLearner, policy_logprobs, policy_values
 from whet.train.rounds import RoundOrder
 
 GOLD = "its reference does not get full marks"
@@ -71,39 +66,30 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
         end_ids=tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, policy.model)))), dtype=dtype,
         pack_frozen=has_room_for_copy(unwrapped(policy.model), dtype),
     )  # fmt: skip
-    learning = policy_learning(stage.objective, max_new_tokens=stage.rollout.max_new_tokens)
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
-    position = checkpoints.latest()
+    latest = checkpoints.latest()
     with MetricsFile(context.paths.metrics) as metrics, MetricsFile(context.paths.completions) as completions:
-        completions.truncate_after(position.step if position is not None else 0)
-        order = RoundOrder(
-            rounds_of(stage, context, engine, renderer, reward, asked.prompts, parallel), engine.sync, parallel,
-            num_prompts=len(asked.prompts), batch_size=stage.train.batch_size, epochs=stage.train.epochs,
-            max_steps=stage.train.max_steps, steps_per_round=stage.objective.passes * stage.objective.minibatches,
-            seed=stage.train.seed, staleness=stage.rollout.staleness,
-        )  # fmt: skip
-        feed = OnlineFeed(
-            order, renderer, stage.objective, learning,
-            measuring_of(stage, context, policy, learning, order, parallel),
-            micro_batch_tokens=policy.budget.packed, seed=stage.train.seed, parallel=parallel,
-            folder=context.paths.file("measured"), log=completions.write,
+        completions.truncate_after(latest.step if latest is not None else 0)
+        work = online_work(
+            stage,
+            OnlineGround(
+                context=context, policy=policy, engine=engine, renderer=renderer, reward=reward,
+                prompts=asked.prompts, parallel=parallel, log=completions.write,
+            ),
         )  # fmt: skip
         position = Loop(
             model=policy.scorer,
-            learner=PolicyLearner(
-                learning, temperature=stage.rollout.temperature,
-                entropy_gradient=stage.objective.entropy_weight > 0,
-            ),
-            feed=feed,
+            learner=work.learner,
+            feed=work.feed,
             train=stage.train,
             parallel=parallel,
             checkpoints=checkpoints,
-            save_model=after(order.wait, policy.save),
+            save_model=after(work.order.wait, policy.save),
             metrics=metrics,
-            evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel, order),
+            evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel, work.order),
             settle=freed.settle,
             title=stage.name,
-        ).fit()  # fmt: skip
+        ).fit()
     return finish(stage, context, checkpoints, position, artefact_name(policy.model))
 
 
@@ -139,45 +125,6 @@ def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Re
     kept.write(context)
     print(f"{stage.name}: {report.describe()}")
     return kept
-
-
-def rounds_of(
-    stage: OnlineStage, context: Context, engine: NativeEngine, renderer: Renderer, reward: Reward,
-    prompts: Sequence[Prompt], parallel: Parallel,
-) -> Rounds:  # fmt: skip
-    """Where rollouts come from; every rank has a folder of its own."""
-    folder = context.paths.file("rounds")
-    return Rounds(
-        engine=engine, renderer=renderer, reward=reward, rollout=stage.rollout, prompts=prompts,
-        folder=folder if parallel.world == 1 else folder / f"rank-{parallel.rank}",
-        replace_equal=stage.objective.replaces_equal, rank=parallel.rank, world=parallel.world,
-    )  # fmt: skip
-
-
-def measuring_of(
-    stage: OnlineStage, context: Context, policy: Policy, learning: PolicyLearning, order: RoundOrder,
-    parallel: Parallel,
-) -> Measuring:  # fmt: skip
-    """What is measured of a round before it is trained on, and how."""
-    rollout, temperature = stage.rollout, stage.rollout.temperature
-    several = order.steps_per_round > 1
-    wants_policy = several or rollout.staleness > 0 or learning.reward_penalty is not None
-    reference = None
-    if stage.objective.needs_reference:
-        dtype = compute_dtype(stage.train.arithmetic, parallel.device)
-        reference = reference_scores(stage, context, policy.tokens, device=parallel.device, dtype=dtype)
-    return Measuring(
-        policy=policy_logprobs(policy.tokens, temperature) if wants_policy else None,
-        reference=reference,
-        values=policy_values(policy.scorer) if isinstance(policy.scorer, PolicyScorer) else None,
-        whole=rollout.whole,
-        stale=rollout.staleness > 0,
-        several_steps=several,
-        micro_batch_tokens=policy.budget.packed,
-        seed=stage.train.seed,
-        parallel=parallel,
-        folder=context.paths.file("measured"),
-    )
 
 
 def evaluator(

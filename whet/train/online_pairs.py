@@ -1,0 +1,94 @@
+"""The feed of online DPO: of each prompt's completions the best against the worst, by their reward (2402.04792).
+
+A step trains on the pairs of one round. What becomes of every prompt is counted: a pair, or the reason why there is
+none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from whet.config.rollout import OnlinePairs
+from whet.data.batch import GroupBatch, collate_groups
+from whet.data.pack import fill
+from whet.data.render import Renderer
+from whet.data.rendered import RenderedGroup
+from whet.experience.log import completion_rows
+from whet.experience.pairs import Pair, select_pairs
+from whet.experience.rounds import Round
+from whet.schema.metrics import values
+from whet.schema.rollouts import Group
+from whet.train.flat import flatten
+from whet.train.measuring import Measured
+from whet.train.parallel import Parallel
+from whet.train.round_metrics import round_totals
+from whet.train.rounds import RoundOrder
+
+
+class OnlinePairFeed:
+    """Gives the pairs of each optimiser step."""
+
+    def __init__(
+        self,
+        order: RoundOrder,
+        renderer: Renderer,
+        pairs: OnlinePairs,
+        *,
+        micro_batch_tokens: int,
+        parallel: Parallel,
+        log: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    ) -> None:
+        """`log` gets a row a completion; there `advantage` is 1 for a chosen one and -1 for a rejected one."""
+        assert order.steps_per_round == 1, "pairs are trained on once"
+        self._order, self._renderer, self._pairs = order, renderer, pairs
+        self._micro_batch_tokens, self._parallel, self._log = micro_batch_tokens, parallel, log
+        self._metrics: Mapping[str, float] = {}
+
+    @property
+    def num_steps(self) -> int:
+        return self._order.num_steps
+
+    def epoch(self, step: int) -> float:
+        return self._order.epoch(step)
+
+    def ends_epoch(self, step: int) -> bool:
+        return self._order.ends_epoch(step)
+
+    def micro_batches(self, step: int) -> list[GroupBatch]:
+        made = self._order.get(step, step)
+        outcomes, counts = select_pairs(made.groups, self._pairs)
+        paired = [
+            (group, pair) for group, pair in zip(made.groups, outcomes, strict=True) if isinstance(pair, Pair)
+        ]
+        self._metrics = self._of(made) | {"num_pairs": self._parallel.sum(float(counts.kept))}
+        told = {
+            group.completions[place].key: sign
+            for group, pair in paired
+            for place, sign in ((pair.chosen.index, 1.0), (pair.rejected.index, -1.0))
+        }
+        for row in completion_rows(made, told):
+            self._log({"step": step + 1, **row})
+        rows = [self._rendered(group, pair) for group, pair in paired]
+        # A formula that couples the pairs of a step tells those of all ranks apart by their number.
+        first = self._parallel.rank * len(made.groups)
+        return [
+            collate_groups([rows[i] for i in part], [first + i for i in part], device=self._parallel.device)
+            for part in fill([row.num_tokens for row in rows], self._micro_batch_tokens)
+        ]
+
+    def metrics(self, step: int) -> Mapping[str, float]:
+        return self._metrics
+
+    def _rendered(self, group: Group, pair: Pair) -> RenderedGroup:
+        prompt = group.prompt
+        return RenderedGroup(
+            prompt_ids=self._renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin),
+            response_ids=(group.completions[pair.chosen.index].ids, group.completions[pair.rejected.index].ids),
+            origin=prompt.origin,
+        )
+
+    def _of(self, made: Round) -> dict[str, float]:
+        totals = round_totals(made, flatten(made, self._renderer), Measured())
+        seconds = {f"seconds/{name}": round(value, 4) for name, value in made.seconds.items()}
+        return dict(values(self._parallel.means(totals))) | seconds
