@@ -45,10 +45,10 @@ def run(model: torch.nn.Module, asked: Sequence[Request], *, size: int, end: tup
     "name", ["qwen3", "qwen2", "llama", "gemma2", "gemma3", "mistral", "gpt2", "gemma2, short window"]
 )
 def test_greedy_answers_equal_transformers(name: str) -> None:
-    """50 prompts an architecture, answers of all lengths; a short window goes the padded way."""
+    """200 prompts an architecture, answers of all lengths; a short window goes the padded way."""
     model = build(name).eval()
     end = tuple(range(5, 60))
-    asked = ask(50, 1, Sampling(max_new_tokens=12, temperature=0.0))
+    asked = ask(200, 1, Sampling(max_new_tokens=12, temperature=0.0))
     answers = run(model, asked, size=16, end=end)
     assert len({len(answer.ids) for answer in answers}) > 2, "answers of several lengths"
     for request, answer in zip(asked, answers, strict=True):
