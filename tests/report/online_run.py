@@ -78,8 +78,9 @@ def ppo_rows(num: int = 24) -> list[dict]:
     rows = []
     for step in range(1, num + 1):
         row = step_row(step) | {"loss/value_avg": 1 / step, "val/mean": 0.3, "val/clipfrac_avg": 0.0}
-        begins = step % PASSES == 1
-        rows.append(row | (round_row(step, **{"objective/kl": 0.1 * step}) if begins else {}))
+        if step % PASSES == 1:
+            row |= round_row(step, **{"objective/kl": 0.1 * step, "val/explained_variance": 0.5})
+        rows.append(row)
     return rows
 
 

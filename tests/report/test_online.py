@@ -52,7 +52,7 @@ def test_ppo_has_values_and_clipping_and_compares_no_samples():
     assert found["reward"].title == "Reward"
     assert labels(found["kl"]) == [["objective/kl"]]
     assert labels(found["clipping"]) == [["low", "high"], ["ratio"], ["approxkl"]]
-    assert labels(found["values"]) == [["loss"], ["mean"]]
+    assert labels(found["values"]) == [["loss"], ["explained"], ["mean"]]
 
 
 def test_a_stage_on_fixed_data_has_none_of_them():
@@ -86,6 +86,12 @@ def test_the_rest_of_a_rounds_steps_is_training():
     (panel,) = charts(ppo_rows(4), "ppo")["seconds"].figure.panels
     assert [list(series.y) for series in panel.series] == [[0.7, 0.7], [0.1, 0.1], pytest.approx([3.2, 3.2])]
     assert "generate 18%, score 2%, train 80%" in charts(ppo_rows(4), "ppo")["seconds"].about
+
+
+def test_a_round_drawn_beside_training_cost_its_steps_no_generation():
+    chart = charts(ppo_rows(4), "ppo", rollout={"staleness": 1})["seconds"]
+    assert list(chart.figure.panels[0].series[2].y) == [4.0, 4.0]
+    assert "overlap" in chart.about
 
 
 def test_a_round_read_from_disk_cost_its_steps_no_generation():

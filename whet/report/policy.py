@@ -103,9 +103,9 @@ def _values(stage: StageView) -> Chart | None:
         name="values",
         title="Value function",
         about=(
-            "The value function's squared error against the returns, halved, and what it expects on average. Healthy: "
-            "the loss falls, and the mean follows the reward. Red flag: a loss that grows, since advantages are then "
-            "noise."
+            "The value function's squared error against the returns, halved; the share of their variance that it "
+            "explains when a round begins; what it expects on average. Healthy: the share rises from 0 towards 1, and "
+            "the mean follows the reward. Red flag: a share below 0, worse than a constant: advantages are then noise."
         ),
         figure=Lines(panels=tuple(panels)),
     )
@@ -113,7 +113,8 @@ def _values(stage: StageView) -> Chart | None:
 
 def _seconds(stage: StageView) -> Chart | None:
     """Time of each round by what it went to; the rest of its steps is training, log-probs and values included."""
-    rounds = list(_rounds(stage))
+    beside = (stage.config.get("rollout") or {}).get("staleness", 0) > 0
+    rounds = list(_rounds(stage, beside))
     if not rounds:
         return None
     x = [step for step, _ in rounds]
@@ -126,9 +127,10 @@ def _seconds(stage: StageView) -> Chart | None:
         name="seconds",
         title="Time and memory",
         about=(
-            f"Seconds of each round by what they went to, in all {shares}. Training is what is left of its steps, the "
-            "passes for log-probs and values included. Red flags: generation that slows down as completions grow; "
-            "memory that climbs without end."
+            f"Seconds of each round by what they went to, in all {shares}. "
+            + ("Rounds are drawn while others are trained on: the times overlap. " if beside else "")
+            + "Training has the passes for log-probs and values in it. Red flags: generation that slows down as "
+            "completions grow; memory that climbs without end."
         ),
         figure=Lines(panels=(Panel(ylabel="s / round", series=series, bounds=(0, None)), *memory_panels(stage.steps))),
     )
@@ -143,14 +145,17 @@ def memory_panels(steps: Sequence[Row]) -> list[Panel]:
     return [Panel(ylabel="peak GiB", series=(Series("peak memory", x, memory, "neutral"),), bounds=(0, None))]
 
 
-def _rounds(stage: StageView) -> Iterator[tuple[float, dict[str, float]]]:
-    """First step and seconds of every round. A round that a resumed run read from disk cost its steps no generation."""
+def _rounds(stage: StageView, beside: bool) -> Iterator[tuple[float, dict[str, float]]]:
+    """First step and seconds of every round; training is what is left of its steps.
+
+    A round that was drawn `beside` training, or read from disk by a resumed run, cost its steps no generation.
+    """
     starts = [place for place, row in enumerate(stage.steps) if row.get("seconds/generate") is not None]
     for start, end in zip(starts, [*starts[1:], len(stage.steps)], strict=True):
         first: Row = stage.steps[start]
         drawn = first["seconds/generate"] + first.get("seconds/score", 0.0)
         spent = sum(row["step_seconds"] for row in stage.steps[start:end])
-        train = spent - drawn if first["step_seconds"] >= drawn else spent
+        train = spent - drawn if not beside and first["step_seconds"] >= drawn else spent
         yield (
             float(first["step"]),
             {"generate": first["seconds/generate"], "score": first.get("seconds/score", 0.0), "train": train},
