@@ -17,8 +17,8 @@ def browser(folder: Path, rows: list[dict]):
 
 def test_first_middle_and_last_round_with_their_first_prompts(tmp_path):
     found = browser(tmp_path, completions(9))
-    assert [shown.title for shown in found.rounds] == ["Round 1 · step 1 · mean reward 0.25", "Round 5 · step 9",
-                                                       "Round 9 · step 17"]  # fmt: skip
+    assert [shown.title for shown in found.rounds] == ["Step 1 · round 0 · mean reward 0.25", "Step 9 · round 4",
+                                                       "Step 17 · round 8"]  # fmt: skip
     assert [one.prompt for one in found.rounds[1].prompts] == [f"What is {n} + 1?" for n in range(4)]
     assert [len(browser(tmp_path, completions(num)).rounds) for num in (1, 2)] == [1, 2]
 

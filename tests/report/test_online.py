@@ -137,9 +137,9 @@ def test_names_of_parts_are_no_formulas(tmp_path):
 def test_completions_stand_behind_the_charts(online_page):
     html = online_page.read_text()
     grpo = html.split('<section id="grpo">')[1].split("</section>")[0]
-    assert grpo.index("Reward and truth") < grpo.index("<h3>Completions</h3>") < grpo.index("Round 1 · step 1")
-    assert "Round 11 · step 21" in grpo
-    assert "Round 20 · step 39" in grpo
+    assert grpo.index("Reward and truth") < grpo.index("<h3>Completions</h3>") < grpo.index("Step 1 · round 0")
+    assert "Step 21 · round 10" in grpo
+    assert "Step 39 · round 19" in grpo
     assert "3 of 20 rounds" in grpo
 
 

@@ -77,7 +77,7 @@ def _round(number: int, groups: Sequence[Sequence[CompletionRow]], rewards: Mapp
     step = groups[0][0].step
     reward = f" · mean reward {_number(rewards[step])}" if step in rewards else ""
     return ShownRound(
-        title=f"Round {number + 1} · step {step}{reward}",
+        title=f"Step {step} · round {number}{reward}",
         prompts=tuple(_prompt(rows) for rows in groups),
     )
 

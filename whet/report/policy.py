@@ -77,7 +77,7 @@ def _clipping(stage: StageView) -> Chart | None:
         series = step_series(stage.steps, "policy_ratio", "ratio", "train")
         panels.append(Panel(ylabel="mean ratio", series=(series,), levels=((1.0, ""),)))
     series = step_series(stage.steps, "policy/approxkl_avg", "approxkl", "second")
-    panels.append(Panel(ylabel="KL to the\nround's start", series=(series,)))
+    panels.append(Panel(ylabel="approx. KL", series=(series,)))
     return Chart(
         name="clipping",
         title="Importance ratio and clip",
