@@ -5,12 +5,17 @@ Every function returns the sentence, or None where nothing is wrong or too littl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from whet.report.series import SMOOTHING, column, finite, moving_average
+from whet.report.series import finite, smoothed
 from whet.runs.reader import Row
 
 ENOUGH_STEPS = 10
+
+
+def fired(found: Iterable[str | None]) -> tuple[str, ...]:
+    """The sentences of those that have something to say."""
+    return tuple(sentence for sentence in found if sentence)
 
 
 def not_finite(steps: Sequence[Row]) -> str | None:
@@ -20,7 +25,7 @@ def not_finite(steps: Sequence[Row]) -> str | None:
 
 def overfitting(steps: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
     """Held-out loss rises from its lowest point while training loss goes on falling."""
-    held_out, train = finite(evaluations, "eval/loss"), _smoothed(steps, "loss")
+    held_out, train = finite(evaluations, "eval/loss"), smoothed(steps, "loss")
     if len(held_out) < 3 or not train:
         return None
     best_step, best = min(held_out, key=lambda point: point[1])
@@ -43,7 +48,7 @@ def wild_gradient(steps: Sequence[Row]) -> str | None:
 
 
 def margin_falling(steps: Sequence[Row]) -> str | None:
-    margins = _smoothed(steps, "rewards/margins")
+    margins = smoothed(steps, "rewards/margins")
     if len(margins) < ENOUGH_STEPS:
         return None
     peak_step, peak = max(margins[ENOUGH_STEPS // 2 :], key=lambda point: point[1])
@@ -64,7 +69,7 @@ def coarse_accuracy(steps: Sequence[Row]) -> str | None:
 
 
 def chosen_collapse(steps: Sequence[Row]) -> str | None:
-    points = _smoothed(steps, "logps/chosen")
+    points = smoothed(steps, "logps/chosen")
     if len(points) < ENOUGH_STEPS:
         return None
     first, last = points[0][1], points[-1][1]
@@ -137,9 +142,3 @@ def poor_answers(metrics: Mapping[str, float]) -> str | None:
     if replies and cut / replies > 0.1:
         return f"{cut / replies:.0%} of the answers were cut at max_new_tokens: raise it if right answers are longer."
     return None
-
-
-def _smoothed(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    points = finite(rows, name)
-    x, y = column(rows, name)
-    return list(zip(x, moving_average(y, SMOOTHING), strict=True)) if len(points) == len(x) else points

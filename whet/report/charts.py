@@ -2,34 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-
 from whet.report import alarms
 from whet.report.figures import Chart, Lines, Panel, Series
-from whet.report.series import column, eval_series, has, step_series
-from whet.runs.reader import Row, StageView
+from whet.report.online import Marks, is_online, online_charts, truths
+from whet.report.policy import memory_panels
+from whet.report.series import column, eval_series, has, names, step_series
+from whet.runs.reader import StageView
 
 LOG_2 = 0.6931
 
 
 def training_charts(stage: StageView) -> list[Chart]:
-    """Loss, optimiser, preference rewards, watched tasks, throughput: those the stage has numbers for."""
+    """Rewards, loss, watched tasks, optimiser, throughput: those the stage has numbers for."""
     if not stage.steps:
         return []
     marks = _best(stage)
     charts = [
+        *online_charts(stage, marks),
         _loss(stage, marks),
         _watched(stage, marks),
         _rewards(stage),
         _accuracies(stage),
         _logps(stage),
         _optimiser(stage),
-        _throughput(stage),
+        None if is_online(stage) else _throughput(stage),
     ]
     return [chart for chart in charts if chart is not None]
 
 
-def _loss(stage: StageView, marks: tuple[tuple[float, str], ...]) -> Chart:
+def _loss(stage: StageView, marks: Marks) -> Chart:
     series = [step_series(stage.steps, "loss", "training", "train")]
     if has(stage.evaluations, "eval/loss"):
         series.append(eval_series(stage.evaluations, "eval/loss", "held out", "eval"))
@@ -40,27 +41,33 @@ def _loss(stage: StageView, marks: tuple[tuple[float, str], ...]) -> Chart:
     )
     if starts_at_log_2:
         about += " DPO starts at log 2 = 0.693, where the policy equals its reference; near 0 every pair is separated."
+    if is_online(stage):
+        about = (
+            "The surrogate whose gradient improves the policy, KL and values included. Near 0 at the first step of a "
+            "round is normal, since advantages cancel: how training goes is in the reward, not here. Red flag: jumps."
+        )
     levels = ((LOG_2, "0.693: policy = reference"),) if starts_at_log_2 else ()
     return Chart(
         name="loss",
         title="Loss",
         about=about,
         figure=Lines(panels=(Panel(ylabel="loss", series=tuple(series), levels=levels),), marks=marks),
-        alarms=_fired([alarms.not_finite(stage.steps), alarms.overfitting(stage.steps, stage.evaluations)]),
+        alarms=alarms.fired([alarms.not_finite(stage.steps), alarms.overfitting(stage.steps, stage.evaluations)]),
     )
 
 
-def _watched(stage: StageView, marks: tuple[tuple[float, str], ...]) -> Chart | None:
-    """One panel for each watched task's main numbers; breakdowns by group stay out."""
-    names = [name for name in _names(stage.evaluations, "watch/") if name.count("/") == 2]
-    if not names:
+def _watched(stage: StageView, marks: Marks) -> Chart | None:
+    """One panel for each watched task's main numbers; breakdowns by group and what stands beside a reward stay out."""
+    shown = truths(stage) if is_online(stage) else []
+    watched = [n for n in names(stage.evaluations, "watch/") if n.count("/") == 2 and n not in shown]
+    if not watched:
         return None
     panels = tuple(
         Panel(
             ylabel=name.removeprefix("watch/").replace("/", "\n"),
             series=(eval_series(stage.evaluations, name, name, "eval"),),
         )
-        for name in names
+        for name in watched
     )
     return Chart(
         name="watch",
@@ -70,7 +77,9 @@ def _watched(stage: StageView, marks: tuple[tuple[float, str], ...]) -> Chart | 
             "stays. Red flag: the task gets worse while the loss still improves."
         ),
         figure=Lines(panels=panels, marks=marks),
-        alarms=_fired(alarms.watched_falling(stage.evaluations, name) for name in names if "perplexity" not in name),
+        alarms=alarms.fired(
+            alarms.watched_falling(stage.evaluations, name) for name in watched if "perplexity" not in name
+        ),
     )
 
 
@@ -96,7 +105,7 @@ def _rewards(stage: StageView) -> Chart | None:
             "margin grows. Both lines falling together is common, and harmless while it does. Red flag: it shrinks."
         ),
         figure=Lines(panels=panels),
-        alarms=_fired([alarms.margin_falling(stage.steps)]),
+        alarms=alarms.fired([alarms.margin_falling(stage.steps)]),
     )
 
 
@@ -115,7 +124,7 @@ def _accuracies(stage: StageView) -> Chart | None:
             "Red flags: training reaches 1 while held-out stays at chance (learnt by heart); values of only 0 and 1."
         ),
         figure=Lines(panels=(panel,)),
-        alarms=_fired([alarms.coarse_accuracy(stage.steps)]),
+        alarms=alarms.fired([alarms.coarse_accuracy(stage.steps)]),
     )
 
 
@@ -134,7 +143,7 @@ def _logps(stage: StageView) -> Chart | None:
             "Red flag: chosen collapses too, and the model unlearns the answers it was shown as good."
         ),
         figure=Lines(panels=(Panel(ylabel="log-prob of an answer", series=series),)),
-        alarms=_fired([alarms.chosen_collapse(stage.steps)]),
+        alarms=alarms.fired([alarms.chosen_collapse(stage.steps)]),
     )
 
 
@@ -153,7 +162,7 @@ def _optimiser(stage: StageView) -> Chart:
             "warm-up. Red flags: jumps above 100, or a norm that grows to the end."
         ),
         figure=Lines(panels=tuple(panels)),
-        alarms=_fired([alarms.wild_gradient(stage.steps)]),
+        alarms=alarms.fired([alarms.wild_gradient(stage.steps)]),
     )
 
 
@@ -168,10 +177,7 @@ def _throughput(stage: StageView) -> Chart | None:
         Panel(ylabel="tokens / s", series=(Series("speed", x, rate, "train", smooth=weight),), bounds=(0, None)),
         Panel(ylabel="s / step", series=(step_series(rows, "step_seconds", "step time", "second"),), bounds=(0, None)),
     ]
-    if any(row.get("peak_memory_bytes") for row in rows):
-        memory = [(row.get("peak_memory_bytes") or 0) / 2**30 for row in rows]
-        series = (Series("peak memory", x, memory, "neutral"),)
-        panels.append(Panel(ylabel="peak GiB", series=series, bounds=(0, None)))
+    panels += memory_panels(rows)
     return Chart(
         name="throughput",
         title="Throughput",
@@ -183,14 +189,6 @@ def _throughput(stage: StageView) -> Chart | None:
     )
 
 
-def _best(stage: StageView) -> tuple[tuple[float, str], ...]:
+def _best(stage: StageView) -> Marks:
     kept = stage.metrics.get("kept_step")
     return ((kept, f"kept: step {kept:g}"),) if kept is not None else ()
-
-
-def _names(rows: Sequence[Row], prefix: str) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row if name.startswith(prefix)))
-
-
-def _fired(found: Iterable[str | None]) -> tuple[str, ...]:
-    return tuple(sentence for sentence in found if sentence)

@@ -21,6 +21,7 @@ from whet.report import evaluation, judging
 from whet.report.alarms import poor_answers
 from whet.report.answers import side_by_side
 from whet.report.charts import training_charts
+from whet.report.completions import Browser, read_browser
 from whet.report.figures import Chart
 from whet.report.header import header
 from whet.report.plots import DARK, LIGHT, draw
@@ -49,6 +50,7 @@ class StageSection:
     stage: StageView
     charts: list[Drawn]
     judging: judging.Judging | None
+    completions: Browser | None
 
     @property
     def alarms(self) -> list[str]:
@@ -104,7 +106,8 @@ def _section(number: int, stage: StageView, folder: Path) -> StageSection:
     found = judging.read_judging(stage)
     charts = [*training_charts(stage), *(found.charts if found else ())]
     prefix = f"{number:02d}-{stage.name}"
-    return StageSection(stage=stage, charts=[_drawn(chart, folder, prefix) for chart in charts], judging=found)
+    drawn = [_drawn(chart, folder, prefix) for chart in charts]
+    return StageSection(stage=stage, charts=drawn, judging=found, completions=read_browser(stage))
 
 
 def _drawn(chart: Chart, folder: Path, prefix: str) -> Drawn:

@@ -101,6 +101,7 @@ def _style(theme: Theme) -> dict[str, object]:
     return {
         "font.family": ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)],
         "font.size": 10,
+        "text.parse_math": False,
         "text.color": theme.ink,
         "axes.labelcolor": theme.faint,
         "axes.edgecolor": theme.grid,
@@ -154,6 +155,8 @@ def _panel(ax: Axes, panel: Panel, theme: Theme) -> None:
             bbox={"facecolor": theme.paper, "edgecolor": "none", "alpha": 0.8, "pad": 0.5},
         )  # fmt: skip
     ax.set_ylabel(panel.ylabel)
+    if "\n" in panel.ylabel:  # two lines in the place of one
+        ax.yaxis.label.set(va="center", fontsize=9, linespacing=1.0)
     ax.set_ylim(*panel.bounds)
     ax.yaxis.set_major_locator(MaxNLocator(5))
     ax.yaxis.set_major_formatter(_plain)

@@ -26,6 +26,19 @@ def has(rows: Sequence[Row], name: str) -> bool:
     return bool(finite(rows, name))
 
 
+def names(rows: Sequence[Row], prefix: str, suffix: str = "") -> list[str]:
+    """Columns that begin and end so, in the order in which they appear."""
+    found = dict.fromkeys(name for row in rows for name in row)
+    return [name for name in found if name.startswith(prefix) and name.endswith(suffix)]
+
+
+def smoothed(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
+    """(step, moving average) where every value is a finite number, else the finite values as they are."""
+    points = finite(rows, name)
+    x, y = column(rows, name)
+    return list(zip(x, moving_average(y, SMOOTHING), strict=True)) if len(points) == len(x) else points
+
+
 def step_series(rows: Sequence[Row], name: str, label: str, role: Role) -> Series:
     """One value a step: smoothed where there are enough steps to smooth."""
     x, y = column(rows, name)

@@ -25,7 +25,6 @@ from whet.experience.log import completion_rows
 from whet.experience.rounds import Round
 from whet.objectives.credit import Advantages, Rollouts
 from whet.objectives.kl import KlController
-from whet.objectives.moments import Moments
 from whet.runs.files import read_json, write_json
 from whet.schema.metrics import values
 from whet.train.bind_policy import PolicyLearning
@@ -33,7 +32,7 @@ from whet.train.flat import Flat, flatten
 from whet.train.measuring import Measured, Measuring
 from whet.train.parallel import Parallel
 from whet.train.policy import PolicyBatch
-from whet.train.round_metrics import round_totals
+from whet.train.round_metrics import explained, round_totals, summed
 from whet.train.rounds import RoundOrder
 
 
@@ -117,10 +116,8 @@ class OnlineFeed:
         )  # fmt: skip
         advantages = self._learning.advantages(rollouts)
         if self._learning.whiten:
-            own = advantages.moments()
-            moments = Moments(*(self._parallel.sum(value) for value in (own.count, own.total, own.squares)))
-            advantages = advantages.whitened(moments)
-        metrics = self._logged(made, flat, measured)
+            advantages = advantages.whitened(summed(advantages.moments(), self._parallel))
+        metrics = {**self._logged(made, flat, measured), **explained(measured, advantages, self._parallel)}
         if self._learning.reward_penalty is not None:
             write_json(self._folder / f"{number:06d}.json", {"kl_weight": self._controller.weight})
         return Experience(made=made, flat=flat, advantages=advantages, measured=measured, metrics=metrics)

@@ -8,11 +8,15 @@ import torch
 
 from whet.experience.rounds import Round
 from whet.objectives.advantages import reward_metrics
+from whet.objectives.credit import Advantages
 from whet.objectives.loss import Total
+from whet.objectives.moments import Moments
 from whet.objectives.sums import row_sums
+from whet.objectives.value import explained_variance
 from whet.schema.rollouts import Group
 from whet.train.flat import Flat
 from whet.train.measuring import Measured
+from whet.train.parallel import Parallel
 
 
 def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total]:
@@ -32,6 +36,22 @@ def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total
         difference = row_sums(measured.policy - measured.reference, flat.rows, len(flat.lengths))
         totals["objective/kl"] = Total(difference.sum(), float(len(difference)))
     return totals
+
+
+def explained(measured: Measured, advantages: Advantages, parallel: Parallel) -> dict[str, float]:
+    """`val/explained_variance`, over the tokens of all ranks that are trained on; nothing without a value function."""
+    if measured.values is None or advantages.returns is None:
+        return {}
+    kept = advantages.kept[advantages.rows]
+    returns = advantages.returns[kept]
+    errors = returns - measured.values[kept]
+    moments = (summed(Moments.of(numbers), parallel) for numbers in (errors, returns))
+    return {"val/explained_variance": explained_variance(*moments)}
+
+
+def summed(own: Moments, parallel: Parallel) -> Moments:
+    """Over the ranks."""
+    return Moments(*(parallel.sum(value) for value in (own.count, own.total, own.squares)))
 
 
 def _parts(groups: Sequence[Group]) -> dict[str, Total]:
