@@ -87,15 +87,19 @@ def _issue(detail: Mapping[str, Any], root: Node) -> Issue:
 
 
 def _descend(root: Node, location: tuple[int | str, ...], *, ends_with_key: bool) -> tuple[Node, str | int]:
-    """The node a pydantic location names. Tags of unions stand in locations but not in plans; they are passed over."""
-    node, last = root, len(location) - 1
+    """The node a pydantic location names. Tags of unions stand in locations but not in plans; they are passed over,
+    also where a section has a key of its tag's name: `reward: {type: model, model: x}`."""
+    node, last, entered = root, len(location) - 1, True
     for position, step in enumerate(location):
         if position == last and ends_with_key:
             return node, step
+        if entered and step in (node.get("type"), node.get("kind")):
+            entered = False
+            continue
         inside = node.value.get(step) if isinstance(node.value, dict) else None
         if isinstance(node.value, list) and isinstance(step, int) and step < len(node.value):
             inside = node.value[step]
-        node = inside or node
+        node, entered = inside or node, inside is not None
     return node, ""
 
 

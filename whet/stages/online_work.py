@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from whet.config.stage import OnlineDpoStage, OnlinePolicyStage, OnlineStage
@@ -51,6 +52,11 @@ class OnlineGround:
     log: Callable[[Mapping[str, Any]], None]
     """Gets a row a completion."""
 
+    def folder(self, name: str) -> Path:
+        """A folder of the stage; of several ranks each has its own in it, since each draws rollouts of its own."""
+        whole = self.context.paths.file(name)
+        return whole if self.parallel.world == 1 else whole / f"rank-{self.parallel.rank}"
+
 
 def online_work(stage: OnlineStage, ground: OnlineGround) -> OnlineWork:
     """Rounds, batches and formula of the stage's kind."""
@@ -68,7 +74,7 @@ def _advantages(stage: OnlinePolicyStage, ground: OnlineGround) -> OnlineWork:
     feed = OnlineFeed(
         order, ground.renderer, objective, learning, _measuring(stage, ground, learning, order),
         micro_batch_tokens=ground.policy.budget.packed, seed=stage.train.seed, parallel=ground.parallel,
-        folder=ground.context.paths.file("measured"), log=ground.log,
+        folder=ground.folder("measured"), log=ground.log,
     )  # fmt: skip
     learner = PolicyLearner(
         learning, temperature=stage.rollout.temperature, entropy_gradient=objective.entropy_weight > 0
@@ -89,11 +95,10 @@ def _pairs(stage: OnlineDpoStage, ground: OnlineGround) -> OnlineWork:
 def _order(
     stage: OnlineStage, ground: OnlineGround, steps_per_round: int, *, replace_equal: bool = False
 ) -> RoundOrder:
-    """Rounds of the stage's prompts; every rank keeps its own in a folder of its own."""
-    parallel, folder = ground.parallel, ground.context.paths.file("rounds")
+    parallel = ground.parallel
     rounds = Rounds(
         engine=ground.engine, renderer=ground.renderer, reward=ground.reward, rollout=stage.rollout,
-        prompts=ground.prompts, folder=folder if parallel.world == 1 else folder / f"rank-{parallel.rank}",
+        prompts=ground.prompts, folder=ground.folder("rounds"),
         replace_equal=replace_equal, rank=parallel.rank, world=parallel.world,
     )  # fmt: skip
     return RoundOrder(
@@ -120,7 +125,7 @@ def _measuring(
         micro_batch_tokens=policy.budget.packed,
         seed=stage.train.seed,
         parallel=ground.parallel,
-        folder=ground.context.paths.file("measured"),
+        folder=ground.folder("measured"),
     )
 
 
