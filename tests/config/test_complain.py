@@ -80,7 +80,7 @@ def test_a_mistake_in_the_file(in_tmp: Path, old: str, new: str, message: str) -
         ("sfft.train.epochs=3", "override: sfft.train.epochs: unknown key; did you mean sft.train.epochs?"),
         ("stages.sfft.train.epochs=3", "no entry called 'sfft' (found sft, prepare, dpo, evaluate); did you mean"),
         ("stages.9.train.epochs=3", "override: stages.9.train.epochs: no entry 9 (found 4 entries)"),
-        ("sft.rollout.seed=3", "a stage of kind sft has no such key; it belongs to grpo, gspo, online_dpo, ppo, prepare"),
+        ("sft.rollout.seed=3", "has no such key; it belongs to grpo, gspo, online_dpo, ppo, prepare"),
         ("rollout.group_size=0", "override: rollout.group_size: must be at least 1 (found 0)"),
         ("data.eval_fraction=1.5", "override: data.eval_fraction: must be less than 1 (found 1.5)"),
         ("model=x", "override: model: must be a section of keys (found 'x'); give a checkpoint directory"),
