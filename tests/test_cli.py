@@ -98,6 +98,7 @@ def test_every_kind_of_stage_has_a_verb(whet: Whet) -> None:
         (["run"], "which plan?; write `whet run PLAN.yaml`"),
         (["run", "nope.yaml"], "nope.yaml: no such plan file"),
         (["run", "train.epochs=2"], "which plan?"),
+        (["run", "train.epochs=2", "--until", "sft"], "which plan?"),
         (["sft"], "model: is required; give a checkpoint directory or hub id"),
         (["sft", "model.path=m"], "data.files: is required; name the file to read"),
         ([*SFT, "lora.rank=-1"], "override: lora.rank: unknown key; did you mean model.lora.rank?"),
@@ -182,6 +183,24 @@ def test_a_verb_trains_skips_what_is_done_and_guards_its_run(sft: Whet, whet: Wh
     assert whet("status", "r").code == 0
     assert sft("train.learning_rate=1e-2", "--fresh").code == 0
     assert adapter.read_bytes() != weights
+
+
+def test_run_until_a_stage_leaves_the_rest_waiting(whet: Whet, tiny_checkpoint: Path) -> None:
+    Path("rows.json").write_text(json.dumps([ROW]))
+    stage = {"kind": "sft", "data": {"files": ["rows.json"]}, "train": {"max_steps": 1, "precision": "fp32"}}
+    plan = {"model": {"path": str(tiny_checkpoint)}, "stages": [stage, {**stage, "name": "second"}]}
+    Path("plan.json").write_text(json.dumps(plan))
+    result = whet("run", "plan.json", "--until", "frist")
+    assert result.code == 2 and result.error.startswith("error: --until: the plan has no such stage (found 'frist')")
+    assert not Path("runs").exists()
+    assert whet("run", "plan.json", "--until", "sft").code == 0
+    assert _states("runs/plan") == ["done", "waiting"] and Path("runs/plan/report/index.html").is_file()
+    assert whet("run", "plan.json").code == 0
+    assert _states("runs/plan") == ["done", "done"]
+
+
+def _states(run: str) -> list[str]:
+    return [stage["status"] for stage in json.loads(Path(run, "summary.json").read_text())["stages"]]
 
 
 def test_interrupting_says_how_to_go_on(whet: Whet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,15 +19,15 @@ __version__ = "0.1.0"
 __all__ = ["Plan", "__version__", "dump_plan", "load_plan", "run"]
 
 
-def run(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
+def run(plan: Plan, *, fresh: bool = False, until: str | None = None) -> dict[str, Any]:
     """Run a plan, skipping what is done; return the content of its `summary.json`.
 
-    `fresh` empties a run directory that another plan used. Raises `whet.errors.UserError` where the input cannot be
-    used.
+    `fresh` empties a run directory that another plan used; `until` names the last stage to run. Raises
+    `whet.errors.UserError` where the input cannot be used.
     """
     from whet.stages.pipeline import run_plan
 
-    return run_plan(plan, fresh=fresh)
+    return run_plan(plan, fresh=fresh, until=until)
 
 
 def __getattr__(name: str) -> Any:

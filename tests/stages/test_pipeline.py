@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from whet.config.plan import Plan
-from whet.errors import DataError, RunError
+from whet.errors import ConfigError, DataError, RunError
 from whet.runs.files import read_json, read_jsonl, write_text
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages import pipeline
@@ -103,6 +103,27 @@ def test_what_is_done_is_skipped(work: Path, ran: list[str], capsys: pytest.Capt
     assert ran == []
     assert tree(work / "run" / "stages") == before
     assert "sft: done before, inputs unchanged" in capsys.readouterr().out
+
+
+def test_until_stops_behind_a_stage_and_a_later_call_goes_on(work: Path, ran: list[str]) -> None:
+    summary = run_plan(plan(work), until="dpo")
+    assert ran == ["sft", "dpo"]
+    assert [stage["status"] for stage in summary["stages"]] == ["done", "done", "waiting"]
+    ran.clear()
+    summary = run_plan(plan(work))
+    assert ran == ["evaluate"]
+    assert [stage["status"] for stage in summary["stages"]] == ["done"] * 3
+    ran.clear()
+    summary = run_plan(plan(work), until="sft")
+    assert ran == [] and [stage["status"] for stage in summary["stages"]] == ["done"] * 3
+
+
+def test_until_a_stage_that_is_not_there_makes_nothing(work: Path, ran: list[str]) -> None:
+    with pytest.raises(ConfigError, match=r"--until: the plan has no such stage \(found 'dpoo'\); did you mean dpo\?"):
+        run_plan(plan(work), until="dpoo")
+    with pytest.raises(ConfigError, match="its stages are sft, dpo, evaluate"):
+        run_plan(plan(work), until="reward")
+    assert ran == [] and not (work / "run").exists()
 
 
 def test_a_file_touched_but_not_changed_is_the_same_file(work: Path, ran: list[str]) -> None:

@@ -33,6 +33,7 @@ app.command("score")(score)
 Args = Annotated[
     list[str] | None, typer.Argument(metavar="[PLAN.yaml] [KEY=VALUE]...", help="Plan file and keys that override it.")
 ]
+Until = Annotated[str | None, typer.Option("--until", metavar="STAGE", help="Stop after this stage.")]
 Fresh = Annotated[bool, typer.Option("--fresh", help="Start over; what the run directory holds moves to archive/.")]
 
 
@@ -71,12 +72,12 @@ def _version_or_help(
 
 
 @app.command()
-def run(args: Args = None, fresh: Fresh = False) -> None:
+def run(args: Args = None, until: Until = None, fresh: Fresh = False) -> None:
     """Run a plan: every stage that is not done yet, in order."""
     plan, overrides = _plan_and_overrides(args)
     if plan is None:
         raise UserError("which plan?", fix="write `whet run PLAN.yaml`, or run one stage, e.g. `whet sft key=value`")
-    directory = _run(plan, overrides, None, fresh)
+    directory = _run(plan, overrides, None, fresh, until)
     from whet.report.page import write_report
 
     print(f"report: {write_report(directory)}")
@@ -231,14 +232,16 @@ def _plan_and_overrides(args: Sequence[str] | None) -> tuple[str | None, list[st
     return None, words
 
 
-def _run(plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bool) -> Path:
+def _run(
+    plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bool, until: str | None = None
+) -> Path:
     """Run a plan; returns its run directory."""
     from whet.config.load import load_plan
 
     resolved = load_plan(plan, overrides, kind=kind)
     from whet.stages.pipeline import run_plan
 
-    run_plan(resolved, fresh=fresh)
+    run_plan(resolved, fresh=fresh, until=until)
     return Path(resolved.run)
 
 

@@ -19,7 +19,7 @@ import yaml
 from whet.config.load import dump_plan
 from whet.config.plan import Plan
 from whet.config.stage import EvaluateStage, MergeStage, OfflineStage, OnlineStage, PrepareStage, RewardStage, Stage
-from whet.errors import RunError, UserError
+from whet.errors import ConfigError, RunError, UserError, nearest
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, write_json, write_text, writing
 from whet.runs.layout import RunPaths
@@ -30,12 +30,14 @@ from whet.stages.context import Context
 from whet.stages.inputs import input_hashes
 
 
-def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
+def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> dict[str, Any]:
     """Run every stage of a plan that is not done yet; returns the content of summary.json.
 
-    `fresh` moves whatever an earlier plan left in the run directory to its archive. Raises RunError for a directory
-    that another plan has used, and the stage's own UserError where a stage cannot go on.
+    `fresh` moves whatever an earlier plan left in the run directory to its archive; `until` names the last stage to
+    run, and those behind it wait for a later call. Raises ConfigError for a stage the plan has not, RunError for a
+    directory that another plan has used, and the stage's own UserError where a stage cannot go on.
     """
+    stages = stages_until(plan, until)
     paths = RunPaths(Path(plan.run))
     with only_one_process(paths):
         claim(paths, plan, fresh=fresh)
@@ -44,7 +46,7 @@ def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
         models, folders = {"base": base, "previous": base}, dict[str, Path]()
         done: list[Status] = []
         classifiers = set[str]()
-        for number, stage in enumerate(plan.stages, start=1):
+        for number, stage in enumerate(stages, start=1):
             stage_paths = paths.stage(number, stage.name)
             context = Context(
                 model=plan.model, start=models[stage.start], models=dict(models), paths=stage_paths,
@@ -63,6 +65,20 @@ def run_plan(plan: Plan, *, fresh: bool = False) -> dict[str, Any]:
                 else:
                     models["previous"] = status.result.model
         return write_summary(paths, plan, done)
+
+
+def stages_until(plan: Plan, last: str | None) -> tuple[Stage, ...]:
+    """The plan's stages up to the one of this name, which is among them; all where there is no name."""
+    names = [stage.name for stage in plan.stages]
+    if last is None:
+        return plan.stages
+    if last not in names:
+        near = nearest(last, names)
+        raise ConfigError(
+            "the plan has no such stage", field="--until", found=repr(last),
+            fix=f"did you mean {near}?" if near else f"its stages are {', '.join(names)}",
+        )  # fmt: skip
+    return plan.stages[: names.index(last) + 1]
 
 
 def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
