@@ -128,3 +128,9 @@ def test_defaults_survive_a_dump(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_loads_and_survives_a_dump(tmp_path: Path, recipe: Path) -> None:
     assert_same_after_dump(load_plan(recipe), tmp_path)
+
+
+def test_ppo_samples_once_whatever_else_of_the_rollout_is_set() -> None:
+    for overrides in ([], ["rollout.max_new_tokens=9"]):
+        plan = load_plan(None, ["model.path=m", "data.files=a", "reward.type=exact", *overrides], kind="ppo")
+        assert plan.stages[0].model_dump()["rollout"]["group_size"] == 1

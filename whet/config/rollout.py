@@ -72,6 +72,13 @@ class OnlineRollout(Rollout):
         return self
 
 
+class PpoRollout(OnlineRollout):
+    """Sampling for PPO, whose baseline is a value function: one sample of a prompt is enough."""
+
+    group_size: int = Field(1, ge=1)
+    """Samples per prompt."""
+
+
 class Judge(Section):
     """The model as its own judge (Yuan et al., 2401.10020)."""
 

@@ -23,7 +23,7 @@ from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjectiv
 from whet.config.reference import Reference
 from whet.config.reward import RewardHead
 from whet.config.rewards import Reward
-from whet.config.rollout import Checker, Judge, OnlinePairs, OnlineRollout, Pairs, Rollout
+from whet.config.rollout import Checker, Judge, OnlinePairs, OnlineRollout, Pairs, PpoRollout, Rollout
 from whet.config.supervised import Nll
 from whet.config.train import DpoTrain, OnlineTrain, SftTrain, Train
 from whet.config.value import PolicyValue, ValueFunction
@@ -134,7 +134,7 @@ class PpoStage(_OnlineStage):
     """Online RL by PPO, with a value function."""
 
     kind: Literal["ppo"] = "ppo"
-    rollout: OnlineRollout = OnlineRollout(group_size=1)
+    rollout: PpoRollout = PpoRollout()
     objective: Ppo = Ppo()
     value: ValueFunction = PolicyValue()
 
