@@ -190,10 +190,14 @@ def assert_key(key: str, page: Page) -> None:
 
 
 def known(key: str) -> bool:
-    """Whether a plan can have a key; a stage's name (here: its kind) or `stages.NAME` may stand in front."""
+    """Whether a plan can have a key; a stage's name (here: its kind) or `stages.NAME` may stand in front.
+
+    `reward` is a section and a kind of stage: `reward.type` is a key as it stands.
+    """
     parts = [part for part in key.split(".") if not part.isdecimal()]
     parts = parts[1:] if parts[0] == "stages" and len(parts) > 1 else parts
-    parts = parts[1:] if parts[0] in stage_models() and len(parts) > 1 else parts
+    if parts[0] in stage_models() and len(parts) > 1 and ".".join(parts) not in paths():
+        parts = parts[1:]
     if parts[0] in ("tasks", "watch") and len(parts) > 2 and parts[1] in ("exact", "overlap", "perplexity", "win_rate"):
         parts.pop(1)
     path = ".".join(parts)
@@ -293,11 +297,14 @@ def test_every_key_is_explained_with_its_default(page: Page) -> None:
 
 
 def _listed(path: str) -> bool:
-    """Keys with a row of their own: sections that repeat another one are explained there."""
+    """Keys with a row of their own: sections that repeat another one are explained there, `reward` on its own page."""
     repeated = (
         "watch", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.", "objective.parts.objective.",
+        "reward.",
     )  # fmt: skip
-    sections = ("model", "data", "train", "objective", "reference", "head", "rollout", "judge", "pairs")
+    sections = (
+        "model", "data", "train", "objective", "reference", "head", "rollout", "judge", "pairs", "reward", "value",
+    )  # fmt: skip
     return not path.startswith(repeated) and path not in sections
 
 
