@@ -71,7 +71,7 @@ def main() -> None:
 
 @torch.no_grad()
 def rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: list[dict], group: int) -> Rollouts:
-    """Answers at temperature 1, nothing cut off: the distribution that is sampled from must be the one that is trained."""
+    """Answers at temperature 1, nothing cut off: what is sampled from must be what is trained."""
     model.eval()
     chats = [[{"role": "user", "content": row["prompt"]}] for row in rows for _ in range(group)]
     batch = tokenizer.apply_chat_template(
@@ -90,9 +90,7 @@ def rollouts(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: l
     return Rollouts(ids, attention, answered, rewards)
 
 
-def train(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer, made: Rollouts, args: argparse.Namespace
-) -> float:
+def train(model: PreTrainedModel, optimizer: torch.optim.Optimizer, made: Rollouts, args: argparse.Namespace) -> float:
     """A few optimiser steps on one round; returns the KL to the reference in the last, in nats a token."""
     model.eval()  # no dropout: the ratio is exactly 1 at the first step
     with torch.no_grad():

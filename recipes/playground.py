@@ -50,7 +50,9 @@ def write(path: Path, rows: Iterable[Row]) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write the playground's files that the recipes read.")
     parser.add_argument("--out", type=Path, default=Path("data/playground"))
-    parser.add_argument("--num", type=int, default=1000, help="preferences and prompts; demonstrations are four times as many")
+    parser.add_argument(
+        "--num", type=int, default=1000, help="preferences and prompts; four times as many demonstrations"
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 

@@ -9,7 +9,7 @@ import pytest
 
 from whet.config import catalogue
 from whet.config.base import Section
-from whet.config.catalogue import entries, paths, sections, suggest
+from whet.config.catalogue import ELSEWHERE, entries, paths, sections, suggest
 from whet.config.explain import explain, known_keys
 from whet.config.rewards import Reward
 from whet.config.rules import Exact
@@ -79,10 +79,16 @@ def test_every_field_says_what_it_is() -> None:
         ("lora.rank", "model.lora.rank"), ("rank", "model.lora.rank"), ("train.epoch", "train.epochs"),
         ("learning_rat", "train.learning_rate"), ("lr", "train.learning_rate"), ("data.file", "data.files"),
         ("model_name_or_path", "model.path"), ("tasks.chekcer", "tasks.checker"), ("zzzz", None),
+        ("save_interval", "train.save_every"), ("ppo.rollout_n", "rollout.group_size"),
+        ("sft_data_path", "data.files"), ("ppo.kl_loss_type", "objective.kl_estimator"),
     ],
 )  # fmt: skip
 def test_an_unknown_key_is_guessed(written: str, meant: str | None) -> None:
     assert suggest(written) == meant
+
+
+def test_names_from_elsewhere_lead_to_keys_that_exist() -> None:
+    assert set(ELSEWHERE.values()) <= set(paths())
 
 
 def test_an_unknown_key_is_refused_with_the_guess() -> None:
