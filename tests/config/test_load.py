@@ -130,7 +130,8 @@ def test_every_recipe_loads_and_survives_a_dump(tmp_path: Path, recipe: Path) ->
     assert_same_after_dump(load_plan(recipe), tmp_path)
 
 
-def test_ppo_samples_once_whatever_else_of_the_rollout_is_set() -> None:
+@pytest.mark.parametrize(("kind", "samples"), [("grpo", 8), ("gspo", 8), ("ppo", 1), ("online_dpo", 2)])
+def test_samples_of_a_prompt_whatever_else_of_the_rollout_is_set(kind: str, samples: int) -> None:
     for overrides in ([], ["rollout.max_new_tokens=9"]):
-        plan = load_plan(None, ["model.path=m", "data.files=a", "reward.type=exact", *overrides], kind="ppo")
-        assert plan.stages[0].model_dump()["rollout"]["group_size"] == 1
+        plan = load_plan(None, ["model.path=m", "data.files=a", "reward.type=exact", *overrides], kind=kind)
+        assert plan.stages[0].model_dump()["rollout"]["group_size"] == samples

@@ -79,6 +79,13 @@ class PpoRollout(OnlineRollout):
     """Samples per prompt."""
 
 
+class PairRollout(OnlineRollout):
+    """Sampling for online DPO, which pairs the best and the worst sample of a prompt."""
+
+    group_size: int = Field(2, ge=1)
+    """Samples per prompt."""
+
+
 class Judge(Section):
     """The model as its own judge (Yuan et al., 2401.10020)."""
 

@@ -23,7 +23,16 @@ from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjectiv
 from whet.config.reference import Reference
 from whet.config.reward import RewardHead
 from whet.config.rewards import Reward
-from whet.config.rollout import Checker, Judge, OnlinePairs, OnlineRollout, Pairs, PpoRollout, Rollout
+from whet.config.rollout import (
+    Checker,
+    Judge,
+    OnlinePairs,
+    OnlineRollout,
+    PairRollout,
+    Pairs,
+    PpoRollout,
+    Rollout,
+)
 from whet.config.supervised import Nll
 from whet.config.train import DpoTrain, OnlineTrain, SftTrain, Train
 from whet.config.value import PolicyValue, ValueFunction
@@ -143,7 +152,7 @@ class OnlineDpoStage(_OnlineStage):
     """Preference training on pairs of the model's own completions, made as it learns (2402.04792)."""
 
     kind: Literal["online_dpo"] = "online_dpo"
-    rollout: OnlineRollout = OnlineRollout(group_size=2)
+    rollout: PairRollout = PairRollout()
     objective: PairwiseObjective = Sigmoid()
     pairs: OnlinePairs = OnlinePairs()
 
