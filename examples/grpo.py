@@ -127,7 +127,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="GRPO on the playground, rewarded by the exact checker.")
     parser.add_argument("--sft", type=Path, default=Path("runs/example-sft"))
     parser.add_argument("--out", type=Path, default=Path("runs/example-grpo"))
-    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--prompts", type=int, default=16, help="prompts a round")
     parser.add_argument("--group-size", type=int, default=8, help="answers to each")
     parser.add_argument("--iterations", type=int, default=2, help="optimiser steps on a round")
