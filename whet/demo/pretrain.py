@@ -5,7 +5,7 @@
 This is ordinary next-token prediction on raw text made as it goes (`rawtext.py`): documents are packed end to end into
 rows, every token is a target. What comes out is a *base* model. It has read many questions, answers and reviews, so it
 knows the world; it has never seen a chat turn, and half of the answers in the threads it read were wrong. The weights
-that ship were made by this command; its log, cost and hash lie beside them.
+that ship say in their README what made them; log, cost and hash lie beside them.
 """
 
 import argparse

@@ -68,8 +68,8 @@ def word_notes(rng: Random) -> str:
 def solutions(rng: Random) -> str:
     """Exercises with their solutions, all of them right: questions and answers as in threads, or one of each a line.
 
-    What the threads know, they know with noise, and most of their text is not an answer. From them alone a sum is
-    learnt after tens of millions of tokens; from these pages it takes a few.
+    Half of the answers in threads are wrong, and most of a thread's text is question and review; here every answer is
+    a lesson, so that the model can do what it will be asked for before noisy demonstrations blur it.
     """
     rows = [question(rng) for _ in range(rng.randint(3, 8))]
     solved = [(row["prompt"], attempt(rng, row, slip=0.0, ramble=0.0)) for row in rows]
