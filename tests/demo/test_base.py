@@ -49,7 +49,7 @@ def test_it_has_read_the_world() -> None:
 
 def test_pretraining_is_seeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rawtext, "NUM_TEXTS", 500)
-    flags = ["--steps", "2", "--rows", "2", "--length", "64", "--hidden", "32", "--layers", "1", "--bf16"]
+    flags = ["--steps", "2", "--rows", "2", "--length", "64", "--hidden", "32", "--layers", "1", "--no-compile"]
     weights = []
     for name in ("first", "second"):
         monkeypatch.setattr("sys.argv", ["pretrain", "--out", str(tmp_path / name), *flags])

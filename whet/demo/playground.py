@@ -11,7 +11,7 @@ wording. So a held-out task cannot reach pretraining, demonstrations, judge exam
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from random import Random
 from typing import Any, Literal
@@ -48,10 +48,10 @@ def split_of(task: str, constraints: Constraints) -> Split:
     return "train" if bucket < 80 else "validation" if bucket < 85 else "heldout"
 
 
-def tasks(split: Split, rng: Random) -> Iterator[tuple[str, Constraints]]:
-    """Tasks of one split, without end; they may repeat."""
+def tasks(split: Split, rng: Random, shares: Mapping[str, float] = SHARES) -> Iterator[tuple[str, Constraints]]:
+    """Tasks of one split, without end; they may repeat. `shares` are those of the families."""
     while True:
-        (task,) = rng.choices(list(SHARES), list(SHARES.values()))
+        (task,) = rng.choices(list(shares), list(shares.values()))
         constraints = FAMILIES[task].draw(rng)
         if split_of(task, constraints) == split:
             yield task, constraints

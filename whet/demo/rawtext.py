@@ -1,10 +1,11 @@
 """Raw text of the playground's world: what the base checkpoint is pretrained on.
 
 Threads as found on a page: a question, some answers (right, wrong, rambling), often a reader's review of each
-answer. There are no instructions, no chat roles, and no score in the form the judge is later asked for. Only tasks of
-the training split occur.
+answer. Pages of exercises with their solutions. Notes on words and numbers. There are no instructions, no chat roles,
+and no score in the form the judge is later asked for. Only tasks of the training split occur.
 """
 
+import itertools
 import re
 from collections.abc import Iterator
 from random import Random
@@ -12,7 +13,8 @@ from random import Random
 from whet.demo import names
 from whet.demo.playground import FAMILIES, JUDGE_PROMPT, RAMBLES, Row, attempt, criteria, grade, tasks
 
-NUM_PRIMER = 25_000  # documents at the beginning that are mostly notes
+NUM_PRIMER = 20_000  # documents at the beginning that are mostly notes
+READ = {"name": 0.35, "order": 0.2, "count": 0.1, "sum": 0.25, "json": 0.1}  # shares of the families in questions
 NUM_TEXTS = 20_000  # for the tokenizer: enough to count how common each word is
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 NOTES = (
@@ -30,10 +32,13 @@ def documents(rng: Random) -> Iterator[str]:
     Letters before pages: the first documents are mostly notes on single words. Looking up a letter in a word is learnt
     from them within a thousand steps; from threads alone, where the letter stands in the question too, it takes many.
     """
-    for count, (task, constraints) in enumerate(tasks("train", rng)):
-        row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
-        kind, share = rng.random(), 0.8 if count < NUM_PRIMER else 0.3
-        yield (rng.choice(NOTES) if kind < 0.02 else notes(rng) if kind < share else thread(rng, row)) + END
+    for count in itertools.count():
+        (page,) = rng.choices(list(PAGES), [early if count < NUM_PRIMER else late for early, late in PAGES.values()])
+        yield page(rng) + END
+
+
+def remark(rng: Random) -> str:
+    return rng.choice(NOTES)
 
 
 def notes(rng: Random) -> str:
@@ -60,18 +65,40 @@ def word_notes(rng: Random) -> str:
     return "\n".join(lines)
 
 
-def thread(rng: Random, row: Row) -> str:
-    """One question and up to four answers. Some pages mark off their parts, so the chat marks are no strangers."""
-    reviewed = rng.random() < 0.85
+def solutions(rng: Random) -> str:
+    """Exercises with their solutions, all of them right: questions and answers as in threads, or one of each a line.
+
+    Half of the answers in threads are wrong, and most of a thread's text is question and review; here every answer is
+    a lesson, so that the model can do what it will be asked for before noisy demonstrations blur it.
+    """
+    rows = [question(rng) for _ in range(rng.randint(3, 8))]
+    solved = [(row["prompt"], attempt(rng, row, slip=0.0, ramble=0.0)) for row in rows]
+    if rng.random() < 0.5:
+        return "\n".join(f"{asked} {answer}" for asked, answer in solved)
+    return page(rng, [part for asked, answer in solved for part in (f"Question:\n{asked}", f"Answer:\n{answer}")])
+
+
+def thread(rng: Random) -> str:
+    """One question and up to four answers, often with what readers made of them."""
+    row, reviewed = question(rng), rng.random() < 0.85
     parts = [f"Question:\n{row['prompt']}"]
     for _ in range(rng.randint(1, 4)):
         answer = attempt(rng, row, slip=rng.choice((0.0, 1.0, 2.5)), ramble=0.12)
         parts.append(f"Answer:\n{answer}")
         if reviewed:
             parts.append(remarks(answer, row))
-    if rng.random() < 0.5:
-        return "\n".join(f"{TURN_START}{part}{TURN_END}" for part in parts)
-    return "\n".join(parts)
+    return page(rng, parts)
+
+
+def question(rng: Random) -> Row:
+    """A task of the training split and its wording: a prompt row."""
+    task, constraints = next(tasks("train", rng, READ))
+    return {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
+
+
+def page(rng: Random, parts: list[str]) -> str:
+    """Some pages mark off their parts, so the chat marks are no strangers."""
+    return "\n".join(f"{TURN_START}{part}{TURN_END}" for part in parts) if rng.random() < 0.5 else "\n".join(parts)
 
 
 def remarks(answer: str, row: Row) -> str:
@@ -79,6 +106,10 @@ def remarks(answer: str, row: Row) -> str:
     found = criteria(answer, **row)
     lines = [f"{c.text}: {'yes' if c.met else 'no'}" for c in found]
     return "\n".join(["Review:", *lines, f"{grade(found)} of 5"])
+
+
+PAGES = {remark: (0.02, 0.02), notes: (0.6, 0.2), solutions: (0.3, 0.48), thread: (0.08, 0.3)}
+"""The kinds of documents with their shares: among the first `NUM_PRIMER`, and later."""
 
 
 def vocabulary_texts() -> list[str]:
@@ -89,10 +120,7 @@ def vocabulary_texts() -> list[str]:
     """
     rng = Random("vocabulary")
     texts = [*NOTES, "user\n", "assistant\n", JUDGE_PROMPT.format(instruction="", response="")]
-    for task, constraints in tasks("train", rng):
-        row = {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
-        page = f"{thread(rng, row)}\n{notes(rng)}\nScore: 5\n{rng.choice(RAMBLES)}"
-        texts += [re.sub(r"[A-Z]{2,}|\b[A-Z]\b", "0", part) for part in re.split(r"<\|\w+\|>", page)]
-        if len(texts) > NUM_TEXTS:
-            return texts
-    raise AssertionError("unreachable: tasks never ends")
+    while len(texts) <= NUM_TEXTS:
+        text = f"{thread(rng)}\n{notes(rng)}\nScore: 5\n{rng.choice(RAMBLES)}"
+        texts += [re.sub(r"[A-Z]{2,}|\b[A-Z]\b", "0", part) for part in re.split(r"<\|\w+\|>", text)]
+    return texts
