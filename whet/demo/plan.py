@@ -1,4 +1,4 @@
-"""The embedded main job: base -> SFT -> answers judged by the model itself -> DPO -> evaluation, on the playground.
+"""The embedded main job on the playground: base -> SFT -> self-judged answers -> DPO -> GRPO -> evaluation.
 
     whet demo --seed 1
 
@@ -24,7 +24,7 @@ from whet.runs.layout import RunPaths
 BASE = files("whet.demo").joinpath("base")
 """The small base checkpoint that ships; how it was made: `python -m whet.demo.pretrain`."""
 NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 5000, 5000
-NUM_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 800, 200, 600
+NUM_PROMPTS, NUM_RL_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 800, 3000, 200, 600
 TEMPERATURE = 1.0
 
 
@@ -33,6 +33,7 @@ def write_inputs(folder: Path, seed: int) -> None:
     write_jsonl(folder / "demonstrations.jsonl", playground.demonstrations(NUM_DEMONSTRATIONS, seed))
     write_jsonl(folder / "judge_examples.jsonl", playground.judge_examples(NUM_JUDGE_EXAMPLES, seed))
     write_jsonl(folder / "prompts.jsonl", playground.prompts("train", NUM_PROMPTS, seed))
+    write_jsonl(folder / "rl_prompts.jsonl", playground.prompts("train", NUM_RL_PROMPTS, seed + 1))
     write_jsonl(folder / "validation.jsonl", playground.prompts("validation", NUM_VALIDATION, seed))
     write_jsonl(folder / "held_out.jsonl", playground.prompts("heldout", NUM_HELD_OUT, seed))
     write_text(folder / "judge.txt", playground.JUDGE_PROMPT + "\n")
@@ -79,9 +80,21 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
         },
         "watch": [accuracy("validation", "validation.jsonl", TEMPERATURE, num_samples=2)],
     }  # fmt: skip
+    grpo = {
+        "kind": "grpo",
+        "data": prompts("rl_prompts.jsonl"),
+        "reward": checker,
+        "rollout": {"group_size": 8, "max_new_tokens": 40, "batch_size": 256},
+        "objective": {"type": "grpo", "kl_weight": 0.0},
+        "train": {
+            "batch_size": 32, "max_steps": 90, "learning_rate": 1e-3, "eval_every": 30,
+            "best_metric": "watch/validation/accuracy",
+        },
+        "watch": [accuracy("validation", "validation.jsonl", TEMPERATURE, num_samples=2)],
+    }  # fmt: skip
     evaluate = {
         "kind": "evaluate",
-        "models": ["base", "sft", "dpo"],
+        "models": ["base", "sft", "dpo", "grpo"],
         "tasks": [
             accuracy("sampled", "held_out.jsonl", TEMPERATURE, num_samples=4),
             accuracy("greedy", "held_out.jsonl", 0.0),
@@ -91,7 +104,7 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
         "run": str(run),
         "seed": seed,
         "model": {"path": str(BASE), "lora": {"rank": 32, "alpha": 64}},
-        "stages": [sft, prepare, dpo, evaluate],
+        "stages": [sft, prepare, dpo, grpo, evaluate],
     }
 
 

@@ -59,14 +59,14 @@ def tasks(split: Split, rng: Random, shares: Mapping[str, float] = SHARES) -> It
 
 def prompts(split: Split, num: int, seed: int) -> list[Row]:
     """`num` different tasks of one split: {"prompt", "task", "constraints"}."""
-    rng, rows, seen = Random(f"prompts {split} {seed}"), [], set()
-    for task, constraints in tasks(split, rng):
+    rng, rows, seen = Random(f"prompts {split} {seed}"), list[Row](), set()
+    drawn = tasks(split, rng)
+    while len(rows) < num:
+        task, constraints = next(drawn)
         canonical = json.dumps([task, constraints], sort_keys=True)
         if canonical not in seen:
             seen.add(canonical)
             rows.append({"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints})
-        if len(rows) == num:
-            break
     return rows
 
 

@@ -1,6 +1,7 @@
-"""Pretrain the demo's base checkpoint: a small language model of the playground's world, from random weights.
+"""Pretrain the demo's base checkpoint: a small language model of the playground's world, or go on with one.
 
-    python -m whet.demo.pretrain --out whet/demo/base
+    python -m whet.demo.pretrain --out base                        # from random weights
+    python -m whet.demo.pretrain --out better --start base         # on from what is there, on later pages
 
 This is ordinary next-token prediction on raw text made as it goes (`rawtext.py`): documents are packed end to end into
 rows, every token is a target. What comes out is a *base* model. It has read many questions, answers and reviews, so it
@@ -12,6 +13,7 @@ import argparse
 import hashlib
 import json
 import platform
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +29,31 @@ from whet.models.tiny import build_tiny
 
 def main() -> None:
     args = arguments()
+    out, before = begun(args)
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    # Compiled, attention as plain products is faster on a CPU than its fused kernel, whose backward pass is slow.
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").train()
+    seconds = pretrain(model, batches(tokenizer, args), args, out / "pretrain_log.jsonl", before["tokens"])
+    save(model, out)
+    facts = {
+        "parameters": model.num_parameters(),
+        "tokens": before["tokens"] + args.steps * args.rows * args.length,
+        "seconds": before["seconds"] + round(seconds),
+        "seed": args.seed,
+        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
+        "machine": f"{torch.get_num_threads()}-core {platform.machine()} CPU",
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (out / "pretrain.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(facts))
+
+
+def begun(args: argparse.Namespace) -> tuple[Path, dict[str, int]]:
+    """The checkpoint to train, in its folder, and the tokens and seconds that went into it before."""
+    if args.start is not None:
+        shutil.copytree(args.start, args.out)
+        facts = json.loads((args.out / "pretrain.json").read_text(encoding="utf-8"))
+        return args.out, {name: int(facts[name]) for name in ("tokens", "seconds")}
     out = build_tiny(
         args.out,
         vocabulary_texts(),
@@ -39,30 +66,17 @@ def main() -> None:
         max_positions=1024,
         seed=args.seed,
     )
-    tokenizer = AutoTokenizer.from_pretrained(out)
-    # Compiled, attention as plain products is faster on a CPU than its fused kernel, whose backward pass is slow.
-    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, attn_implementation="eager").train()
-    seconds = pretrain(model, batches(tokenizer, args), args, out / "pretrain_log.jsonl")
-    save(model, out)
-    facts = {
-        "parameters": model.num_parameters(),
-        "tokens": args.steps * args.rows * args.length,
-        "seconds": round(seconds),
-        "seed": args.seed,
-        "sha256": hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest(),
-        "machine": f"{torch.get_num_threads()}-core {platform.machine()} CPU",
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
-    }
-    (out / "pretrain.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(facts))
+    return out, {"tokens": 0, "seconds": 0}
 
 
-def pretrain(model: PreTrainedModel, feed: Iterator[torch.Tensor], args: argparse.Namespace, log: Path) -> float:
-    """The loop. Returns the seconds it took."""
+def pretrain(
+    model: PreTrainedModel, feed: Iterator[torch.Tensor], args: argparse.Namespace, log: Path, before: int
+) -> float:
+    """The loop, `before` tokens into the model's life. Returns the seconds it took."""
     optimizers = make_optimizers(model, args.learning_rate)
     forward = torch.compile(model) if args.compile else model
     start, losses = time.monotonic(), []
-    with log.open("w", encoding="utf-8") as sink:
+    with log.open("a", encoding="utf-8") as sink:
         for step, ids in zip(range(1, args.steps + 1), feed, strict=False):
             share = schedule(step, args.steps)
             for optimizer in optimizers:
@@ -77,8 +91,9 @@ def pretrain(model: PreTrainedModel, feed: Iterator[torch.Tensor], args: argpars
                 optimizer.zero_grad()
             losses.append(loss.item())
             if step % 100 == 0 or step == args.steps:
-                facts = {"step": step, "tokens": step * ids.numel(), "loss": round(sum(losses) / len(losses), 4)}
-                line = json.dumps({**facts, "seconds": round(time.monotonic() - start, 1)})
+                tokens, seconds = before + step * ids.numel(), round(time.monotonic() - start, 1)
+                mean = round(sum(losses) / len(losses), 4)
+                line = json.dumps({"step": step, "tokens": tokens, "loss": mean, "seconds": seconds})
                 sink.write(line + "\n")
                 sink.flush()
                 print(line, flush=True)
@@ -110,7 +125,7 @@ def schedule(step: int, steps: int) -> float:
 
 def batches(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Iterator[torch.Tensor]:
     """Rows cut from one endless stream of documents, none of which is ever seen twice by intent."""
-    source = documents(Random(f"pretrain {args.seed}"))
+    source = documents(Random(f"pretrain {args.seed}"), primer=args.start is None)
     buffer: list[int] = []
     need = args.rows * args.length
     while True:
@@ -131,7 +146,8 @@ def save(model: PreTrainedModel, out: Path) -> None:
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pretrain the demo's base checkpoint.")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--start", type=Path, default=None, help="checkpoint of this script to go on from")
+    parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--hidden", type=int, default=128)

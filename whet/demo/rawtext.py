@@ -14,7 +14,7 @@ from whet.demo import names
 from whet.demo.playground import FAMILIES, JUDGE_PROMPT, RAMBLES, Row, attempt, criteria, grade, tasks
 
 NUM_PRIMER = 20_000  # documents at the beginning that are mostly notes
-READ = {"name": 0.35, "order": 0.2, "count": 0.1, "sum": 0.25, "json": 0.1}  # shares of the families in questions
+READ = {"name": 0.15, "order": 0.15, "count": 0.2, "sum": 0.35, "json": 0.15}  # shares of the families in questions
 NUM_TEXTS = 20_000  # for the tokenizer: enough to count how common each word is
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 NOTES = (
@@ -26,14 +26,15 @@ NOTES = (
 )
 
 
-def documents(rng: Random) -> Iterator[str]:
-    """Raw documents without end, each closed by the end-of-text mark.
+def documents(rng: Random, *, primer: bool = True) -> Iterator[str]:
+    """Raw documents without end, each closed by the end-of-text mark; without a `primer` for those who can read.
 
     Letters before pages: the first documents are mostly notes on single words. Looking up a letter in a word is learnt
     from them within a thousand steps; from threads alone, where the letter stands in the question too, it takes many.
     """
     for count in itertools.count():
-        (page,) = rng.choices(list(PAGES), [early if count < NUM_PRIMER else late for early, late in PAGES.values()])
+        first = primer and count < NUM_PRIMER
+        (page,) = rng.choices(list(PAGES), [early if first else late for early, late in PAGES.values()])
         yield page(rng) + END
 
 
@@ -108,7 +109,7 @@ def remarks(answer: str, row: Row) -> str:
     return "\n".join(["Review:", *lines, f"{grade(found)} of 5"])
 
 
-PAGES = {remark: (0.02, 0.02), notes: (0.6, 0.2), solutions: (0.3, 0.48), thread: (0.08, 0.3)}
+PAGES = {remark: (0.02, 0.02), notes: (0.6, 0.13), solutions: (0.3, 0.7), thread: (0.08, 0.15)}
 """The kinds of documents with their shares: among the first `NUM_PRIMER`, and later."""
 
 
