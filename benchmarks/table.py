@@ -19,14 +19,14 @@ TRAINED = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 GENERATED = (
-    "| task | model | prompts | answers each | tokens each | side | tokens/s | load s | peak GB | times as fast | "
-    "share of memory | date |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| task | model | prompts | answers each | tokens each | threads | side | tokens/s | load s | peak GB | "
+    "times as fast | share of memory | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 LEARNED = (
-    "| task | model | prompts a step | answers each | tokens each | side | s/step | generate s | score s | train s | "
-    "peak GB | times as fast | share of memory | date |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| task | model | prompts a step | answers each | tokens each | threads | side | s/step | generate s | score s | "
+    "train s | peak GB | times as fast | share of memory | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 """Heads of the tables in README.md."""
 
@@ -119,10 +119,10 @@ def grpo_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
     """Rows of one comparison of online RL."""
     for side in entry["sides"]:
         cells = [
-            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"], side["side"],
-            f"{side['step_seconds']:.3g}", f"{side['generate_seconds']:.3g}", f"{side['score_seconds']:.2g}",
-            f"{side['train_seconds']:.3g}", f"{side['peak_gb']:.2f}", _kept(side["time_ratio"]),
-            _kept(side["memory_ratio"]), entry["date"],
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"], side["threads"],
+            side["side"], f"{side['step_seconds']:.3g}", f"{side['generate_seconds']:.3g}",
+            f"{side['score_seconds']:.2g}", f"{side['train_seconds']:.3g}", f"{side['peak_gb']:.2f}",
+            _kept(side["time_ratio"]), _kept(side["memory_ratio"]), entry["date"],
         ]  # fmt: skip
         yield "| " + " | ".join(map(str, cells)) + " |"
 
@@ -131,7 +131,7 @@ def generate_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
     """Rows of one comparison of engines."""
     for side in entry["sides"]:
         cells = [
-            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"],
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"], side["threads"],
             f"{side['side']} {side['version']}".strip(), f"{side['tokens_per_second']:.0f}",
             f"{side['load_seconds']:.1f}", f"{side['peak_gb']:.2f}", _kept(side["time_ratio"]),
             _kept(side["memory_ratio"]), entry["date"],

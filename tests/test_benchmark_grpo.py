@@ -158,7 +158,7 @@ def test_a_kept_comparison_becomes_a_table(tmp_path: Path, monkeypatch: pytest.M
     assert main([*asked, "--work", str(tmp_path)]) == 0
     write_readme(readme, tmp_path / "results")
     text = readme.read_text(encoding="utf-8")
-    assert "| grpo | tiny | 2 | 3 | 4 | whet | 1 | 0.5 | 0.25 | 0.25 | 2.00 |  |  | 20" in text
+    assert "| grpo | tiny | 2 | 3 | 4 | 2 | whet | 1 | 0.5 | 0.25 | 0.25 | 2.00 |  |  | 20" in text
     assert "| trl-tuned | 4 | 0.5 | 0.25 | 3.25 | 2.00 | 4.00 (4.00 to 4.00) | 1.00 (1.00 to 1.00) |" in text
 
 
