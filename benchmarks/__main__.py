@@ -1,4 +1,4 @@
-"""The command line: `python -m benchmarks sft|dpo|reward` compares training, `generate` compares engines, and
+"""The command line: `python -m benchmarks sft|dpo|reward|grpo` compares training, `generate` compares engines, and
 `python -m benchmarks table` renders README.md."""
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from benchmarks import generate
+from benchmarks import generate, grpo
 from benchmarks.compare import Comparison, compare
 from benchmarks.job import TASKS, Side
 from benchmarks.shapes import SHAPES
@@ -39,16 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(options: argparse.Namespace, work: Path) -> None:
     if options.command == "generate":
         generate.generate(options, work)
+    elif options.command == "grpo":
+        grpo.grpo(options, work)
     else:
         compare(comparison(options), work)
 
 
 def parser() -> argparse.ArgumentParser:
-    """`table` has no options; the three tasks of training share theirs."""
+    """`table` has no options; the three tasks of training on fixed data share theirs."""
     top = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True)
     commands.add_parser("table", help="render README.md's table from results/*.json")
     generate.add_options(commands.add_parser("generate", help="compare engines"))
+    grpo.add_options(commands.add_parser("grpo", help="compare online RL"))
     for task in TASKS:
         add_options(commands.add_parser(task, help=f"compare {task}"))
     return top

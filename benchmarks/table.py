@@ -19,9 +19,14 @@ TRAINED = (
     "|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 GENERATED = (
-    "| task | model | prompts | answers each | tokens each | side | tokens/s | load s | peak GB | times as fast | "
-    "share of memory | date |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| task | model | prompts | answers each | tokens each | threads | side | tokens/s | load s | peak GB | "
+    "times as fast | share of memory | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+)
+LEARNED = (
+    "| task | model | prompts a step | answers each | tokens each | threads | side | s/step | generate s | score s | "
+    "train s | peak GB | times as fast | share of memory | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 """Heads of the tables in README.md."""
 
@@ -73,7 +78,7 @@ def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def render_results(folder: Path = RESULTS) -> str:
-    """All kept results as Markdown: for every machine a table of training and one of generation."""
+    """All kept results as Markdown: for every machine tables of training, online RL and generation."""
     entries = [
         entry for path in sorted(folder.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
@@ -81,9 +86,11 @@ def render_results(folder: Path = RESULTS) -> str:
     for machine in dict.fromkeys(map(machine_of, entries)):
         blocks.append(machine)
         here = [entry for entry in entries if machine_of(entry) == machine]
-        trained = [line for entry in here if entry["task"] != "generate" for line in lines_of(entry)]
+        trained = [line for entry in here if entry["task"] not in ("grpo", "generate") for line in lines_of(entry)]
+        learned = [line for entry in here if entry["task"] == "grpo" for line in grpo_lines_of(entry)]
         generated = [line for entry in here if entry["task"] == "generate" for line in generate_lines_of(entry)]
         blocks += ["\n".join([*TRAINED, *trained])] if trained else []
+        blocks += ["\n".join([*LEARNED, *learned])] if learned else []
         blocks += ["\n".join([*GENERATED, *generated])] if generated else []
     return "\n\n".join(blocks) if blocks else "Nothing is kept yet."
 
@@ -108,11 +115,23 @@ def lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
         yield "| " + " | ".join(map(str, cells)) + " |"
 
 
+def grpo_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Rows of one comparison of online RL."""
+    for side in entry["sides"]:
+        cells = [
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"], side["threads"],
+            side["side"], f"{side['step_seconds']:.3g}", f"{side['generate_seconds']:.3g}",
+            f"{side['score_seconds']:.2g}", f"{side['train_seconds']:.3g}", f"{side['peak_gb']:.2f}",
+            _kept(side["time_ratio"]), _kept(side["memory_ratio"]), entry["date"],
+        ]  # fmt: skip
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
 def generate_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
     """Rows of one comparison of engines."""
     for side in entry["sides"]:
         cells = [
-            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"],
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"], side["threads"],
             f"{side['side']} {side['version']}".strip(), f"{side['tokens_per_second']:.0f}",
             f"{side['load_seconds']:.1f}", f"{side['peak_gb']:.2f}", _kept(side["time_ratio"]),
             _kept(side["memory_ratio"]), entry["date"],

@@ -16,6 +16,9 @@ from benchmarks.job import Task
 
 ONSETS = ("b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "br", "st", "tr", "pl")
 RHYMES = ("an", "el", "in", "or", "us", "ai", "ot", "em", "ir", "o", "a", "e")
+WORDS = tuple(a + b + c for (a, b), c in product(product(ONSETS, RHYMES), ("", "da", "ko", "lim", "ser")))
+WEIGHTS = tuple(accumulate(1.0 / rank for rank in range(1, len(WORDS) + 1)))
+"""Cumulative."""
 FRAME_TOKENS = 24
 """Roughly what the chat template adds to a row."""
 
@@ -39,17 +42,24 @@ class Lengths:
 def write_texts(path: Path, task: Task, num_rows: int, lengths: Lengths, *, seed: int = 0) -> None:
     """`num_rows` rows for a task, as JSON lines that whet reads. The same arguments give the same bytes."""
     generator = random.Random(seed)
-    words = [a + b + c for (a, b), c in product(product(ONSETS, RHYMES), ("", "da", "ko", "lim", "ser"))]
-    weights = list(accumulate(1.0 / rank for rank in range(1, len(words) + 1)))
-
-    def text(mean: int) -> str:
-        return " ".join(generator.choices(words, cum_weights=weights, k=lengths.draw(mean, generator)))
-
     with path.open("w", encoding="utf-8") as file:
         for _ in range(num_rows):
-            prompt = text(lengths.prompt)
+            prompt, answers = _text(lengths, lengths.prompt, generator), 1 if task == "sft" else 2
+            said = [_text(lengths, lengths.response, generator) for _ in range(answers)]
             if task == "sft":
-                row = {"instruction": prompt, "input": "", "output": text(lengths.response)}
+                row = {"instruction": prompt, "input": "", "output": said[0]}
             else:
-                row = {"prompt": prompt, "chosen": text(lengths.response), "rejected": text(lengths.response)}
+                row = {"prompt": prompt, "chosen": said[0], "rejected": said[1]}
             file.write(json.dumps(row) + "\n")
+
+
+def write_prompts(path: Path, num_rows: int, lengths: Lengths, *, seed: int = 0) -> list[str]:
+    """Questions without answers, as JSON lines that whet reads; returns them."""
+    generator = random.Random(seed)
+    prompts = [_text(lengths, lengths.prompt, generator) for _ in range(num_rows)]
+    path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts), encoding="utf-8")
+    return prompts
+
+
+def _text(lengths: Lengths, mean: int, generator: random.Random) -> str:
+    return " ".join(generator.choices(WORDS, cum_weights=WEIGHTS, k=lengths.draw(mean, generator)))

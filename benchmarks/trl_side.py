@@ -1,4 +1,4 @@
-"""TRL's side: its own trainers on the rows of `benchmarks.prepare`. The only file that knows TRL.
+"""TRL's side: its own trainers on the rows of `benchmarks.prepare`. Beside `grpo_trl` the only file that knows TRL.
 
 SFTTrainer and RewardTrainer take rows that are token ids already. DPOTrainer tokenises whatever it is given, so it is
 built on a row of text that is never trained and then handed the ids its collator asks for.

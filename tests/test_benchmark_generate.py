@@ -116,7 +116,7 @@ def test_started_processes_count_as_memory() -> None:
 
 
 def test_kept_results_become_a_table_of_their_own(tmp_path: Path) -> None:
-    side = {"version": "", "load_seconds": 0.3, "memory_ratio": None, "time_ratio": None}
+    side = {"version": "", "threads": 2, "load_seconds": 0.3, "memory_ratio": None, "time_ratio": None}
     entry = {
         "date": "2026-01-31", "task": "generate", "model": "103m", "prompts": 4, "samples": 8, "new_tokens": 64,
         "device_name": None,
@@ -133,6 +133,6 @@ def test_kept_results_become_a_table_of_their_own(tmp_path: Path) -> None:
     readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     write_readme(readme, tmp_path)
     text = readme.read_text(encoding="utf-8")
-    assert "| generate | 103m | 4 | 8 | 64 | whet | 868 | 0.3 | 0.88 |  |  | 2026-01-31 |" in text
+    assert "| generate | 103m | 4 | 8 | 64 | 2 | whet | 868 | 0.3 | 0.88 |  |  | 2026-01-31 |" in text
     assert "| vllm 0.32 | 434 | 0.3 | 1.76 | 2.00 (1.90 to 2.10) |" in text
     assert "records a step" not in text
