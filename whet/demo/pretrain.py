@@ -23,7 +23,8 @@ import torch
 import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from whet.demo.rawtext import documents, vocabulary_texts
+from whet.demo.playground import FAMILIES
+from whet.demo.rawtext import documents, drill, vocabulary_texts
 from whet.models.tiny import build_tiny
 
 
@@ -125,7 +126,8 @@ def schedule(step: int, steps: int) -> float:
 
 def batches(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Iterator[torch.Tensor]:
     """Rows cut from one endless stream of documents, none of which is ever seen twice by intent."""
-    source = documents(Random(f"pretrain {args.seed}"), primer=args.start is None)
+    rng = Random(f"pretrain {args.seed}")
+    source = documents(rng, primer=args.start is None) if args.drill is None else drill(rng, args.drill)
     buffer: list[int] = []
     need = args.rows * args.length
     while True:
@@ -147,6 +149,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Pretrain the demo's base checkpoint.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--start", type=Path, default=None, help="checkpoint of this script to go on from")
+    parser.add_argument("--drill", choices=list(FAMILIES), default=None, help="exercises of one family alone")
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=256)

@@ -7,14 +7,14 @@ and no score in the form the judge is later asked for. Only tasks of the trainin
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 
 from whet.demo import names
 from whet.demo.playground import FAMILIES, JUDGE_PROMPT, RAMBLES, Row, attempt, criteria, grade, tasks
 
 NUM_PRIMER = 20_000  # documents at the beginning that are mostly notes
-READ = {"name": 0.15, "order": 0.15, "count": 0.2, "sum": 0.35, "json": 0.15}  # shares of the families in questions
+READ = {"name": 0.15, "order": 0.15, "count": 0.15, "sum": 0.3, "json": 0.25}  # shares of the families in questions
 NUM_TEXTS = 20_000  # for the tokenizer: enough to count how common each word is
 END, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 NOTES = (
@@ -66,6 +66,13 @@ def word_notes(rng: Random) -> str:
     return "\n".join(lines)
 
 
+def drill(rng: Random, family: str) -> Iterator[str]:
+    """Documents of one family's exercises alone, a line each, solved: for what the mixed pages do not teach."""
+    while True:
+        rows = [question(rng, {family: 1.0}) for _ in range(rng.randint(6, 12))]
+        yield "\n".join(f"{row['prompt']} {attempt(rng, row, slip=0.0, ramble=0.0)}" for row in rows) + END
+
+
 def solutions(rng: Random) -> str:
     """Exercises with their solutions, all of them right: questions and answers as in threads, or one of each a line.
 
@@ -91,9 +98,9 @@ def thread(rng: Random) -> str:
     return page(rng, parts)
 
 
-def question(rng: Random) -> Row:
+def question(rng: Random, shares: Mapping[str, float] = READ) -> Row:
     """A task of the training split and its wording: a prompt row."""
-    task, constraints = next(tasks("train", rng, READ))
+    task, constraints = next(tasks("train", rng, shares))
     return {"prompt": FAMILIES[task].ask(rng, constraints), "task": task, "constraints": constraints}
 
 
