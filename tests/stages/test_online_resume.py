@@ -15,12 +15,6 @@ import pytest
 from tests.stages.doomed import run_and_die
 from tests.stages.test_resume import WORDS, assert_same, result
 
-REWARD = '''
-def letters(prompt, completion, **columns):
-    """The share of letters, and how long it is."""
-    return {"letters": sum(map(str.isalpha, completion)) / max(1, len(completion)), "length": len(completion) / 40}
-'''
-
 
 def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """GRPO with several steps a round and a held-out evaluation, then PPO with an adaptive KL and a value head."""
@@ -31,8 +25,7 @@ def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
     reward = {
         "type": "composite",
         "parts": [
-            {"name": "said", "reward": {"type": "custom", "path": f"{folder / 'reward.py'}:letters"},
-             "normalise": "running"},
+            {"name": "long", "reward": {"type": "length", "unit": "characters", "target": 30}, "normalise": "running"},
             {"name": "short", "reward": {"type": "length", "target": 5}, "weight": 0.1},
         ],
     }  # fmt: skip
@@ -62,14 +55,15 @@ def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
 def plan(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("data")
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": f"Say {word}."}) + "\n" for word in WORDS))
-    (folder / "reward.py").write_text(REWARD)
     return plan_of(folder, tiny_checkpoint)
 
 
 @pytest.fixture(scope="module")
 def spawn(plan: dict[str, Any]) -> Callable[..., int]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stages.doomed", "transformers.models.qwen3.modeling_qwen3"])
+    context.set_forkserver_preload(
+        ["tests.stages.doomed", "whet.stages.online", "transformers.models.qwen3.modeling_qwen3"]
+    )
 
     def run(root: Path, word: str = "", number: int = 0, log: str | None = None) -> int:
         process = context.Process(target=run_and_die, args=({**plan, "run": str(root)}, word, number, log))
