@@ -7,7 +7,7 @@ import torch
 
 from tests.models.packed import VOCABULARY, build, with_adapter
 from whet.models import packed_linear
-from whet.models.backbone import Backbone, from_trees
+from whet.models.backbone import Backbone, from_trees, least_rows
 from whet.models.packed_linear import PackedLinear, logits_function, packs
 from whet.models.scoring import next_logits
 from whet.models.snapshot import Snapshot
@@ -45,7 +45,7 @@ def test_a_row_does_not_know_its_neighbours() -> None:
     packed = PackedLinear(torch.randn(3000, 512).bfloat16(), None)
     x = torch.randn(64, 512).bfloat16()
     whole = packed(x)
-    for rows in range(8, 64, 5):
+    for rows in range(least_rows(WEIGHT), 64, 5):
         assert torch.equal(packed(x[:rows]), whole[:rows])
         assert torch.equal(packed(x[-rows:]), whole[-rows:])
 

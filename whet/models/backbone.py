@@ -25,8 +25,6 @@ from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
 from whet.schema.packed import Packed, Tree
 
-LEAST_ROWS = 8
-"""Rows that are decoded together at least, some of them filling."""
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
 
 
@@ -40,6 +38,8 @@ class Backbone:
         self._layers: torch.nn.Module = getattr(self._whole, self._whole.base_model_prefix)
         self._window = _window(self._whole)
         self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
+        self.least_rows = least_rows(next(self._whole.parameters()))
+        """Rows that are decoded together at least, some of them filling."""
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
         self.refusal = self._why_not()
@@ -77,9 +77,8 @@ class Backbone:
         return self._packed(packed, captured=captured), captured
 
     def step(self, ids: Tensor, memory: KeyValues) -> Tensor:
-        """[M, H], or `LEAST_ROWS` if more, of each row's newest token, ids [M], which takes its place in the memory."""
-        # fp32 products of a few rows round differently from those of many, and a sample must not know its neighbours.
-        filling = (0, max(0, LEAST_ROWS - len(ids)))
+        """[M, H], or `least_rows` if more, of each row's newest token, ids [M], which takes its place in the memory."""
+        filling = (0, max(0, self.least_rows - len(ids)))
         # A row that has ended goes on until it leaves, and a table of positions ends where the model does.
         positions = torch.tensor(memory.positions, device=ids.device).clamp_max_(self._last_position)
         memory.begin()
@@ -232,3 +231,13 @@ def _window(whole: PreTrainedModel) -> int | None:
         not config.get("layer_types") and config.get("sliding_window")
     )
     return config.get("sliding_window") if slides else None
+
+
+def least_rows(weight: Tensor) -> int:
+    """Rows from which on products with such a weight round alike; a sample must not know its neighbours.
+
+    Found by trying: fp32 on a CPU from 8 rows on, and bf16 always, unless the processor has AMX, whose tiles take over
+    at 37 rows.
+    """
+    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return 40 if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and tiles() else 8

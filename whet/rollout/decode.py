@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from transformers import PreTrainedModel
 
-from whet.models.backbone import LEAST_ROWS, Backbone, from_trees
+from whet.models.backbone import Backbone, from_trees
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
 from whet.models.packed_linear import logits_function
@@ -73,7 +73,7 @@ class Decoder:
 
     def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
         prompts = [group[0].request.prompt_ids for group in groups]
-        filling = max(0, LEAST_ROWS - sum(map(len, prompts)))
+        filling = max(0, self._backbone.least_rows - sum(map(len, prompts)))
         trees, start = [], 0
         for size in [*map(len, prompts), *([filling] if filling else [])]:
             trees.append(Tree(start, size))
@@ -82,7 +82,7 @@ class Decoder:
         with self._evaluating():
             hidden, captured = self._backbone.prompts(from_trees(ids, tuple(trees)))
             ends = torch.tensor([tree.start + tree.prompt - 1 for tree in trees], device=self._device)
-            ends = torch.cat([ends, ends.new_zeros(max(0, LEAST_ROWS - len(ends)))])
+            ends = torch.cat([ends, ends.new_zeros(max(0, self._backbone.least_rows - len(ends)))])
             logits = self._logits(hidden[ends])
         self._memory.enter(captured.first(len(groups)), [len(group) for group in groups])
         rows = [row for group in groups for row in group]

@@ -9,8 +9,9 @@ padded; see `whet.rollout.decode`.
     for completion in engine.generate(requests): ...
 
 What remains is arithmetic: a batch of another shape may round its last bits differently, and a draw that falls within
-that rounding of a boundary may pick the neighbour. On a CPU products of 8 rows or more round alike; elsewhere callers
-who need the same bytes after a restart ask for the same lists of requests (`whet.experience.collect` does).
+that rounding of a boundary may pick the neighbour. On a CPU products of enough rows round alike (`least_rows`);
+elsewhere callers who need the same bytes after a restart ask for the same lists of requests
+(`whet.experience.collect` does).
 """
 
 from __future__ import annotations
