@@ -134,6 +134,9 @@ def test_the_gold_check_comes_before_training(tiny_checkpoint: Path, folder: Pat
     run(tiny_checkpoint, stage, data={"files": ["prompts.jsonl"], "on_bad_row": "drop"})
     account = read_json(Path("run/stages/01-grpo/data.json"))
     assert account["kept"] == 7 and "its reference does not get full marks" in str(account["dropped"])
+    Path("prompts.jsonl").write_text(json.dumps(rows[2]) + "\n")
+    with pytest.raises(DataError, match="no prompts left"):
+        run(tiny_checkpoint, stage, data={"files": ["prompts.jsonl"], "on_bad_row": "drop"}, run="other")
 
 
 def test_held_out_prompts_are_measured_by_the_reward_and_name_the_best(tiny_checkpoint: Path, folder: Path) -> None:

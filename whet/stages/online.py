@@ -15,6 +15,7 @@ from pathlib import Path
 
 from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
+from whet.errors import DataError
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
 from whet.models.memory import FreedMemory, activation_bytes, has_room_for_copy
@@ -103,7 +104,9 @@ def setting(stage: OnlineStage, context: Context) -> RewardSetting:
 def judge_of(stage: OnlineStage, context: Context, name: str) -> tuple[NativeEngine, Renderer]:
     """A language model that judges. `start` is a copy that does not learn: a judge must not move with the judged."""
     ref = context.start if name == "start" else ref_of(name, context.models)
-    tokenizer = load_tokenizer(ref.path, trust_remote_code=context.model.trust_remote_code)
+    tokenizer = load_tokenizer(
+        ref.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
+    )
     dtype = compute_dtype("auto", pick_device(context.model.device))
     model = load_model(ref, context.model, dtype=dtype)
     renderer = Renderer(tokenizer)
@@ -124,6 +127,8 @@ def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Re
     kept = asked.without({failure.origin for failure in report.failures}, GOLD)
     kept.write(context)
     print(f"{stage.name}: {report.describe()}")
+    if not kept.prompts:
+        raise DataError("no prompts left", field="data.files", found=report.describe(), fix="mend the references")
     return kept
 
 
