@@ -32,7 +32,7 @@ unit: .venv/.dev
 oracles: oracles-verl
 	$(PIP) trl bitsandbytes
 	$(BIN)/python -m pytest tests/oracles --ignore=tests/oracles/test_policy_verl.py \
-	  tests/train/test_compact.py tests/test_benchmarks.py
+	  tests/train/test_compact.py tests/test_benchmarks.py tests/test_benchmark_grpo.py
 
 # The part of them that is verl's, which stands in a folder of its own.
 oracles-verl: .venv/.verl
