@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import random
 import signal
 from collections.abc import Callable
@@ -12,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.stages.doomed import run_and_die
-from tests.stages.test_resume import WORDS, assert_same, result
+from tests.stages.test_resume import WORDS, assert_same, result, spawner
 
 
 def plan_of(folder: Path, checkpoint: Path) -> dict[str, Any]:
@@ -60,19 +58,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dic
 
 @pytest.fixture(scope="module")
 def spawn(plan: dict[str, Any]) -> Callable[..., int]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(
-        ["tests.stages.doomed", "whet.stages.online", "transformers.models.qwen3.modeling_qwen3"]
-    )
-
-    def run(root: Path, word: str = "", number: int = 0, log: str | None = None) -> int:
-        process = context.Process(target=run_and_die, args=({**plan, "run": str(root)}, word, number, log))
-        process.start()
-        process.join(120)
-        assert process.exitcode is not None, "still running"
-        return process.exitcode
-
-    return run
+    return spawner(plan, "whet.stages.online")
 
 
 @pytest.fixture(scope="module")

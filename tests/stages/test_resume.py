@@ -102,11 +102,10 @@ def plan(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -> dic
     return plan_of(folder, tiny_checkpoint)
 
 
-@pytest.fixture(scope="module")
-def spawn(plan: dict[str, Any]) -> Callable[..., int]:
+def spawner(plan: dict[str, Any], *preload: str) -> Callable[..., int]:
     """Runs the plan in a process of its own and returns its exit code. Imports are paid once, by a fork server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.stages.doomed", "transformers.models.qwen3.modeling_qwen3"])
+    context.set_forkserver_preload(["tests.stages.doomed", "transformers.models.qwen3.modeling_qwen3", *preload])
 
     def run(root: Path, word: str = "", number: int = 0, log: str | None = None) -> int:
         process = context.Process(target=run_and_die, args=({**plan, "run": str(root)}, word, number, log))
@@ -116,6 +115,11 @@ def spawn(plan: dict[str, Any]) -> Callable[..., int]:
         return process.exitcode
 
     return run
+
+
+@pytest.fixture(scope="module")
+def spawn(plan: dict[str, Any]) -> Callable[..., int]:
+    return spawner(plan)
 
 
 @pytest.fixture(scope="module")

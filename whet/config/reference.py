@@ -7,7 +7,7 @@ from typing import Literal
 from whet.config.base import Section
 
 
-class Reference(Section):
+class OnlineReference(Section):
     """Log-probs of another policy on the same responses."""
 
     model: str = "start"
@@ -15,5 +15,10 @@ class Reference(Section):
     no second model: the adapter is switched off."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where a second model computes; `auto` is the device of training, or the CPU where its memory does not suffice."""
+
+
+class Reference(OnlineReference):
+    """The same on fixed data, where they never change."""
+
     cache: bool = True
     """Keep the log-probs of every row in the stage folder: measured once, used in all epochs."""

@@ -20,7 +20,7 @@ from whet.config.objective import (
 )
 from whet.config.pairwise import Sigmoid
 from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjective
-from whet.config.reference import Reference
+from whet.config.reference import OnlineReference, Reference
 from whet.config.reward import RewardHead
 from whet.config.rewards import Reward
 from whet.config.rollout import (
@@ -120,7 +120,7 @@ class _OnlineStage(_Stage):
     reward: Reward
     """What a completion is worth: `whet explain reward.type` lists the kinds."""
     train: OnlineTrain = OnlineTrain()
-    reference: Reference = Reference()
+    reference: OnlineReference = OnlineReference()
     watch: tuple[Task, ...] = ()
     """Tasks measured whenever the loop evaluates, logged as watch/NAME/METRIC."""
 

@@ -119,9 +119,12 @@ def load_model(
     return model.train(trainable)
 
 
-def end_ids(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel) -> tuple[int, ...]:
-    """Ids that end a turn: the tokenizer's EOS and whatever the checkpoint's generation config names."""
-    ids = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+def end_ids(
+    tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel | PeftModel, *known: int
+) -> tuple[int, ...]:
+    """Ids that end a turn: those `known` from elsewhere (the template), the tokenizer's EOS, and whatever the
+    checkpoint's generation config names."""
+    ids = [*known, *([] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id])]
     configured = model.generation_config.eos_token_id
     ids += configured if isinstance(configured, list) else [] if configured is None else [configured]
     return tuple(dict.fromkeys(ids))

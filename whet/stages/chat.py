@@ -60,7 +60,7 @@ def chat(
     tokenizer = load_tokenizer(ref.path)
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
     renderer = Renderer(tokenizer)
-    ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, loaded))))
+    ends = end_ids(tokenizer, loaded, renderer.end_id)
     speaker = Speaker(
         model=loaded,
         engine=NativeEngine(loaded, tokenizer, batch_size=1, end_ids=ends),

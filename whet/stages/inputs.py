@@ -9,7 +9,7 @@ from whet.config.base import Section
 from whet.config.data import Data, Source
 from whet.config.evaluate import WinRateTask
 from whet.config.model import Model
-from whet.config.reference import Reference
+from whet.config.reference import OnlineReference
 from whet.config.rewards import Custom, Judged, RewardModel
 from whet.config.rollout import Checker, Judge
 from whet.config.rules import JsonSchema
@@ -43,7 +43,7 @@ def models_in(stage: Stage) -> Iterator[str]:
         match section:
             case EvaluateStage(models=models):
                 yield from models
-            case Reference(model=model) | Judged(model=model) | ModelValue(model=model) if model != "start":
+            case OnlineReference(model=model) | Judged(model=model) | ModelValue(model=model) if model != "start":
                 yield model
             case RewardModel(path=path):
                 yield path

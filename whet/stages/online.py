@@ -64,7 +64,7 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
     policy = load_policy(stage, context, checkpoints, tokenizer, device=device, dtype=dtype)
     engine = NativeEngine(
         policy.model, tokenizer, batch_size=stage.rollout.batch_size,
-        end_ids=tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, policy.model)))), dtype=dtype,
+        end_ids=end_ids(tokenizer, policy.model, renderer.end_id), dtype=dtype,
         pack_frozen=has_room_for_copy(unwrapped(policy.model), dtype),
     )  # fmt: skip
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
@@ -110,7 +110,7 @@ def judge_of(stage: OnlineStage, context: Context, name: str) -> tuple[NativeEng
     dtype = compute_dtype("auto", pick_device(context.model.device))
     model = load_model(ref, context.model, dtype=dtype)
     renderer = Renderer(tokenizer)
-    ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, model))))
+    ends = end_ids(tokenizer, model, renderer.end_id)
     engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends, dtype=dtype)
     return engine, renderer
 

@@ -10,14 +10,14 @@ from typing import Any
 from whet.config.stage import OnlineDpoStage, OnlinePolicyStage, OnlineStage
 from whet.data.render import Renderer
 from whet.experience.rounds import Rounds
-from whet.models.load import compute_dtype
 from whet.models.reference import Scores
 from whet.models.value import PolicyScorer
 from whet.rewards.reward import Reward
 from whet.rollout.native import NativeEngine
 from whet.schema.records import Prompt
 from whet.stages.context import Context
-from whet.stages.policy import Policy, reference_scores
+from whet.stages.policy import Policy
+from whet.stages.reference import reference_scores
 from whet.train.bind import pairwise_objective
 from whet.train.bind_policy import PolicyLearning, policy_learning
 from whet.train.feed import Feed
@@ -130,6 +130,8 @@ def _measuring(
 
 
 def _reference(stage: OnlineStage, ground: OnlineGround) -> Scores:
-    device = ground.parallel.device
-    dtype = compute_dtype(stage.train.arithmetic, device)
-    return reference_scores(stage, ground.context, ground.policy.tokens, device=device, dtype=dtype)
+    """At the rollouts' temperature: the distributions that are compared are those that are sampled from."""
+    temperature = 1.0 if isinstance(stage, OnlineDpoStage) else stage.rollout.temperature
+    return reference_scores(
+        stage, ground.context, ground.policy.tokens, ground.parallel.device, temperature=temperature
+    )

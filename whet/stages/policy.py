@@ -20,7 +20,6 @@ from whet.config.value import ModelValue, PolicyValue
 from whet.models.backbone import unwrapped
 from whet.models.load import load_model, save_trained
 from whet.models.memory import Budget, token_budget
-from whet.models.reference import Scores, SecondModel, by_adapter
 from whet.models.reward import save_reward_model
 from whet.models.scoring import TokenScorer
 from whet.models.value import (
@@ -32,7 +31,6 @@ from whet.models.value import (
     load_value_model,
     save_value_head,
 )
-from whet.schema.artifacts import ModelRef
 from whet.stages.context import Context
 from whet.stages.inputs import ref_of
 from whet.stages.result import artefact_name, resumed, saved_ref
@@ -99,21 +97,3 @@ def _value_function(
             return ValueScorer(
                 load_value_model(ref, context.model, dtype=dtype, seed=stage.train.seed), keep_tokens=keep
             )
-
-
-def reference_scores(
-    stage: OnlineStage, context: Context, tokens: TokenScorer, *, device: torch.device, dtype: torch.dtype
-) -> Scores:
-    """Log-probs under the reference, at the rollouts' temperature, by the cheapest exact way the plan leaves open."""
-    config, temperature = stage.reference, stage.rollout.temperature
-    if config.model == "start" and isinstance(tokens.model, PeftModel):
-        return by_adapter(tokens, context.start.adapter, temperature=temperature)
-    ref: ModelRef = context.start if config.model == "start" else ref_of(config.model, context.models)
-
-    def load(place: torch.device) -> torch.nn.Module:
-        on_device = context.model.model_copy(update={"device": place.type})
-        loaded: torch.nn.Module = load_model(ref, on_device, dtype=dtype)
-        return loaded
-
-    wanted = device if config.device == "auto" else torch.device(config.device)
-    return SecondModel(load, wanted, fall_back=config.device == "auto", temperature=temperature)

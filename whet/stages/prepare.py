@@ -82,7 +82,7 @@ def collect_groups(
     begun = time.perf_counter()
     model = load_for_generation(context)
     loading = time.perf_counter() - begun
-    ends = tuple(dict.fromkeys((renderer.end_id, *end_ids(tokenizer, model))))
+    ends = end_ids(tokenizer, model, renderer.end_id)
     engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends)
     total = len(prompts) * stage.rollout.group_size * (1 + stage.judge.votes)
     store = RolloutStore(context.paths.file("rollouts.jsonl"))

@@ -1,4 +1,4 @@
-"""The reference log-probs of a preference stage, by the cheapest exact way the plan leaves open."""
+"""The reference log-probs of a stage, by the cheapest exact way the plan leaves open."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from peft import PeftModel
 
-from whet.config.stage import OfflinePolicyStage, SftStage
+from whet.config.stage import OfflinePolicyStage, PolicyStage, SftStage
 from whet.models.load import compute_dtype, load_model, pick_device
 from whet.models.reference import Scores, SecondModel, by_adapter
 from whet.models.scoring import TokenScorer
@@ -29,34 +29,15 @@ class References:
     ) -> None:
         assert not isinstance(stage, SftStage), "SFT has no reference"
         self._config, self._context, self._stage, self._parallel = stage.reference, context, stage, parallel
-        self._measure = measured(self._scores(scorer))
+        self._measure = measured(reference_scores(stage, context, scorer, parallel.device))
         self._cache = self._open(rows, columns) if self._config.cache else None
 
     def of(self, column: int = 0) -> Reference:
         """Reference log-probs; KTO keeps those of its mismatched responses in a column of their own."""
         return self._measure if self._cache is None else cached(self._measure, self._cache, column=column)
 
-    def _scores(self, scorer: TokenScorer) -> Scores:
-        """Adapter off where one trains from the reference; else a second model."""
-        if self._config.model == "start" and isinstance(scorer.model, PeftModel):
-            return by_adapter(scorer, self._context.start.adapter)
-        wanted = self._config.device
-        device = self._parallel.device if wanted == "auto" else torch.device(wanted)
-        return SecondModel(self._load, device, fall_back=wanted == "auto")
-
-    def _load(self, device: torch.device) -> torch.nn.Module:
-        config = self._context.model.model_copy(update={"device": device.type})
-        dtype = compute_dtype(self._stage.train.arithmetic, device)
-        model: torch.nn.Module = load_model(self._model, config, dtype=dtype)
-        return model
-
-    @property
-    def _model(self) -> ModelRef:
-        name = self._config.model
-        return self._context.start if name == "start" else ref_of(name, self._context.models)
-
     def _open(self, rows: Rows, columns: int) -> ReferenceCache:
-        model = self._model
+        model = reference_of(self._stage, self._context)
         hashes = [content_hash(Path(p)) if Path(p).exists() else p for p in (model.path, model.adapter) if p]
         dtype = compute_dtype(self._stage.train.arithmetic, pick_device(self._context.model.device))
         key = reference_key(rows.digest, " ".join(hashes), dtype)
@@ -65,3 +46,29 @@ class References:
             ReferenceCache(path, key, shape)
         self._parallel.wait()
         return ReferenceCache(path, key, shape, create=False)
+
+
+def reference_scores(
+    stage: PolicyStage, context: Context, scorer: TokenScorer, device: torch.device, *, temperature: float = 1.0
+) -> Scores:
+    """Adapter off where one trains from the reference; else a second model. Log-probs are those at `temperature`."""
+    assert not isinstance(stage, SftStage), "SFT has no reference"
+    config = stage.reference
+    if config.model == "start" and isinstance(scorer.model, PeftModel):
+        return by_adapter(scorer, context.start.adapter, temperature=temperature)
+
+    def load(place: torch.device) -> torch.nn.Module:
+        there = context.model.model_copy(update={"device": place.type})
+        dtype = compute_dtype(stage.train.arithmetic, place)
+        model: torch.nn.Module = load_model(reference_of(stage, context), there, dtype=dtype)
+        return model
+
+    wanted = device if config.device == "auto" else torch.device(config.device)
+    return SecondModel(load, wanted, fall_back=config.device == "auto", temperature=temperature)
+
+
+def reference_of(stage: PolicyStage, context: Context) -> ModelRef:
+    """The model that the plan names as the reference."""
+    assert not isinstance(stage, SftStage), "SFT has no reference"
+    name = stage.reference.model
+    return context.start if name == "start" else ref_of(name, context.models)

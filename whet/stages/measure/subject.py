@@ -24,7 +24,7 @@ class Subject:
     renderer: Renderer
 
     def engine(self, batch_size: int) -> Engine:
-        ends = tuple(dict.fromkeys((self.renderer.end_id, *end_ids(self.tokenizer, self.model))))
+        ends = end_ids(self.tokenizer, self.model, self.renderer.end_id)
         return NativeEngine(self.model, self.tokenizer, batch_size=batch_size, end_ids=ends)
 
 
