@@ -152,7 +152,7 @@ def test_memory_in_any_order_of_entering_and_leaving() -> None:
                 rows = [rows[place] for place in stay]
             else:
                 newest = [draw.randrange(1, VOCABULARY) for _ in rows]
-                hidden = backbone.step(torch.tensor(newest), memory)[: len(rows)]
+                hidden = backbone.stepper()(torch.tensor(newest), memory)[: len(rows)]
                 rows = [[*row, token] for row, token in zip(rows, newest, strict=True)]
                 expected = [model(input_ids=torch.tensor([row])).logits[0, -1] for row in rows]
                 torch.testing.assert_close(next_logits(model, hidden), torch.stack(expected), rtol=0, atol=1e-5)

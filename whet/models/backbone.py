@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,12 +21,15 @@ from transformers import PreTrainedModel
 
 from whet.models.attention import NAME, Layout
 from whet.models.decoding import Captured, KeyValues
+from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
 from whet.schema.packed import Packed, Tree
 
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
+
+Stepper = Callable[[Tensor, KeyValues], Tensor]
 
 
 class Backbone:
@@ -76,15 +80,51 @@ class Backbone:
         captured = Captured(sizes=tuple(tree.prompt for tree in packed.trees))
         return self._packed(packed, captured=captured), captured
 
-    def step(self, ids: Tensor, memory: KeyValues) -> Tensor:
-        """[M, H], or `least_rows` if more, of each row's newest token, ids [M], which takes its place in the memory."""
-        filling = (0, max(0, self.least_rows - len(ids)))
-        # A row that has ended goes on until it leaves, and a table of positions ends where the model does.
-        positions = torch.tensor(memory.positions, device=ids.device).clamp_max_(self._last_position)
-        memory.begin()
-        hidden = self._run(pad(ids, filling), pad(positions, filling), None, decoding=memory)
-        memory.end()
-        return hidden
+    def stepper(self) -> Stepper:
+        """What decodes a token a row with the weights as they are now.
+
+        From ids [M], each row's newest token, which takes its place in the memory, to [M, H], or `least_rows` if more.
+        """
+        layers = LeanStep(self._whole) if self._is_lean else self._step
+
+        def step(ids: Tensor, memory: KeyValues) -> Tensor:
+            filling = (0, max(0, self.least_rows - len(ids)))
+            # A row that has ended goes on until it leaves, and a table of positions ends where the model does.
+            positions = torch.tensor(memory.positions, device=ids.device).clamp_max_(self._last_position)
+            memory.begin()
+            hidden = layers(pad(ids, filling), pad(positions, filling), memory)
+            memory.end()
+            return hidden
+
+        return step
+
+    def _step(self, ids: Tensor, positions: Tensor, memory: KeyValues) -> Tensor:
+        """By the checkpoint's own layers."""
+        return self._run(ids, positions, None, decoding=memory)
+
+    @cached_property
+    def _is_lean(self) -> bool:
+        """Whether `LeanStep` gives the numbers of the checkpoint's own layers."""
+        if not fits(self._whole):
+            return False
+        device = next(self._whole.parameters()).device
+        sizes = [tree.num_tokens for tree in PROBE]
+        prompts, ids = tuple(Tree(sum(sizes[:n]), size) for n, size in enumerate(sizes)), torch.arange(sum(sizes))
+        with torch.no_grad(), evaluating(self._whole):
+            captured = self.prompts(from_trees((ids + 1).to(device), prompts))[1]
+            newest, places = torch.tensor([2, 3, 4], device=device), torch.tensor([sizes[0]] * 2 + [sizes[1]])
+            own, lean = KeyValues(), KeyValues()
+            try:
+                steps = [(LeanStep(self._whole), lean), (self._step, own)]
+            except AttributeError:
+                return False
+            hidden = []
+            for step, memory in steps:
+                memory.enter(captured, [2, 1])
+                memory.begin()
+                hidden.append(step(newest, places.to(device), memory).float())
+                memory.end()
+        return self._agree(*hidden)
 
     def decodes(self, length: int) -> bool:
         """Whether rows of so many tokens can be decoded by `prompts` and `step`."""
@@ -156,8 +196,11 @@ class Backbone:
                 packed, padded = self._packed(probe).float(), self._padded(probe).float()
             except (TypeError, ValueError, RuntimeError, IndexError):
                 return False  # a layer that does not pass `trees` on, or will not have the mask
+        return self._agree(packed, padded)
+
+    def _agree(self, ours: Tensor, theirs: Tensor) -> bool:
         narrow = next(self._whole.parameters()).dtype in (torch.bfloat16, torch.float16)
-        return bool((packed - padded).norm() <= (0.05 if narrow else 1e-3) * padded.norm())
+        return bool((ours - theirs).norm() <= (0.05 if narrow else 1e-3) * theirs.norm())
 
 
 def unwrapped(model: torch.nn.Module) -> PreTrainedModel:

@@ -7,14 +7,8 @@ A reordered weight is read by products alone, so an embedding that is tied to th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from torch import Tensor
-
-from whet.models.backbone import unwrapped
-from whet.models.scoring import logit_transform, next_logits
 
 ROWS = 32
 """Rows for which the order is chosen; products of any other number read it too."""
@@ -38,6 +32,21 @@ class PackedLinear(torch.nn.Module):
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
 
+    def silu(self, x: Tensor) -> Tensor:
+        """silu(y), rounded once."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "swish", [], "")
+        return out
+
+    def times(self, x: Tensor, other: Tensor) -> Tensor:
+        """y * other, rounded once."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "mul")
+        return out
+
+    def plus(self, x: Tensor, other: Tensor) -> Tensor:
+        """y + other, rounded once."""
+        out: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, other, self._packed, self.bias, "add")
+        return out
+
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     """Whether products of this weight, in this type, are oneDNN's and its order can be kept."""
@@ -46,11 +55,3 @@ def packs(weight: Tensor, dtype: torch.dtype) -> bool:
     if not known or weight.device.type != "cpu" or dtype != torch.bfloat16:
         return False
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def logits_function(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
-    """`next_logits` of this model; for a packed head that is a product and nothing else, the product as it comes."""
-    whole = unwrapped(model)
-    head = whole.get_output_embeddings()
-    plain = logit_transform(whole.config.get_text_config().to_dict()) == (1.0, None)
-    return head if isinstance(head, PackedLinear) and head.bias is None and plain else partial(next_logits, model)

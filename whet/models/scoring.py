@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from whet.models.backbone import Backbone, unwrapped
 from whet.models.head import Head, TokenScores, head_scores, logits_of, tempered
+from whet.models.packed_linear import PackedLinear
 from whet.schema.packed import Packed
 
 DENSE_TOKENS = 256
@@ -95,6 +97,14 @@ def next_logits(model: torch.nn.Module, hidden: Tensor) -> Tensor:
     whole = unwrapped(model)
     scale, cap = logit_transform(whole.config.get_text_config().to_dict())
     return _transformed(whole.get_output_embeddings()(hidden), scale, cap)
+
+
+def logits_function(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
+    """`next_logits` of this model; for a packed head that is a product and nothing else, the product as it comes."""
+    whole = unwrapped(model)
+    head = whole.get_output_embeddings()
+    plain = logit_transform(whole.config.get_text_config().to_dict()) == (1.0, None)
+    return head if isinstance(head, PackedLinear) and head.bias is None and plain else partial(next_logits, model)
 
 
 def head_of(model: torch.nn.Module) -> Head | None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from whet.models.backbone import Backbone, from_trees
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
-from whet.models.packed_linear import logits_function
+from whet.models.scoring import logits_function
 from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import Scratch, draw
 from whet.schema.packed import Tree
@@ -32,7 +32,7 @@ class Decoder:
         self._device = next(model.parameters()).device
         if not model.training:
             model.eval()  # its parts too; from here on the model's own flag tells
-        self._logits = logits_function(model)
+        self._logits, self._forward = logits_function(model), backbone.stepper()
         self._memory = KeyValues()
         self._rows: list[Row] = []
         """In the order of the memory's rows, ended ones that have not left among them."""
@@ -67,7 +67,7 @@ class Decoder:
             return
         newest = torch.tensor([row.ids[-1] for row in self._rows], device=self._device)
         with self._evaluating():
-            hidden = self._backbone.step(newest, self._memory)
+            hidden = self._forward(newest, self._memory)
             logits = self._logits(hidden)[: len(self._rows)]
         self._draw(self._rows, logits, self._numbers)
 

@@ -121,7 +121,7 @@ def _bar(scores: torch.Tensor, banned: tuple[int, ...], barred: torch.Tensor) ->
 
 def _exp(scores: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
     """exp(scores - largest) in place; by powers of two, of which torch computes three while it computes one of e."""
-    return scores.sub_(largest).mul_(LOG2_E).exp2_()
+    return torch.add(largest * -LOG2_E, scores, alpha=LOG2_E, out=scores).exp2_()
 
 
 def _logsumexp(scores: torch.Tensor) -> torch.Tensor:
