@@ -297,10 +297,11 @@ def test_every_key_is_explained_with_its_default(page: Page) -> None:
 
 
 def _listed(path: str) -> bool:
-    """Keys with a row of their own: sections that repeat another one are explained there, `reward` on its own page."""
+    """Keys with a row of their own: sections that repeat another one are explained there, `reward` and engines on their
+    own pages."""
     repeated = (
         "watch", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.", "objective.parts.objective.",
-        "reward.",
+        "reward.", "engine.", "judge.engine.", "rollout.engine.",
     )  # fmt: skip
     sections = (
         "model", "data", "train", "objective", "reference", "head", "rollout", "judge", "pairs", "reward", "value",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from whet.schema.records import Message, Prompt
 from whet.schema.rollouts import Completion, Group, Request, Score
@@ -34,10 +34,11 @@ def group(*answers: tuple[str, float | None], prompt: Prompt | None = None) -> G
 class FakeEngine:
     """Answers from the key alone and remembers the keys; judges by the length of the key's digits."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, batched: bool = True) -> None:
         self.asked: list[str] = []
+        self.batched = batched
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         for request in requests:
             self.asked.append(request.key)
             number = sum(map(ord, request.key)) % 6
@@ -45,6 +46,9 @@ class FakeEngine:
             yield Completion(
                 key=request.key, ids=(number,), text=text, logprobs=(-0.5,), finish_reason="stop", policy_version=0
             )
+
+    def sync(self, version: int) -> None:
+        pass
 
     def close(self) -> None:
         pass

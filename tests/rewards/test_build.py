@@ -16,6 +16,7 @@ from whet.config.catalogue import sections
 from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.rewards import Composite, Custom, Judged, Reward
+from whet.config.rollout import Judge
 from whet.config.rules import Numeric, Overlong
 from whet.data.render import Renderer
 from whet.errors import ConfigError
@@ -111,6 +112,8 @@ def test_every_field_says_what_it_is() -> None:
 class Echo:
     """An engine whose judge counts the tokens of what it is asked."""
 
+    batched = True
+
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         for request in requests:
             yield Completion(
@@ -125,8 +128,8 @@ class Echo:
 def test_a_judge(tiny_checkpoint: Path) -> None:
     asked = []
 
-    def judge(name: str) -> tuple[Echo, Renderer]:
-        asked.append(name)
+    def judge(config: Judge) -> tuple[Echo, Renderer]:
+        asked.append(config.model)
         return Echo(), Renderer(AutoTokenizer.from_pretrained(tiny_checkpoint))
 
     reward = build_reward(Judged(votes=2, model="base"), setting=RewardSetting(judge=judge))

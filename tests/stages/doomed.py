@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import whet.rollout.build
 import whet.stages.offline
 import whet.stages.prepare
 from whet.config.plan import Plan
@@ -89,7 +90,7 @@ def run_and_die(plan: Mapping[str, Any], word: str, number: int, log: str | None
         doom.happens(f"line {self.path.parent.name}")
 
     Progress.update, MetricsFile.write = ticking, writing  # type: ignore[method-assign]
-    whet.stages.prepare.NativeEngine = Judging  # type: ignore[misc]
+    whet.rollout.build.NativeEngine = Judging  # type: ignore[misc]
     sys.addaudithook(doom.audit)
     run_plan(parsed)
     if log is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from whet.config.engine import Native
 from whet.config.evaluate import ExactTask, OverlapTask, PerplexityTask, WinRateTask
 from whet.config.model import Model
 from whet.config.stage import EvaluateStage
@@ -49,10 +50,11 @@ class Scripted:
     """An engine that answers from a list, one entry a request, and counts what it is asked."""
 
     asked: list[str] = []  # noqa: RUF012
+    batched = True
     script = staticmethod(lambda request, prompt: "")
     stop_after: int | None = None
 
-    def __init__(self, model, tokenizer, *, batch_size, end_ids):
+    def __init__(self, model, tokenizer, *, batch_size, end_ids, dtype, pack_frozen):
         self.tokenizer = tokenizer
 
     def generate(self, requests):
@@ -69,7 +71,7 @@ class Scripted:
 
 @pytest.fixture
 def scripted(monkeypatch):
-    monkeypatch.setattr("whet.stages.measure.subject.NativeEngine", Scripted)
+    monkeypatch.setattr("whet.rollout.build.NativeEngine", Scripted)
     Scripted.asked, Scripted.stop_after = [], None
     return Scripted
 
@@ -171,7 +173,7 @@ def test_perplexity_is_exp_of_the_token_mean(tiny_checkpoint, tmp_path):
     ctx = context(tiny_checkpoint, tmp_path / "out", stage)
     measure = value_of(evaluate.run(stage, ctx), "perplexity")
 
-    subject = evaluate.load_subject("base", ctx, system=None)
+    subject = evaluate.load_subject("base", ctx, Native(), system=None)
     total, count = 0.0, 0
     for record in evaluate.ready_tasks(stage.tasks, folders={})[0].conversations:
         row = Renderer(load_tokenizer(str(tiny_checkpoint))).conversation(record)
@@ -187,7 +189,7 @@ def test_perplexity_is_exp_of_the_token_mean(tiny_checkpoint, tmp_path):
 
 def test_measuring_leaves_the_model_training(tiny_checkpoint, tmp_path, prompts):
     stage = EvaluateStage(name="evaluate")
-    subject = evaluate.load_subject("base", context(tiny_checkpoint, tmp_path, stage), system=None)
+    subject = evaluate.load_subject("base", context(tiny_checkpoint, tmp_path, stage), Native(), system=None)
     subject.model.train()
     torch.manual_seed(5)
     expected = torch.rand(1)

@@ -64,7 +64,9 @@ def test_files_of_a_reward(section: dict[str, Any], files: list[tuple[str, str]]
         (DpoStage.model_validate({"reference": {"model": "base"}}), ["base"]),
         (EvaluateStage(models=("base", "sft")), ["base", "sft"]),
         (
-            EvaluateStage.model_validate({"tasks": [{"type": "win_rate", "against": "sft", "judge_model": "self"}]}),
+            EvaluateStage.model_validate(
+                {"tasks": [{"type": "win_rate", "against": "sft", "judge": {"model": "self"}}]}
+            ),
             ["previous", "sft"],
         ),
         (DpoStage.model_validate({"watch": [{"type": "exact"}]}), []),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import whet.rollout.build as build
 import whet.stages.prepare as prepare
 from whet.config.data import Data
 from whet.config.model import Model
@@ -38,7 +39,7 @@ class Judging(NativeEngine):
 
 @pytest.fixture
 def judging(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prepare, "NativeEngine", Judging)
+    monkeypatch.setattr(build, "NativeEngine", Judging)
 
 
 def write_prompts(folder: Path) -> Path:

@@ -12,17 +12,20 @@ from transformers import AutoTokenizer
 from whet.config.evaluate import WinRateTask
 from whet.config.rollout import Judge
 from whet.data.render import Renderer
+from whet.rollout.build import Answering
 from whet.schema.rollouts import Completion
 from whet.stages.measure.ready import ready_task
 from whet.stages.measure.store import ReplyStore
-from whet.stages.measure.subject import Subject
+from whet.stages.measure.subject import Present, Subject
 from whet.stages.measure.win_rate import Comparison, majority, measure_win_rate
 
 
 @pytest.fixture
 def subject(tiny_checkpoint):
     tokenizer = AutoTokenizer.from_pretrained(tiny_checkpoint)
-    return Subject(label="dpo", model=torch.nn.Linear(1, 1), tokenizer=tokenizer, renderer=Renderer(tokenizer))
+    answering = Answering(tokenizer=tokenizer, end_id=0, batch_size=1)
+    voice = Present(torch.nn.Linear(1, 1), answering)
+    return Subject(label="dpo", voice=voice, tokenizer=tokenizer, renderer=Renderer(tokenizer))
 
 
 @pytest.fixture
@@ -34,6 +37,8 @@ def prompts(tmp_path):
 
 class Speaker:
     """Answers `<label> n`; as a judge it says what `verdict(first, second)` says."""
+
+    batched = True
 
     def __init__(self, subject, verdict):
         self.subject, self.verdict, self.asked = subject, verdict, 0
@@ -56,7 +61,7 @@ class Speaker:
 def judged(monkeypatch, subject, prompts, verdict, **changes):
     monkeypatch.setattr(Subject, "engine", lambda self, batch_size: Speaker(self, verdict))
     task = WinRateTask(data={"files": prompts}, **changes)
-    load = lambda name: replace(subject, label=name)  # noqa: E731
+    load = lambda name, engine: replace(subject, label=name)  # noqa: E731
     measured = measure_win_rate(ready_task(task, folders={}), task, subject, ReplyStore(), 2, load)
     return {measure.metric: measure for measure in measured.measures}, measured.samples
 

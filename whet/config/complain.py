@@ -133,7 +133,7 @@ def _general(path: str) -> str:
 def _wrong_tag(detail: Mapping[str, Any], node: Node) -> Issue:
     """A section whose `kind` or `type` is missing or unknown."""
     key = str(detail["ctx"]["discriminator"]).strip("'")
-    entry = node.value.get(key) if isinstance(node.value, dict) else None
+    entry = node.value.get(key) if isinstance(node.value, dict) else node if isinstance(node.value, str) else None
     if entry is None:
         return Issue(
             node,

@@ -53,9 +53,8 @@ class WinRateTask(_Generated):
     """`base`, the name of an earlier stage, or a checkpoint directory."""
     template: str = "pairwise"
     """`pairwise`, or a text file with {instruction}, {first} and {second}."""
-    judge: Judge = Judge(votes=1, temperature=0.0)
-    judge_model: str = "base"
-    """Who judges: `base`, a stage name, `self` (the model under evaluation) or a checkpoint directory."""
+    judge: Judge = Judge(votes=1, temperature=0.0, model="base")
+    """Who judges, and how. In this task `judge.model` may also be `self`, the model under evaluation."""
 
 
 class PerplexityTask(Section):

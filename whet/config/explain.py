@@ -26,12 +26,13 @@ PLAN_KEYS = {
 }
 REPEATED = (
     "watch", "tasks.data", "tasks.judge", "tasks.checker", "data.eval_files", "objective.parts.objective",
-    "reward.parts.reward",
+    "reward.parts.reward", "engine", "judge.engine", "reward.engine",
 )  # fmt: skip
 """Sections with keys that stand elsewhere too; a long list leaves them out."""
 SAME = (
     "watch.* has the keys of tasks.*; tasks.data.*, tasks.judge.*, tasks.checker.* those of data.*, judge.*,\n"
-    "checker.*; objective.parts.objective.* those of objective.*; reward.parts.reward.* those of reward.*"
+    "checker.*; objective.parts.objective.* those of objective.*; reward.parts.reward.* those of reward.*;\n"
+    "engine.*, judge.engine.*, reward.engine.* those of rollout.engine.*"
 )
 HEAD = """\
 Keys of a plan. A section at the top (data, train, ...) is a default for every stage that has it; what a stage says

@@ -61,8 +61,6 @@ class Judged(Judge):
     """A language model as judge (Yuan et al., 2401.10020): the mean of its readable votes."""
 
     type: Literal["judge"] = "judge"
-    model: str = "start"
-    """Who judges: `start` (the model the stage starts from), a stage name or a checkpoint directory."""
     seed: int = 42
     """Seed of the judge's sampling."""
 

@@ -7,13 +7,14 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
+from whet.config.engine import Engine, Http, Native
 
 
 class Rollout(Section):
     """Sampling of candidates by an engine."""
 
-    engine: Literal["native"] = "native"
-    """Who generates: `native` runs inside this process."""
+    engine: Engine = Native()
+    """Who generates."""
     group_size: int = Field(4, ge=1)
     """Samples per prompt (Self-Rewarding LMs: 4)."""
     max_new_tokens: int = Field(512, ge=1)
@@ -71,6 +72,12 @@ class OnlineRollout(Rollout):
             )
         return self
 
+    @model_validator(mode="after")
+    def _weights_can_follow(self) -> Self:
+        if isinstance(self.engine, Http):
+            raise ValueError("online RL trains the model that answers, and a server of type http cannot take weights")
+        return self
+
 
 class PpoRollout(OnlineRollout):
     """Sampling for PPO, whose baseline is a value function: one sample of a prompt is enough."""
@@ -104,6 +111,11 @@ class Judge(Section):
     """Lowest valid score; a reply outside [low, high] counts as unreadable."""
     high: float = 5.0
     """Highest valid score."""
+    model: str = "start"
+    """Who judges: `start` (the model the stage starts from), `base`, a stage's name or a checkpoint directory."""
+    engine: Engine | None = None
+    """What runs the judge; null takes the stage's own engine where `start` judges, else one of its kind. A server of
+    type http judges with the model it serves."""
 
 
 class OnlinePairs(Section):

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from whet.config.base import Section
 from whet.config.data import Data
+from whet.config.engine import Engine, Native
 from whet.config.evaluate import Task
 from whet.config.objective import (
     BradleyTerry,
@@ -178,6 +179,8 @@ class EvaluateStage(_Stage):
     models: tuple[str, ...] = ("previous",)
     """Which models: `base`, `previous`, or stage names."""
     tasks: tuple[Task, ...] = Field(default=(), min_length=0)
+    engine: Engine = Native()
+    """Who generates the models' answers."""
     num_logged: int = Field(20, ge=0)
     """Answers per model and task kept for reading in the report."""
 

@@ -36,6 +36,7 @@ from whet.schema.records import (
     Record,
     Scored,
 )
+from whet.schema.rollouts import Asked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,6 +103,16 @@ class Renderer:
     ) -> tuple[int, ...]:
         """Ids up to where the assistant begins to speak."""
         return tuple(self.template.ids(self.template.text(self._with_system(messages), tools, ask=True, origin=origin)))
+
+    def ask(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
+    ) -> Asked:
+        """What an engine is asked."""
+        return Asked(
+            prompt_ids=self.prompt(messages, tools, origin=origin),
+            messages=tuple(self._with_system(messages)),
+            tools=tuple(tools),
+        )
 
     def conversation(self, record: Conversation) -> Rendered:
         """The conversation as one row. Turns that the template rewrites later are trained by `conversations` only."""

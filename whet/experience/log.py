@@ -18,7 +18,7 @@ def completion_rows(made: Round, advantages: Mapping[str, float]) -> Iterator[di
                 "key": completion.key,
                 "prompt": transcript(group.prompt.messages),
                 "completion": completion.text,
-                "num_tokens": len(completion.ids),
+                "num_tokens": completion.num_tokens,
                 "finish_reason": completion.finish_reason,
                 "reward": score.value,
                 "parts": dict(score.parts),

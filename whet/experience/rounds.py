@@ -23,7 +23,7 @@ from whet.errors import RunError
 from whet.experience.collect import prompt_keys, sampling_of
 from whet.rewards.reward import Reward
 from whet.rewards.state import RewardState, load_state, save_state
-from whet.rollout.engine import Engine
+from whet.rollout.engine import Engine, answers
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Group, Request, Score
@@ -127,7 +127,7 @@ class Rounds:
     def _groups(self, number: int, places: Sequence[int], seconds: dict[str, float]) -> list[Group]:
         begun = time.perf_counter()
         requests = [request for place in places for request in self._requests(number, place)]
-        completions = list(self._engine.generate(requests))
+        completions = answers(self._engine, requests)
         drawn = time.perf_counter()
         size = self._rollout.group_size
         asked = [self._prompts[place] for place in places for _ in range(size)]
@@ -146,12 +146,9 @@ class Rounds:
 
     def _requests(self, number: int, place: int) -> Iterator[Request]:
         config, prompt = self._rollout, self._prompts[place]
-        ids = self._renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin)
+        asked = self._renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin)
         for index in range(config.group_size):
-            yield Request(
-                key=f"{number}/{self._keys[place]}#{index}", prompt_ids=ids, sampling=sampling_of(config),
-                seed=config.seed,
-            )  # fmt: skip
+            yield asked.request(f"{number}/{self._keys[place]}#{index}", sampling_of(config), config.seed)
 
 
 def _place(group: Group) -> int:

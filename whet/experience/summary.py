@@ -30,7 +30,7 @@ def group_metrics(groups: Sequence[Group], counts: PairCounts) -> dict[str, floa
         "tie_rate": _share(counts.dropped["ties"], counts.total),
         "cut_rate": _share(sum(completion.finish_reason == "length" for completion in completions), len(completions)),
         "mean_score": _share(sum(values), len(values)),
-        "mean_length": _share(sum(len(completion.ids) for completion in completions), len(completions)),
+        "mean_length": _share(sum(completion.num_tokens for completion in completions), len(completions)),
     }
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
@@ -72,7 +72,7 @@ def chosen_length_ratio(groups: Sequence[Group], outcomes: Sequence[object]) -> 
     chosen = rejected = 0
     for group, outcome in zip(groups, outcomes, strict=True):
         if isinstance(outcome, Pair):
-            chosen += len(group.completions[outcome.chosen.index].ids)
+            chosen += group.completions[outcome.chosen.index].num_tokens
             rejected += len(group.completions[outcome.rejected.index].ids)
     return chosen / rejected if rejected else None
 

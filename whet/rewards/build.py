@@ -14,6 +14,7 @@ from typing import assert_never
 
 from whet.config.rewards import Composite, Custom, Http, Judged, PlainReward, RewardModel, RewardPart
 from whet.config.rewards import Reward as RewardConfig
+from whet.config.rollout import Judge
 from whet.config.rules import Contains, Exact, JsonSchema, Length, Math, Numeric, Overlong, Regex, Repetition, Tags
 from whet.data.render import Renderer
 from whet.errors import ConfigError
@@ -39,8 +40,8 @@ class RewardSetting:
     """Reward models by the name of the stage that made them."""
     max_new_tokens: int | None = None
     """The longest answer an engine gives."""
-    judge: Callable[[str], tuple[Engine, Renderer]] | None = None
-    """The engine and the renderer of the judge that a plan names; None where the stage has no judges."""
+    judge: Callable[[Judge], tuple[Engine, Renderer]] | None = None
+    """The engine and the renderer of a judge; None where the stage has no judges."""
 
 
 def build_reward(config: RewardConfig, *, setting: RewardSetting | None = None) -> Reward:
@@ -97,5 +98,5 @@ def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
 def _judged(config: Judged, setting: RewardSetting) -> JudgedReward:
     if setting.judge is None:
         raise ConfigError("has no model to judge with here", field="reward.type", found="judge")
-    engine, renderer = setting.judge(config.model)
+    engine, renderer = setting.judge(config)
     return JudgedReward(judge=build_judge(config, renderer, seed=config.seed), engine=engine)

@@ -37,9 +37,9 @@ class PointJudge:
             max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature, top_p=self.config.top_p
         )
         values = {"instruction": transcript(prompt.messages), "response": candidate.text}
-        ids = self.renderer.prompt((Message("user", fill(self.template, values)),), origin=prompt.origin)
+        asked = self.renderer.ask((Message("user", fill(self.template, values)),), origin=prompt.origin)
         return [
-            Request(key=f"{candidate.key}/judge{vote}", prompt_ids=ids, sampling=sampling, seed=self.seed)
+            asked.request(f"{candidate.key}/judge{vote}", sampling, self.seed)
             for vote in range(self.config.votes)
         ]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whet.rewards.judge import PointJudge
-from whet.rollout.engine import Engine
+from whet.rollout.engine import Engine, answers
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
 
@@ -21,7 +21,7 @@ class JudgedReward:
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         both = zip(prompts, completions, strict=True)
         asked = [self.judge.requests(prompt, completion) for prompt, completion in both]
-        replies = self.engine.generate([request for requests in asked for request in requests])
+        replies = iter(answers(self.engine, [request for requests in asked for request in requests]))
         return [
             self.judge.score(completion, [next(replies) for _ in requests])
             for completion, requests in zip(completions, asked, strict=True)

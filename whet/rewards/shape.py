@@ -40,7 +40,7 @@ def overlong(config: Overlong, *, max_new_tokens: int | None) -> RuleReward:
         )  # fmt: skip
 
     def rule(prompt: Prompt, completion: Completion) -> float:
-        return soft_overlong(len(completion.ids), limit, cache)
+        return soft_overlong(completion.num_tokens, limit, cache)
 
     return RuleReward(rule=rule)
 

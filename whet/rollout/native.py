@@ -17,7 +17,7 @@ elsewhere callers who need the same bytes after a restart ask for the same lists
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 
 import torch
@@ -67,7 +67,9 @@ class NativeEngine:
             self._snapshot.refresh()
         self._version = version
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
+    batched = True
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in the order of the requests, as they come."""
         for sampling, same in groupby(requests, key=lambda request: request.sampling):
             rows = [Row(request, self._limit(request)) for request in same]

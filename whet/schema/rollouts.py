@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from whet.schema.records import Prompt
+from whet.schema.records import Message, Prompt
 
 FinishReason = Literal["stop", "length", "error"]
 
@@ -41,6 +41,24 @@ class Request:
     sampling: Sampling
     seed: int
     """The sample's randomness is a function of (seed, key) alone, never of the batch it happens to run in."""
+    messages: tuple[Message, ...] = ()
+    """What `prompt_ids` says, for servers that take no ids and render for themselves."""
+    tools: tuple[Mapping[str, Any], ...] = ()
+    """Tools the messages may call, as in a prompt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    """A prompt as engines take it: ids for those that have the model, messages for servers that render themselves."""
+
+    prompt_ids: tuple[int, ...]
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
+
+    def request(self, key: str, sampling: Sampling, seed: int) -> Request:
+        return Request(
+            key=key, prompt_ids=self.prompt_ids, messages=self.messages, tools=self.tools, sampling=sampling, seed=seed
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,7 +76,13 @@ class Completion:
     """Log-probability of each id under the model itself: temperature 1, nothing cut."""
     finish_reason: FinishReason
     policy_version: int = 0
+    counted_tokens: int | None = None
+    """Generated tokens as a server counts them that does not name their ids; None where `ids` says it."""
     error: str | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.ids) if self.counted_tokens is None else self.counted_tokens
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,11 +22,12 @@ from peft import PeftModel
 from whet.config.model import Model
 from whet.data.render import Renderer
 from whet.errors import UserError
-from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
+from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device
+from whet.rollout.build import Answering, native_engine
 from whet.rollout.native import NativeEngine
 from whet.runs.files import appending, json_line
 from whet.schema.records import Message
-from whet.schema.rollouts import Request, Sampling
+from whet.schema.rollouts import Sampling
 from whet.stages.given import resolve
 
 HELP = """\
@@ -60,10 +61,9 @@ def chat(
     tokenizer = load_tokenizer(ref.path)
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
     renderer = Renderer(tokenizer)
-    ends = end_ids(tokenizer, loaded, renderer.end_id)
     speaker = Speaker(
         model=loaded,
-        engine=NativeEngine(loaded, tokenizer, batch_size=1, end_ids=ends),
+        engine=native_engine(loaded, Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True)),
         renderer=renderer,
         sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
         seed=seed,
@@ -98,12 +98,7 @@ class Speaker:
 
     def say(self, messages: tuple[Message, ...], *, adapted: bool = True) -> Iterator[str]:
         """The answer as it is drawn. Raises ValueError where the conversation does not fit the model."""
-        request = Request(
-            key=f"turn {len(messages)}",
-            prompt_ids=self.renderer.prompt(messages),
-            sampling=self.sampling,
-            seed=self.seed,
-        )
+        request = self.renderer.ask(messages).request(f"turn {len(messages)}", self.sampling, self.seed)
         with self._without_adapter() if not adapted else nullcontext():
             yield from self.engine.stream(request)
 

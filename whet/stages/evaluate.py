@@ -7,18 +7,18 @@ replies.jsonl    every reply as it came: a killed stage asks for none of them ag
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import torch
-from peft import PeftModel
-
+from whet.config.engine import Engine
 from whet.config.evaluate import WinRateTask
 from whet.config.stage import EvaluateStage
 from whet.data.ledger import Ledger
 from whet.data.render import Renderer
 from whet.errors import ConfigError, nearest
-from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device
+from whet.models.load import load_tokenizer
+from whet.rollout.build import Answering, Served, engine_of_another
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure, ModelRef, StageResult
@@ -26,7 +26,7 @@ from whet.stages.context import Context
 from whet.stages.measure.answers import Measured
 from whet.stages.measure.ready import ReadyTask, ready_tasks
 from whet.stages.measure.store import ReplyStore
-from whet.stages.measure.subject import RefLoader, Subject
+from whet.stages.measure.subject import Called, RefLoader, Subject
 from whet.stages.measure.task import measure, measure_task
 
 __all__ = ["measure_task", "run"]
@@ -58,14 +58,22 @@ def measure_model(
     label: str, tasks: Sequence[ReadyTask], store: ReplyStore, stage: EvaluateStage, context: Context
 ) -> Iterator[tuple[ReadyTask, Measured]]:
     """All tasks on one model, which is in memory only for that long."""
-    loaded = load_subject(label, context, system=None)
+    loaded = load_subject(label, context, stage.engine, system=None)
+    with closing(loaded.voice):
+        yield from measure_tasks(loaded, tasks, store, stage, context)
+
+
+def measure_tasks(
+    loaded: Subject, tasks: Sequence[ReadyTask], store: ReplyStore, stage: EvaluateStage, context: Context
+) -> Iterator[tuple[ReadyTask, Measured]]:
+    label = loaded.label
     for task in tasks:
         if isinstance(task.task, WinRateTask) and _label(task.task.against, context) == label:
             print(f"{label}: {task.name} left out, a model has no match with itself")
             continue
         system = task.task.data.system
         subject = replace(loaded, renderer=Renderer(loaded.tokenizer, system=system))
-        load = loader(context, system=system)
+        load = loader(context, stage.engine, system=system)
         measured = measure(task, subject, store=store, num_logged=stage.num_logged, load=load)
         for one in measured.measures:
             if "/" not in one.metric:
@@ -85,21 +93,23 @@ def _label(name: str, context: Context) -> str:
     return next(known for known, other in context.models.items() if known != "previous" and other == ref)
 
 
-def loader(context: Context, *, system: str | None) -> RefLoader:
-    """Loads the second model of a task by name or directory."""
-    return lambda name: load_subject(_label(name, context), context, system=system)
+def loader(context: Context, engine: Engine, *, system: str | None) -> RefLoader:
+    """Finds the second model of a task by name or directory."""
+    return lambda name, own: load_subject(
+        _label(name, context), context, own or engine_of_another(engine), system=system
+    )
 
 
-def load_subject(label: str, context: Context, *, system: str | None) -> Subject:
+def load_subject(label: str, context: Context, engine: Engine, *, system: str | None) -> Subject:
     config, ref = context.model, _ref(label, context)
     tokenizer = load_tokenizer(ref.path, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
-    dtype = compute_dtype("auto", pick_device(config.device))
-    model: torch.nn.Module = load_model(ref, config, dtype=dtype)
-    if isinstance(model, PeftModel) and dtype == torch.float32:
-        # One matrix product a layer instead of three. In bf16 folding would round small updates away.
-        model = model.merge_and_unload()
     renderer = Renderer(tokenizer, system=system)
-    return Subject(label=label, model=model, tokenizer=tokenizer, renderer=renderer)
+    voice = Called(
+        engine,
+        Served(ref=ref, model=config, folder=context.paths.root),
+        Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True),
+    )
+    return Subject(label=label, voice=voice, tokenizer=tokenizer, renderer=renderer)
 
 
 def _ref(label: str, context: Context) -> ModelRef:

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 from whet.config.rollout import Rollout
 from whet.data.render import Renderer
-from whet.experience.collect import prompt_keys, sampling_of
+from whet.experience.collect import keyed, sampling_of
 from whet.rewards.reward import Reward
 from whet.rewards.state import load_state, save_state
-from whet.rollout.engine import Engine
+from whet.rollout.engine import Engine, answers
 from whet.schema.records import Prompt
-from whet.schema.rollouts import Request
 
 
 def held_out_reward(
@@ -23,13 +22,12 @@ def held_out_reward(
     reward are in no mean, and their share is `eval/frac_reward_failed`.
     """
     requests = [
-        Request(
-            key=f"eval/{key}", prompt_ids=renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin),
-            sampling=sampling_of(rollout), seed=rollout.seed,
+        renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin).request(
+            f"eval/{key}", sampling_of(rollout), rollout.seed
         )
-        for key, prompt in zip(prompt_keys(prompts), prompts, strict=True)
-    ]  # fmt: skip
-    completions = list(engine.generate(requests))
+        for prompt, key in keyed(prompts)
+    ]
+    completions = answers(engine, requests)
     before = save_state(reward)
     scores = reward.score(prompts, completions)
     load_state(reward, before)
@@ -41,7 +39,7 @@ def held_out_reward(
     measured = {
         "eval/reward": [float(score.value or 0.0) for score in known],
         "eval/frac_reward_failed": [float(score.value is None) for score in scores],
-        "eval/completions/mean_length": [float(len(completion.ids)) for completion in completions],
+        "eval/completions/mean_length": [float(completion.num_tokens) for completion in completions],
         "eval/completions/clipped_ratio": [float(completion.finish_reason == "length") for completion in completions],
     } | parts
     return {name: sum(values) / len(values) for name, values in measured.items() if values}

@@ -10,7 +10,7 @@ from whet.config.data import Data, Source
 from whet.config.evaluate import WinRateTask
 from whet.config.model import Model
 from whet.config.reference import OnlineReference
-from whet.config.rewards import Custom, Judged, RewardModel
+from whet.config.rewards import Custom, RewardModel
 from whet.config.rollout import Checker, Judge
 from whet.config.rules import JsonSchema
 from whet.config.stage import EvaluateStage, Stage
@@ -43,12 +43,13 @@ def models_in(stage: Stage) -> Iterator[str]:
         match section:
             case EvaluateStage(models=models):
                 yield from models
-            case OnlineReference(model=model) | Judged(model=model) | ModelValue(model=model) if model != "start":
-                yield model
+            case OnlineReference(model=model) | Judge(model=model) | ModelValue(model=model):
+                if model not in ("start", "self"):
+                    yield model
             case RewardModel(path=path):
                 yield path
-            case WinRateTask(against=against, judge_model=judge):
-                yield from (name for name in (against, judge) if name != "self")
+            case WinRateTask(against=against):
+                yield against
 
 
 def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:

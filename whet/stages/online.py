@@ -13,15 +13,17 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from whet.config.rollout import Judge
 from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
 from whet.errors import DataError
 from whet.models.backbone import unwrapped
-from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
+from whet.models.load import compute_dtype, end_ids, load_tokenizer, pick_device
 from whet.models.memory import FreedMemory, activation_bytes, has_room_for_copy
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
 from whet.rewards.reward import Reward
+from whet.rollout.engine import Engine
 from whet.rollout.native import NativeEngine
 from whet.runs.files import read_jsonl
 from whet.runs.sinks import MetricsFile
@@ -29,7 +31,7 @@ from whet.schema.artifacts import StageResult
 from whet.schema.records import Prompt
 from whet.stages.context import Context
 from whet.stages.held_out import held_out_reward
-from whet.stages.inputs import ref_of
+from whet.stages.judging import judge_engine, judge_renderer
 from whet.stages.online_work import OnlineGround, online_work
 from whet.stages.policy import Policy, load_policy
 from whet.stages.prompts import PromptSet, read_prompts
@@ -101,18 +103,9 @@ def setting(stage: OnlineStage, context: Context) -> RewardSetting:
     )
 
 
-def judge_of(stage: OnlineStage, context: Context, name: str) -> tuple[NativeEngine, Renderer]:
-    """A language model that judges. `start` is a copy that does not learn: a judge must not move with the judged."""
-    ref = context.start if name == "start" else ref_of(name, context.models)
-    tokenizer = load_tokenizer(
-        ref.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
-    )
-    dtype = compute_dtype("auto", pick_device(context.model.device))
-    model = load_model(ref, context.model, dtype=dtype)
-    renderer = Renderer(tokenizer)
-    ends = end_ids(tokenizer, model, renderer.end_id)
-    engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends, dtype=dtype)
-    return engine, renderer
+def judge_of(stage: OnlineStage, context: Context, judge: Judge) -> tuple[Engine, Renderer]:
+    """A language model that judges."""
+    return judge_engine(judge, stage.rollout, context), judge_renderer(judge, context)
 
 
 def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Reward) -> PromptSet:
@@ -133,7 +126,7 @@ def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Re
 
 
 def evaluator(
-    stage: OnlineStage, context: Context, held_out: Sequence[Prompt], policy: Policy, engine: NativeEngine,
+    stage: OnlineStage, context: Context, held_out: Sequence[Prompt], policy: Policy, engine: Engine,
     renderer: Renderer, reward: Reward, parallel: Parallel, order: RoundOrder,
 ) -> Callable[[], Mapping[str, float]] | None:  # fmt: skip
     """What the loop measures: the reward on held-out prompts, and the tasks to watch. None where there is neither."""

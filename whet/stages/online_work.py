@@ -13,7 +13,7 @@ from whet.experience.rounds import Rounds
 from whet.models.reference import Scores
 from whet.models.value import PolicyScorer
 from whet.rewards.reward import Reward
-from whet.rollout.native import NativeEngine
+from whet.rollout.engine import Engine
 from whet.schema.records import Prompt
 from whet.stages.context import Context
 from whet.stages.policy import Policy
@@ -44,7 +44,7 @@ class OnlineGround:
 
     context: Context
     policy: Policy
-    engine: NativeEngine
+    engine: Engine
     renderer: Renderer
     reward: Reward
     prompts: Sequence[Prompt]

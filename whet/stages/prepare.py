@@ -2,7 +2,8 @@
 
 Self-Rewarding Language Models (Yuan et al., 2401.10020), one round of it. Leaves in the stage's folder
 
-    rollouts.jsonl              every answer and judgement as it came (what a killed stage goes on from)
+    rollouts.jsonl              every answer as it came, and in judgements.jsonl every judgement: what a killed stage
+                                goes on from
     raw_responses.jsonl         prompt by prompt: candidates, scores, judge's words, chosen and rejected or why not
     dpo_training.jsonl  grpo_training.jsonl  gspo_training.jsonl      the same as training rows
     self_reward_samples.jsonl   a few of the raw rows, drawn at random, for reading
@@ -13,9 +14,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
-import torch
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from whet.config.stage import PrepareStage
@@ -27,10 +27,10 @@ from whet.experience.pairs import Pair, PairCounts, Reason, select_pairs
 from whet.experience.rows import dpo_row, grpo_rows, gspo_row, raw_row
 from whet.experience.store import RolloutStore
 from whet.experience.summary import chosen_length_ratio, group_metrics, histograms, reservoir
-from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device
+from whet.models.load import load_tokenizer
 from whet.rewards.check import Check, build_checker
 from whet.rewards.judge import PointJudge, build_judge
-from whet.rollout.native import NativeEngine
+from whet.rollout.build import Answering, Served, open_engine
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.layout import StagePaths
 from whet.runs.sinks import Progress
@@ -38,6 +38,7 @@ from whet.schema.artifacts import StageResult
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Group
 from whet.stages.context import Context
+from whet.stages.judging import judge_engine, judge_renderer
 from whet.stages.prompts import read_prompts
 
 
@@ -48,8 +49,7 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
     renderer = Renderer(tokenizer, system=stage.data.system)
-    # The judge is asked in its own words: the system message of the task is part of what it judges, not of its role.
-    judge = build_judge(stage.judge, Renderer(tokenizer), seed=stage.rollout.seed)
+    judge = build_judge(stage.judge, judge_renderer(stage.judge, context), seed=stage.rollout.seed)
     asked = read_prompts(stage.data, context, renderer, hold_out=False)
     asked.write(context)
     groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, asked.prompts)
@@ -80,31 +80,24 @@ def collect_groups(
 ) -> tuple[list[Group], dict[str, float]]:
     """Scored groups of all prompts, and the seconds each part took in this process."""
     begun = time.perf_counter()
-    model = load_for_generation(context)
-    loading = time.perf_counter() - begun
-    ends = end_ids(tokenizer, model, renderer.end_id)
-    engine = NativeEngine(model, tokenizer, batch_size=stage.rollout.batch_size, end_ids=ends)
-    total = len(prompts) * stage.rollout.group_size * (1 + stage.judge.votes)
-    store = RolloutStore(context.paths.file("rollouts.jsonl"))
-    with Progress(stage.name, total, done=store.num_waiting) as progress:
-        collector = Collector(
-            engine=engine, renderer=renderer, rollout=stage.rollout, judge=judge,
-            store=store, tell=progress.update,
-        )  # fmt: skip
-        groups = list(collector.groups(prompts))
-    engine.close()
+    answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size)
+    served = Served(ref=context.start, model=context.model, folder=context.paths.root)
+    with closing(open_engine(stage.rollout.engine, served, answering)) as engine:
+        judging = judge_engine(stage.judge, stage.rollout, context, engine)
+        loading = time.perf_counter() - begun
+        total = len(prompts) * stage.rollout.group_size * (1 + stage.judge.votes)
+        stores = (RolloutStore(context.paths.file(name)) for name in ("rollouts.jsonl", "judgements.jsonl"))
+        store, judgements = stores
+        with Progress(stage.name, total, done=store.num_stored + judgements.num_stored) as progress:
+            collector = Collector(
+                engine=engine, judge_engine=judging, renderer=renderer, rollout=stage.rollout, judge=judge,
+                store=store, judgements=judgements, tell=progress.update,
+            )  # fmt: skip
+            groups = list(collector.groups(prompts))
+        if judging is not engine:
+            judging.close()
     seconds = {f"seconds_{part}": round(value, 3) for part, value in collector.seconds.items()}
     return groups, {"seconds_load": round(loading, 3)} | seconds
-
-
-def load_for_generation(context: Context) -> torch.nn.Module:
-    """The starting model, its adapter folded in: one matrix product a layer instead of three."""
-    dtype = compute_dtype("auto", pick_device(context.model.device))
-    model: torch.nn.Module = load_model(context.start, context.model, dtype=dtype)
-    if not isinstance(model, PeftModel):
-        return model
-    merged: torch.nn.Module = model.merge_and_unload()
-    return merged
 
 
 def write_files(

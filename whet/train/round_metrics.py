@@ -22,7 +22,7 @@ from whet.train.parallel import Parallel
 def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total]:
     """Under TRL's names. `objective/kl` is the mean of log-ratio sums, in nats a response."""
     completions = [completion for group in made.groups for completion in group.completions]
-    lengths = torch.tensor([float(len(completion.ids)) for completion in completions])
+    lengths = torch.tensor([float(completion.num_tokens) for completion in completions])
     cut = [completion.finish_reason == "length" for completion in completions]
     totals = {
         **reward_metrics(flat.rewards, flat.group_of),

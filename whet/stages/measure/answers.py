@@ -13,7 +13,7 @@ from whet.rewards.judge import transcript
 from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure
 from whet.schema.records import Prompt
-from whet.schema.rollouts import Request, Sampling
+from whet.schema.rollouts import Sampling
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
 from whet.stages.measure.subject import Subject
@@ -38,9 +38,9 @@ def answer_all(ready: ReadyTask, task: GeneratedTask, subject: Subject, store: R
     """`num_samples` answers to each prompt. The reference stays here: only the prompt's messages are rendered."""
     sampling = Sampling(max_new_tokens=task.max_new_tokens, temperature=task.temperature, top_p=task.top_p)
     requests = [
-        Request(key=f"{key}#{sample}", prompt_ids=ids, sampling=sampling, seed=task.seed)
+        asked.request(f"{key}#{sample}", sampling, task.seed)
         for key, prompt in zip(ready.keys, ready.prompts, strict=True)
-        for ids in [subject.renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin)]
+        for asked in [subject.renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin)]
         for sample in range(task.num_samples)
     ]
     engine, size = partial(subject.engine, task.batch_size), ROUND * task.batch_size

@@ -57,19 +57,24 @@ class ReplyStore:
     ) -> list[Reply]:
         """Replies to all requests, in their order, drawn in fixed rounds of `round_size`.
 
-        A round that a kill cut short is drawn again as a whole and what is stored of it stays: the engine then sees
-        the same lists of requests, so the same batches, so the same bytes. It is opened only where a round is missing.
+        A round that a kill cut short is drawn again as a whole and what is stored of it stays: a batched engine then
+        sees the same lists of requests, so the same batches, so the same bytes. Others are asked for what is missing.
+        The engine is opened only where something is.
         """
-        rounds = [requests[start : start + round_size] for start in range(0, len(requests), round_size)]
-        missing = [part for part in rounds if any(self.find(owner, task, request) is None for request in part)]
-        if missing:
-            done, engine = len(requests) - sum(map(len, missing)), open_engine()
+        unknown = [request for request in requests if self.find(owner, task, request) is None]
+        if unknown:
+            engine = open_engine()
+            if engine.batched:
+                rounds = [requests[start : start + round_size] for start in range(0, len(requests), round_size)]
+                missing = [part for part in rounds if any(self.find(owner, task, request) is None for request in part)]
+            else:
+                missing = [unknown]
+            done = len(requests) - sum(map(len, missing))
             with self._lines() as lines, Progress(f"{owner} · {task}", len(requests), done=done) as progress:
                 for part in missing:
                     for reply in _draw(owner, task, part, engine):
                         self._keep(reply, lines)
-                    progress.update(len(part))
-            engine.close()
+                        progress.update()
         return [self._replies[owner, task, request.key] for request in requests]
 
     def _keep(self, reply: Reply, lines: IO[str] | None) -> None:
@@ -96,14 +101,15 @@ class ReplyStore:
 
 
 def _draw(owner: str, task: str, requests: Sequence[Request], engine: Engine) -> Iterator[Reply]:
-    for request, completion in zip(requests, engine.generate(requests), strict=True):
+    asked = {request.key: request for request in requests}
+    for completion in engine.generate(requests):
         yield Reply(
             owner=owner,
             task=task,
-            key=request.key,
-            digest=digest(request),
+            key=completion.key,
+            digest=digest(asked[completion.key]),
             text=completion.text,
-            num_tokens=len(completion.ids),
+            num_tokens=completion.num_tokens,
             finish_reason=completion.finish_reason,
             error=completion.error,
         )

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from whet.config.evaluate import ExactTask, OverlapTask, PerplexityTask, Task, WinRateTask
 from whet.data.render import Renderer
 from whet.errors import ConfigError
+from whet.rollout.build import Answering
 from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure
 from whet.stages.measure.answers import Measured
@@ -24,7 +25,7 @@ from whet.stages.measure.overlap import measure_overlap
 from whet.stages.measure.perplexity import measure_perplexity
 from whet.stages.measure.ready import ReadyTask, ready_task
 from whet.stages.measure.store import ReplyStore
-from whet.stages.measure.subject import RefLoader, Subject
+from whet.stages.measure.subject import Present, RefLoader, Subject
 from whet.stages.measure.win_rate import measure_win_rate
 
 
@@ -38,9 +39,14 @@ def measure_task(
     folders: Mapping[str, Path],
     ref_loader: RefLoader | None = None,
 ) -> tuple[list[Measure], list[SampleRow]]:
-    """Read a task's records and measure a model on it; nothing is stored. See `measure` for many models."""
-    subject = Subject(label=label, model=model, tokenizer=tokenizer, renderer=renderer)
-    measured = measure(ready_task(task, folders=folders), subject, load=ref_loader)
+    """Read a task's records and measure a model on it; nothing is stored. See `measure` for many models.
+
+    The model's training state and random numbers stay as they were.
+    """
+    answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True)
+    subject = Subject(label=label, voice=Present(model, answering), tokenizer=tokenizer, renderer=renderer)
+    with evaluating(model):
+        measured = measure(ready_task(task, folders=folders), subject, load=ref_loader)
     return measured.measures, measured.samples
 
 
@@ -52,24 +58,21 @@ def measure(
     num_logged: int = 0,
     load: RefLoader | None = None,
 ) -> Measured:
-    """Measure one model on one task. The model's training state and random numbers stay as they were."""
+    """Measure one model on one task."""
     store = store or ReplyStore()
-    with evaluating(subject.model):
-        match ready.task:
-            case ExactTask() as task:
-                return measure_exact(ready, task, subject, store, num_logged)
-            case OverlapTask() as task:
-                return measure_overlap(ready, task, subject, store, num_logged)
-            case PerplexityTask() as task:
-                return measure_perplexity(ready, task, subject)
-            case WinRateTask() as task:
-                if load is None:
-                    raise ConfigError(
-                        "win_rate needs a second model", field="watch", fix="measure it in an evaluate stage"
-                    )
-                return measure_win_rate(ready, task, subject, store, num_logged, load)
-            case _:
-                assert_never(ready.task)
+    match ready.task:
+        case ExactTask() as task:
+            return measure_exact(ready, task, subject, store, num_logged)
+        case OverlapTask() as task:
+            return measure_overlap(ready, task, subject, store, num_logged)
+        case PerplexityTask() as task:
+            return measure_perplexity(ready, task, subject)
+        case WinRateTask() as task:
+            if load is None:
+                raise ConfigError("win_rate needs a second model", field="watch", fix="measure it in an evaluate stage")
+            return measure_win_rate(ready, task, subject, store, num_logged, load)
+        case _:
+            assert_never(ready.task)
 
 
 @contextmanager

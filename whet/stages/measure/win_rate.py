@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -17,7 +18,7 @@ from whet.rewards.parse import Verdict, parse_verdict
 from whet.rewards.template import fill, read_template
 from whet.schema.artifacts import Measure
 from whet.schema.records import Message
-from whet.schema.rollouts import Request, Sampling
+from whet.schema.rollouts import Sampling
 from whet.stages.measure.answers import ROUND, Measured, answer_all, sample_rows
 from whet.stages.measure.interval import proportion
 from whet.stages.measure.ready import ReadyTask
@@ -51,10 +52,14 @@ def measure_win_rate(
     `consistency` (both orders, same verdict) and `unreadable` (a verdict could not be parsed in some order).
     """
     ours = answer_all(ready, task, subject, store)
-    theirs = answer_all(ready, task, load(task.against), store)
-    judge = subject if task.judge_model == "self" else load(task.judge_model)
+    subject.voice.close()  # two servers at a time may not fit the device
+    against = load(task.against, None)
+    with closing(against.voice):
+        theirs = answer_all(ready, task, against, store)
     pairs = [(mine[0], other[0]) for mine, other in zip(ours, theirs, strict=True)]
-    compared = compare(ready, task, pairs, judge, store, label=subject.label)
+    judge = subject if task.judge.model == "self" else load(task.judge.model, task.judge.engine)
+    with closing(judge.voice):
+        compared = compare(ready, task, pairs, judge, store, label=subject.label)
     points = [comparison.points for comparison in compared]
     columns = {
         "win_rate": points,
@@ -94,9 +99,9 @@ def compare(
     for key, prompt, (mine, other) in zip(ready.keys, ready.prompts, pairs, strict=True):
         for order, (first, second) in (("ours first", (mine, other)), ("ours second", (other, mine))):
             values = {"instruction": transcript(prompt.messages), "first": first.text, "second": second.text}
-            ids = judge.renderer.prompt((Message("user", fill(template, values)),), origin=prompt.origin)
+            asked = judge.renderer.ask((Message("user", fill(template, values)),), origin=prompt.origin)
             requests += [
-                Request(key=f"{key}|{order}#{vote}", prompt_ids=ids, sampling=sampling, seed=task.seed)
+                asked.request(f"{key}|{order}#{vote}", sampling, task.seed)
                 for vote in range(config.votes)
             ]
     engine, size = partial(judge.engine, task.batch_size), ROUND * task.batch_size

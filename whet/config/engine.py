@@ -1,0 +1,93 @@
+"""Engines: who generates. A class is one kind, chosen by `type`; a bare word stands for its kind's defaults.
+
+    rollout: {engine: vllm}
+    rollout: {engine: {type: http, urls: [https://api.example.com/v1], model: some-model, token_env: API_KEY}}
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from whet.config.base import Section
+
+
+class Native(Section):
+    """Inside this process."""
+
+    type: Literal["native"] = "native"
+    precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
+    """Arithmetic of a model that does not train here: `auto` is bf16 on GPUs that have it, else fp32. In online RL
+    `train.precision` decides."""
+
+
+class _Server(Section):
+    concurrency: int = Field(16, ge=1)
+    """Requests that wait for an answer at the same time, over all servers."""
+    timeout: float = Field(600.0, gt=0)
+    """Seconds for one answer."""
+    retries: int = Field(6, ge=0)
+    """Further attempts after no answer, 408, 429, 5xx or a reply that cannot be read, each after a longer pause."""
+
+
+class Http(_Server):
+    """Any server that speaks OpenAI's API."""
+
+    type: Literal["http"] = "http"
+    urls: tuple[Annotated[str, Field(pattern=r"^https?://")], ...] = Field(min_length=1)
+    """Base URLs, up to and with `/v1`; of several, the one with the fewest open requests is asked."""
+    model: str = Field(min_length=1)
+    """The model's name at the server."""
+    api: Literal["chat", "completions"] = "chat"
+    """`chat` sends messages; `completions` sends token ids, which vLLM and some others take, and gets ids back."""
+    token_env: str | None = None
+    """Environment variable with a bearer token for the Authorization header."""
+    fields: dict[str, Any] = Field(default_factory=dict)
+    """Further fields of every request, as the server names them, e.g. {reasoning_effort: low}."""
+    price_per_million_prompt_tokens: float = Field(0.0, ge=0)
+    """What a million prompt tokens cost, in your currency; counted as `cost`."""
+    price_per_million_completion_tokens: float = Field(0.0, ge=0)
+    """What a million generated tokens cost, in your currency; counted as `cost`."""
+
+
+class Vllm(_Server):
+    """A vLLM server, started and stopped by whet, or one that runs already."""
+
+    type: Literal["vllm"] = "vllm"
+    concurrency: int = Field(64, ge=1)
+    """Requests that wait for an answer at the same time."""
+    url: str | None = Field(None, pattern=r"^https?://")
+    """Base URL, up to and with `/v1`, of a server that runs already and serves this very model; null starts one."""
+    python: str | None = None
+    """Interpreter of the environment that holds vLLM; null takes whet's own."""
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    """Type of the server's weights and arithmetic; `auto` takes the checkpoint's."""
+    max_length: int | None = Field(None, ge=1)
+    """Longest prompt with its answer; null takes what the model can."""
+    options: tuple[str, ...] = ()
+    """Further words for `vllm serve`, e.g. [--tensor-parallel-size, "2"]."""
+    start_timeout: float = Field(900.0, gt=0)
+    """Seconds until a started server must answer."""
+    sync: Literal["auto", "adapter", "weights"] = "auto"
+    """How the weights follow training: `adapter` loads the LoRA adapter into the running server, `weights` the whole
+    checkpoint; `auto` takes the adapter where one trains."""
+    sync_tolerance: float = Field(0.1, gt=0)
+    """After every sync the server's log-probs of probe tokens may differ from the trainer's by this much on average;
+    more stops the run."""
+
+    @model_validator(mode="after")
+    def _starts_or_attaches(self) -> Vllm:
+        if self.url is not None and (self.python is not None or self.options):
+            raise ValueError("url names a server that runs already: python and options are for one that whet starts")
+        return self
+
+
+def _named(value: object) -> object:
+    return {"type": value} if isinstance(value, str) else value
+
+
+Engine = Annotated[
+    Annotated[Native | Http | Vllm, Field(discriminator="type")],
+    BeforeValidator(_named),
+]
