@@ -9,10 +9,12 @@ import pytest
 from transformers import AutoTokenizer
 
 from tests.experience.groups import FakeEngine, question
-from whet.config.rollout import Judge, Rollout
+from whet.config.judge import Pointwise
+from whet.config.rollout import Rollout
 from whet.data.render import Renderer
 from whet.errors import RunError
-from whet.experience.collect import Collector, Tell, prompt_keys
+from whet.experience.asking import judge_stream
+from whet.experience.collect import Collector, Tell, at_once, prompt_keys
 from whet.experience.store import RolloutStore
 from whet.rewards.judge import build_judge
 from whet.schema.records import Message, Prompt
@@ -29,12 +31,10 @@ def renderer(tiny_checkpoint: Path) -> Renderer:
 def collector(folder: Path, renderer: Renderer, engine: FakeEngine, tell: Tell = lambda num, note: None) -> Collector:
     return Collector(
         engine=engine,
-        judge_engine=engine,
         renderer=renderer,
         rollout=Rollout(group_size=3, batch_size=3),
-        judge=build_judge(Judge(votes=2), renderer, seed=1),
         store=RolloutStore(folder / "rollouts.jsonl"),
-        judgements=RolloutStore(folder / "judgements.jsonl"),
+        judging=judge_stream(build_judge(Pointwise(votes=2), renderer, seed=1), engine, folder, chunk=at_once(3)),
         tell=tell,
     )
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.experience.groups import group, question
 from whet.config.rollout import Pairs
-from whet.experience.pairs import Pair, select_pair, select_pairs
+from whet.experience.pairs import Candidate, Pair, select_pair, select_pairs
 from whet.experience.rows import dpo_row, grpo_rows, gspo_row, raw_row, softmax
 from whet.schema.records import Message, Prompt
 from whet.schema.rollouts import Group
@@ -58,6 +60,7 @@ def test_counts_add_up() -> None:
     assert counts.to_json() == {
         "total": 4, "kept": 2,
         "empty": 0, "no_score": 1, "one_candidate": 0, "identical": 0, "ties": 1, "below_margin": 0,
+        "all_right": 0, "all_wrong": 0, "unchecked": 0, "pairs": 2,
     }  # fmt: skip
     assert counts.total == counts.kept + sum(counts.dropped.values())
     assert counts.describe().startswith("2 pairs of 4 prompts (1: ")
@@ -67,7 +70,7 @@ def test_rows_have_the_fields_of_the_seed() -> None:
     mixed = group(("a", 4.0), ("", 1.0), ("c", None), ("d", 2.0))
     pair = select_pair(mixed, Pairs())
     assert isinstance(pair, Pair)
-    raw = raw_row(mixed, pair)
+    raw = raw_row(mixed, (pair,))
     assert raw["candidates"][0] == {"response": "a", "score": 4.0, "judge_output": "Score: 4"}
     assert len(raw["candidates"]) == 4
     assert (raw["instruction"], raw["chosen"], raw["chosen_score"], raw["rejected"], raw["rejected_score"]) == (
@@ -102,6 +105,113 @@ def test_earlier_turns_and_system_stay_with_the_prompt() -> None:
     row = dpo_row(told, pair)
     assert row["prompt"] == messages and row["tools"] == [{"name": "add"}]
     assert row["chosen"] == [{"role": "assistant", "content": "a"}]
-    assert raw_row(told, pair)["messages"] == messages
+    assert raw_row(told, (pair,))["messages"] == messages
     assert grpo_rows(told)[1]["prompt"] == messages
     assert question().messages[0].text == "Name a city."
+
+
+RANGED = group(("a" * 9, 5.0), ("b" * 4, 4.6), ("c" * 5, 2.0), ("d" * 8, 0.9), ("e" * 3, 0.0))
+"""Scores from 0 to 5; every answer has as many tokens as letters."""
+
+
+@pytest.mark.parametrize(
+    ("rho", "chosen", "rejected"),
+    [
+        (0.0, "a", "e"),
+        # top from 0.95 * 5 = 4.75: a alone; bottom to 0.05 * 5 = 0.25: e alone
+        (0.05, "a", "e"),
+        # top from 4.5: a and b, b is shorter; bottom to 0.5: e alone
+        (0.1, "b", "e"),
+        # top from 4: a and b; bottom to 1: d and e, d is longer
+        (0.2, "b", "d"),
+        # top from 3: a and b; bottom to 2: c (5 letters), d (8), e (3)
+        (0.4, "b", "d"),
+    ],
+)
+def test_length_control_by_hand(rho: float, chosen: str, rejected: str) -> None:
+    outcomes, _ = select_pairs([RANGED], Pairs(length_control=rho))
+    assert isinstance(outcomes[0], tuple)
+    (pair,) = outcomes[0]
+    assert (pair.chosen.text[0], pair.rejected.text[0]) == (chosen, rejected)
+
+
+def test_length_control_measures_the_margin_of_what_it_chose() -> None:
+    """b over d is 3.7 apart, and a over e would have been 5."""
+    assert select_pairs([RANGED], Pairs(length_control=0.2, min_margin=3.6))[1].kept == 1
+    assert select_pairs([RANGED], Pairs(length_control=0.2, min_margin=3.8))[0] == ["below_margin"]
+
+
+def test_length_control_between_equal_lengths_takes_the_first() -> None:
+    outcomes, _ = select_pairs([group(("aa", 4.9), ("bb", 5.0), ("cc", 0.0))], Pairs(length_control=0.1))
+    assert isinstance(outcomes[0], tuple) and outcomes[0][0].chosen.text == "aa"
+
+
+def texts(outcome: object) -> list[str]:
+    assert isinstance(outcome, tuple)
+    return [f"{pair.chosen.text}{pair.rejected.text}" for pair in outcome]
+
+
+def test_all_pairs_above_the_margin_the_widest_first() -> None:
+    (outcome,), counts = select_pairs([MIXED], Pairs(select="all"))
+    assert texts(outcome) == ["cb", "cd", "ab", "ad", "ca"]
+    assert (counts.kept, counts.pairs) == (1, 5) and "5 pairs of 1 of 1 prompts" in counts.describe()
+    assert texts(select_pairs([MIXED], Pairs(select="all", min_margin=1.0))[0][0]) == ["cb", "cd", "ab", "ad"]
+    assert texts(select_pairs([MIXED], Pairs(select="all", max_per_prompt=2))[0][0]) == ["cb", "cd"]
+    assert texts(select_pairs([MIXED], Pairs(select="all", keep_ties=True))[0][0])[-1] == "bd"
+    assert select_pairs([MIXED], Pairs(select="all", min_margin=3.0))[0] == ["below_margin"]
+
+
+@pytest.mark.parametrize("select", ["all", "best_random"])
+def test_the_reasons_are_those_of_best_against_worst(select: str) -> None:
+    cases = {
+        "empty": group(("", None)), "no_score": group(("a", None), ("b", None)), "one_candidate": group(("a", 3.0)),
+        "identical": group(("a", 3.0), ("a", 1.0)), "ties": group(("a", 3.0), ("b", 3.0)),
+    }  # fmt: skip
+    outcomes, counts = select_pairs(cases.values(), Pairs.model_validate({"select": select}))
+    assert outcomes == list(cases) and counts.kept == 0
+
+
+def test_best_against_a_random_worse_one() -> None:
+    groups = [group(("a", 5.0), ("b", 1.0), ("c", 2.0), ("a", 0.0), ("d", 5.0))] * 2
+    drawn = {texts(select_pairs(groups, Pairs(select="best_random"), seed=seed)[0][0])[0] for seed in range(40)}
+    assert drawn == {"ab", "ac"}, "never itself, a copy of itself or an equal"
+    again = [select_pairs(groups, Pairs(select="best_random"), seed=3)[0] for _ in range(2)]
+    assert again[0] == again[1]
+    assert select_pairs(groups, Pairs(select="best_random", min_margin=3.5), seed=1)[0][0] == (
+        Pair(Candidate(0, "a", 5.0, 1), Candidate(1, "b", 1.0, 1)),
+    )
+
+
+def test_right_against_wrong_by_the_checker_the_judges_favourites() -> None:
+    mixed = group(("r1", 1.0), ("w1", 4.0), ("r2", 3.0), ("w2", None), ("", 5.0))
+    marks = [True, False, True, False, True]
+    outcomes, _ = select_pairs([mixed], Pairs(select="right_wrong"), marks=[marks])
+    assert outcomes == [(Pair(Candidate(2, "r2", 1.0, 2), Candidate(1, "w1", 0.0, 2)),)]
+    cases = {"all_right": [True] * 2, "all_wrong": [False] * 2, "unchecked": [None] * 2}
+    both = [group(("a", 1.0), ("b", 2.0))] * 3
+    assert select_pairs(both, Pairs(select="right_wrong"), marks=list(cases.values()))[0] == list(cases)
+    with pytest.raises(ValueError, match="checker"):
+        select_pairs(both, Pairs(select="right_wrong"))
+
+
+def test_a_row_of_several_pairs_shows_the_first_and_counts() -> None:
+    outcome = select_pairs([MIXED], Pairs(select="all"))[0][0]
+    row = raw_row(MIXED, outcome)
+    assert (row["chosen"], row["rejected"], row["num_pairs"]) == ("c", "b", 5)
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.none() | st.integers(0, 5).map(float)), max_size=6),
+    st.sampled_from(["best_worst", "all", "best_random", "right_wrong"]), st.floats(0, 3), st.booleans(),
+)  # fmt: skip
+def test_every_group_ends_in_one_count(
+    answers: list[tuple[str, float | None]], select: str, margin: float, ties: bool
+) -> None:
+    config = Pairs.model_validate({"select": select, "min_margin": margin, "keep_ties": ties})
+    some = group(("x", 1.0), *answers)
+    outcomes, counts = select_pairs([some], config, marks=[[text in "ax" for text, _ in (("x", 1.0), *answers)]])
+    assert counts.total == 1 == counts.kept + sum(counts.dropped.values())
+    if isinstance(outcomes[0], tuple):
+        for pair in outcomes[0]:
+            assert pair.chosen.text != pair.rejected.text
+            assert pair.margin > margin or (ties and pair.margin == 0) or select == "right_wrong"

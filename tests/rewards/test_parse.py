@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from whet.rewards.parse import parse_score, parse_verdict
+from whet.rewards.parse import parse_ranking, parse_score, parse_verdict
 
 TABLE = [
     # the forms that the seed pipeline got wrong
@@ -68,6 +70,8 @@ TABLE = [
     # no valid form
     ("", None),
     ("4", None),
+    ("<4>", None),
+    ("[[4]]", None),
     ("I give it four points.", None),
     ("Score: four", None),
     ("Score: <0-5>", None),
@@ -144,3 +148,55 @@ def test_long_runs_of_decoration_are_read_in_no_time() -> None:
 )
 def test_verdicts(text: str, verdict: str | None) -> None:
     assert parse_verdict(text) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "num", "ranks"),
+    [
+        ("Ranking: 2 > 1 > 3", 3, (2.0, 1.0, 3.0)),
+        ("They differ.\nRanking: 3>1>2", 3, (2.0, 3.0, 1.0)),
+        ("Ranking: 2 > 1 = 3", 3, (2.5, 1.0, 2.5)),
+        ("Ranking: 1 = 2 = 3", 3, (2.0, 2.0, 2.0)),
+        ("Ranking: 2, 1", 2, (2.0, 1.0)),
+        ("**Ranking:** **2** > **1**", 2, (2.0, 1.0)),
+        ("ranking: [2] > [1].", 2, (2.0, 1.0)),
+        ("Ranking: <2> > <1>", 2, (2.0, 1.0)),
+        ("Ranking: Answer 2 > Answer 1", 2, (2.0, 1.0)),
+        ("排名：2、1", 2, (2.0, 1.0)),
+        ("Ranking: 1 > 2\nNo:\nRanking: 2 > 1", 2, (2.0, 1.0)),
+        ("Ranking: 2 > 1", 3, None),
+        ("Ranking: 2 > 1 > 2", 3, None),
+        ("Ranking: 1 > 2 > 4", 3, None),
+        ("Ranking: 2 1", 2, None),
+        ("Ranking: 2 > 1, because 1 rambles", 2, None),
+        ("Ranking:", 2, None),
+        ("2 > 1", 2, None),
+        ("", 2, None),
+    ],
+)
+def test_rankings(text: str, num: int, ranks: tuple[float, ...] | None) -> None:
+    assert parse_ranking(text, num) == ranks
+
+
+@given(st.permutations(range(1, 7)), st.lists(st.sampled_from(">="), min_size=5, max_size=5))
+def test_a_ranking_says_who_is_better(order: list[int], steps: list[str]) -> None:
+    words = "".join(f"{number} {step} " for number, step in zip(order, [*steps, ""], strict=True))
+    ranks = parse_ranking(f"Reason 1 > 2.\nRanking: {words}", 6)
+    assert ranks is not None and sum(ranks) == 21
+    for (left, right), step in zip(pairwise(order), steps, strict=True):
+        better, equal = ranks[left - 1] < ranks[right - 1], ranks[left - 1] == ranks[right - 1]
+        assert better if step == ">" else equal
+
+
+PIECES = ["Ranking", ":", "1", "2", "3", ">", "=", ",", "<", " ", "\n"]
+
+
+@given(st.text() | st.lists(st.sampled_from(PIECES)).map("".join))
+def test_rankings_of_any_text_never_crash(text: str) -> None:
+    ranks = parse_ranking(text, 3)
+    assert ranks is None or sum(ranks) == 6
+
+
+def test_long_rankings_are_read_in_no_time() -> None:
+    assert parse_ranking("Ranking: " + "1 > " * 50_000, 3) is None
+    assert parse_ranking("ranking" * 20_000, 3) is None

@@ -81,7 +81,8 @@ def test_files_of_every_section() -> None:
     stage = PrepareStage.model_validate(
         {
             "data": {"files": ["a.jsonl", {"path": "b.jsonl"}], "eval_files": ["c.jsonl"], "registry": "info.json"},
-            "judge": {"template": "judge.txt"}, "checker": {"type": "custom", "path": "right.py:check"},
+            "judge": {"type": "pointwise", "template": "judge.txt"},
+            "checker": {"type": "custom", "path": "right.py:check"},
         }
     )  # fmt: skip
     found = [name for name, _ in files_in(stage, {})]

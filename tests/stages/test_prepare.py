@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from pydantic import ValidationError
 
 import whet.rollout.build as build
 import whet.stages.prepare as prepare
 from whet.config.data import Data
 from whet.config.model import Model
+from whet.config.reward import RewardHead
 from whet.config.stage import PrepareStage
 from whet.data.sources import read_records
-from whet.errors import ConfigError, DataError, RunError
+from whet.errors import ConfigError, DataError, ModelError, RunError
+from whet.models.load import load_tokenizer
+from whet.models.reward import load_reward_model, save_reward_model
 from whet.rollout.native import NativeEngine
 from whet.runs.files import read_json, read_jsonl
 from whet.runs.layout import StagePaths
@@ -32,9 +38,23 @@ class Judging(NativeEngine):
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         for completion in super().generate(requests):
-            number = sum(completion.ids) % 8
-            text = f"Score: {min(number, 5)}" if number < 7 else "I cannot say."
-            yield replace(completion, text=text) if "/judge" in completion.key else completion
+            yield replace(completion, text=words(completion)) if said_by_judge(completion) else completion
+
+
+def said_by_judge(completion: Completion) -> bool:
+    return "/judge" in completion.key or "/meta" in completion.key
+
+
+def words(completion: Completion) -> str:
+    """In whichever form was asked for: a score, a verdict (the one drawn first is better), a ranking of three."""
+    number = sum(completion.ids) % 8
+    if number == 7:
+        return "I cannot say."
+    places = re.search(r"#(\d)/judge\[(\d)\]|/meta(\d)\.(\d)", completion.key)
+    first, second = filter(None, places.groups()) if places else ("0", "0")
+    verdict = "first" if first < second else "second" if first > second else "tie"
+    ranking = ("1 > 2 > 3", "3 > 1 = 2", "2 > 3 > 1")[number % 3]
+    return f"Verdict: {verdict}\nRanking: {ranking}\nReason {number}{len(completion.ids)}. Score: {min(number, 5)}"
 
 
 @pytest.fixture
@@ -56,7 +76,10 @@ def stage(folder: Path, **sections: object) -> PrepareStage:
             "name": "prepare",
             "data": {"files": [str(folder / "prompts.jsonl")]},
             "rollout": {"group_size": 3, "batch_size": 6, "max_new_tokens": 12, "temperature": 1.0},
-            "judge": {"template": str(folder / "judge.txt"), "votes": 2, "max_new_tokens": 6, "temperature": 1.0},
+            "judge": {
+                "type": "pointwise", "template": str(folder / "judge.txt"), "votes": 2, "max_new_tokens": 6,
+                "temperature": 1.0,
+            },
             "num_logged": 4,
         }
         | sections
@@ -102,7 +125,7 @@ def test_files_and_numbers(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest
     assert 0 < metrics["parse_failure_rate"] < 0.5
     assert {"tie_rate", "mean_length", "seconds_load", "seconds_generate", "seconds_judge", "accuracy"} <= set(metrics)
     counts = read_json(tmp_path / "out" / "pairs.json")
-    assert counts["total"] == 12 == sum(value for name, value in counts.items() if name != "total")
+    assert counts["total"] == 12 == sum(value for name, value in counts.items() if name not in ("total", "pairs"))
     drawn = read_json(tmp_path / "out" / "histograms.json")
     assert sum(drawn["score"]["counts"]) == len(scored) and sum(drawn["candidates"]["counts"]) == 12
     assert read_json(tmp_path / "out" / "data.json")["kept"] == 12
@@ -171,7 +194,7 @@ def test_mistakes_are_found_before_the_model_loads(tmp_path: Path, tiny_checkpoi
     with pytest.raises(ConfigError, match="checker"):
         run(stage(tmp_path, checker={"type": "custom", "path": "absent:f"}), tiny_checkpoint, tmp_path / "out")
     with pytest.raises(ConfigError, match="no such template"):
-        run(stage(tmp_path, judge={"template": "absent.txt"}), tiny_checkpoint, tmp_path / "out")
+        run(stage(tmp_path, judge={"type": "pointwise", "template": "absent.txt"}), tiny_checkpoint, tmp_path / "out")
     with pytest.raises(DataError):
         run(stage(tmp_path, data={"files": ["absent.jsonl"]}), tiny_checkpoint, tmp_path / "out")
 
@@ -188,3 +211,89 @@ def test_prompts_longer_than_max_length_are_dropped_and_counted(tmp_path: Path, 
     assert (ledger["read"], ledger["kept"]) == (13, 12) and "prompt alone longer than max_length" in ledger["dropped"]
     with pytest.raises(DataError, match=r"prompts\.jsonl:13: the prompt has \d+ tokens"):
         run(stage(tmp_path, data=data | {"on_overlong": "error"}), tiny_checkpoint, tmp_path / "again")
+
+
+@pytest.mark.usefixtures("judging")
+def test_answers_compared_two_by_two(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_prompts(tmp_path)
+    config = stage(tmp_path, judge={"type": "pairwise", "max_new_tokens": 6}, pairs={"select": "all"})
+    metrics = run(config, tiny_checkpoint, tmp_path / "out").metrics
+    rows = read_jsonl(tmp_path / "out" / "raw_responses.jsonl")
+    assert all(0.0 <= c["score"] <= 1.0 for row in rows for c in row["candidates"] if c["score"] is not None)
+    told = [one for row in rows for one in row["judgements"]]
+    assert len(told) == metrics["num_judgements"] == 2 * metrics["num_comparisons"] > 0
+    assert {"swap_inconsistency_rate", "comparison_tie_rate", "first_place_share"} <= metrics.keys()
+    assert metrics["num_pairs"] == len(read_jsonl(tmp_path / "out" / "dpo_training.jsonl"))
+    assert metrics["num_pairs"] == read_json(tmp_path / "out" / "pairs.json")["pairs"]
+
+
+@pytest.mark.usefixtures("judging")
+def test_answers_ranked_by_another_model(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_prompts(tmp_path)
+    config = stage(tmp_path, judge={"type": "listwise", "votes": 2, "max_new_tokens": 6, "model": "base"})
+    metrics = run(config, tiny_checkpoint, tmp_path / "out").metrics
+    told = [one for row in read_jsonl(tmp_path / "out" / "raw_responses.jsonl") for one in row.get("judgements", [])]
+    assert metrics["num_judgements"] == len(told) and all(sorted(one["shown"]) == [0, 1, 2] for one in told)
+    absent = stage(tmp_path, judge={"type": "listwise", "model": "absent"})
+    with pytest.raises(ModelError, match="absent"):
+        run(absent, tiny_checkpoint, tmp_path / "again")
+
+
+@pytest.mark.usefixtures("judging")
+def test_scores_by_probability_and_the_judges_own_training_data(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Killed on the way as well: expected scores and judged judgements come back from the files."""
+    write_prompts(tmp_path)
+    judge = {
+        "type": "pointwise", "template": str(tmp_path / "judge.txt"), "votes": 3, "max_new_tokens": 6,
+        "scores": "expectation", "temperature": 1.0,
+    }  # fmt: skip
+    config = stage(tmp_path, judge=judge, meta={"max_new_tokens": 6})
+    metrics = run(config, tiny_checkpoint, tmp_path / "out").metrics
+    out = tmp_path / "out"
+    scores = [c["score"] for row in read_jsonl(out / "raw_responses.jsonl") for c in row["candidates"] if c["score"]]
+    assert all(0 < score < 5 for score in scores) and any(score != round(score) for score in scores)
+    assert 0 < metrics["score_mass"] <= 1 and metrics["num_judge_pairs"] > 0
+    records, _ = read_records(Data(files=(str(out / "judge_training.jsonl"),)), ("preference",))
+    assert len(records) == metrics["num_judge_pairs"] == read_json(out / "judge_pairs.json")["pairs"]
+    expected = contents(out)
+    folder = tmp_path / "killed"
+    folder.mkdir()
+    for name in ("rollouts.jsonl", "judgements.jsonl", "probabilities.jsonl", "meta_judgements.jsonl"):
+        (folder / name).write_bytes(expected[name][: len(expected[name]) // 2])
+    run(config, tiny_checkpoint, folder)
+    assert contents(folder) == expected
+
+
+def test_a_reward_model_judges_without_words(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    reward_model = save_reward_model_of(tiny_checkpoint, tmp_path / "rm")
+    write_prompts(tmp_path)
+    config = stage(tmp_path, judge={"type": "reward_model", "path": str(reward_model)})
+    metrics = run(config, tiny_checkpoint, tmp_path / "out").metrics
+    assert metrics["num_pairs"] > 0 and "parse_failure_rate" not in metrics
+    assert len(read_jsonl(tmp_path / "out" / "rollouts.jsonl")) == 36, "answers alone: nobody was asked to judge"
+
+
+def save_reward_model_of(checkpoint: Path, folder: Path) -> Path:
+    model = load_reward_model(
+        ModelRef(path=str(checkpoint)), Model(path=str(checkpoint), lora=None, device="cpu"), RewardHead(),
+        dtype=torch.float32, trainable=True, seed=1,
+    )  # fmt: skip
+    save_reward_model(model, load_tokenizer(str(checkpoint)), folder)
+    return folder
+
+
+@pytest.mark.usefixtures("judging")
+def test_right_against_wrong_is_the_checkers_choice(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    write_prompts(tmp_path)
+    (tmp_path / "right.py").write_text("def check(prompt, completion): return float(len(completion) % 2)\n")
+    config = stage(
+        tmp_path, pairs={"select": "right_wrong"}, checker={"type": "custom", "path": f"{tmp_path / 'right.py'}:check"}
+    )
+    metrics = run(config, tiny_checkpoint, tmp_path / "out").metrics
+    rows = read_jsonl(tmp_path / "out" / "dpo_training.jsonl")
+    assert rows and all(len(row["chosen"]) % 2 == 1 and len(row["rejected"]) % 2 == 0 for row in rows)
+    assert metrics["pair_accuracy"] == 1.0
+    with pytest.raises(ValidationError, match="needs a checker"):
+        stage(tmp_path, pairs={"select": "right_wrong"})
+    with pytest.raises(ValidationError, match="votes > 1"):
+        stage(tmp_path, meta={}, judge={"type": "pairwise"})

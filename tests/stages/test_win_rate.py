@@ -10,14 +10,15 @@ import torch
 from transformers import AutoTokenizer
 
 from whet.config.evaluate import WinRateTask
-from whet.config.rollout import Judge
+from whet.config.judge import Asking
 from whet.data.render import Renderer
+from whet.rewards.pairwise import Comparison, majority
 from whet.rollout.build import Answering
 from whet.schema.rollouts import Completion
 from whet.stages.measure.ready import ready_task
 from whet.stages.measure.store import ReplyStore
 from whet.stages.measure.subject import Present, Subject
-from whet.stages.measure.win_rate import Comparison, majority, measure_win_rate
+from whet.stages.measure.win_rate import measure_win_rate
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def test_a_judge_that_prefers_a_place_decides_nothing(monkeypatch, subject, prom
 
 
 def test_unreadable_verdicts_are_ties_and_counted(monkeypatch, subject, prompts):
-    values, _ = judged(monkeypatch, subject, prompts, lambda first, second: "hmm", judge=Judge(votes=3))
+    values, _ = judged(monkeypatch, subject, prompts, lambda first, second: "hmm", judge=Asking(votes=3))
     assert (values["win_rate"].value, values["unreadable"].value, values["consistency"].value) == (0.5, 1.0, 0.0)
 
 

@@ -149,6 +149,12 @@ def online_dpo(args: Args = None, fresh: Fresh = False) -> None:
     _run(*_plan_and_overrides(args), "online_dpo", fresh)
 
 
+@app.command("judge_examples")
+def judge_examples(args: Args = None, fresh: Fresh = False) -> None:
+    """Judge answers that people have scored: agreement, and examples that teach to judge."""
+    _run(*_plan_and_overrides(args), "judge_examples", fresh)
+
+
 @app.command()
 def evaluate(args: Args = None, fresh: Fresh = False) -> None:
     """Measure models on held-out tasks."""
@@ -159,6 +165,17 @@ def evaluate(args: Args = None, fresh: Fresh = False) -> None:
 def merge(args: Args = None, fresh: Fresh = False) -> None:
     """Fold an adapter into the weights and check the result."""
     _run(*_plan_and_overrides(args), "merge", fresh)
+
+
+@app.command("judge-template")
+def judge_template(
+    name: Annotated[str, typer.Argument(help="additive, score_first, pairwise, listwise or meta.")],
+    file: Annotated[Path | None, typer.Argument(help="Where to write it; left out, it is printed.")] = None,
+) -> None:
+    """A judge's template that ships, to be changed and named in a plan."""
+    from whet.rewards.template import write_template
+
+    write_template(name, file)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from whet.errors import ConfigError
 
 SEEDED = ("data", "train", "rollout")
 TASK_LISTS = ("tasks", "watch")
-TYPED = ("objective", "value")
+TYPED = ("objective", "value", "judge")
 """Sections whose type a stage decides where the plan does not."""
 
 
@@ -124,7 +124,7 @@ def _merge(below: Node, own: Node) -> Node:
 
 
 def _with_type(stage: Node) -> Node:
-    """An objective or a value function without a type has the type its stage has by default."""
+    """An objective, a value function or a judge without a type has the type its stage has by default."""
     for name in TYPED:
         section = stage.value.get(name) if stage.is_dict else None
         default = _default_type(stage, name) if section is not None and section.is_dict else None

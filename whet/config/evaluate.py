@@ -8,7 +8,8 @@ from pydantic import Field
 
 from whet.config.base import Section
 from whet.config.data import Data
-from whet.config.rollout import Checker, Judge
+from whet.config.judge import Asking
+from whet.config.rollout import Checker
 
 
 class _Generated(Section):
@@ -53,7 +54,7 @@ class WinRateTask(_Generated):
     """`base`, the name of an earlier stage, or a checkpoint directory."""
     template: str = "pairwise"
     """`pairwise`, or a text file with {instruction}, {first} and {second}."""
-    judge: Judge = Judge(votes=1, temperature=0.0, model="base")
+    judge: Asking = Asking(votes=1, temperature=0.0, model="base")
     """Who judges, and how. In this task `judge.model` may also be `self`, the model under evaluation."""
 
 

@@ -24,7 +24,16 @@ from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.plan import Plan
 from whet.config.source import read_source, to_yaml
-from whet.config.stage import EvaluateStage, OnlineDpoStage, OnlineStage, PolicyStage, PrepareStage, Stage, TrainStage
+from whet.config.stage import (
+    EvaluateStage,
+    JudgeExamplesStage,
+    OnlineDpoStage,
+    OnlineStage,
+    PolicyStage,
+    PrepareStage,
+    Stage,
+    TrainStage,
+)
 from whet.errors import ConfigError, nearest
 
 
@@ -69,7 +78,7 @@ def dump_section(section: Section) -> str:
 
 
 def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
-    if isinstance(stage, TrainStage | PrepareStage):
+    if isinstance(stage, TrainStage | PrepareStage | JudgeExamplesStage):
         _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
         _check_references(stage.data, node, "data", earlier)
     if isinstance(stage, OnlineStage):

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from whet.config.base import Section
-from whet.config.rollout import Judge
+from whet.config.judge import PointwiseForm
 from whet.config.rules import (
     Contains,
     Exact,
@@ -57,7 +57,7 @@ class RewardModel(Section):
     """Where it computes."""
 
 
-class Judged(Judge):
+class Judged(PointwiseForm):
     """A language model as judge (Yuan et al., 2401.10020): the mean of its readable votes."""
 
     type: Literal["judge"] = "judge"

@@ -93,31 +93,6 @@ class PairRollout(OnlineRollout):
     """Samples per prompt."""
 
 
-class Judge(Section):
-    """The model as its own judge (Yuan et al., 2401.10020)."""
-
-    template: str = "additive"
-    """`additive` (the paper's five points, reason first), `score_first`, or a text file with
-    {instruction} and {response}."""
-    votes: int = Field(3, ge=1)
-    """Judgements per candidate; the score is the mean of those that could be read."""
-    max_new_tokens: int = Field(256, ge=1)
-    """Longest judgement."""
-    temperature: float = Field(0.7, ge=0.0)
-    """0 takes the most likely token; several votes then say the same."""
-    top_p: float = Field(0.9, gt=0.0, le=1.0)
-    """As in `rollout.top_p`."""
-    low: float = 0.0
-    """Lowest valid score; a reply outside [low, high] counts as unreadable."""
-    high: float = 5.0
-    """Highest valid score."""
-    model: str = "start"
-    """Who judges: `start` (the model the stage starts from), `base`, a stage's name or a checkpoint directory."""
-    engine: Engine | None = None
-    """What runs the judge; null takes the stage's own engine where `start` judges, else one of its kind. A server of
-    type http judges with the model it serves."""
-
-
 class OnlinePairs(Section):
     """How scored completions become pairs."""
 
@@ -130,8 +105,25 @@ class OnlinePairs(Section):
 class Pairs(OnlinePairs):
     """How scored candidates become preferences, and weights."""
 
+    select: Literal["best_worst", "all", "best_random", "right_wrong"] = "best_worst"
+    """`best_worst` is one pair a prompt; `all` every pair of answers whose scores differ enough; `best_random` the
+    best against a worse one drawn from the seed; `right_wrong` the best right answer against the best wrong one, by
+    `checker`."""
+    max_per_prompt: int | None = Field(None, ge=1)
+    """For `all`: at most so many pairs of a prompt, the widest margins first; null keeps all."""
+    length_control: float = Field(0.0, ge=0.0, lt=0.5)
+    """For `best_worst`, rho of Meta-Rewarding (2407.19594): of the answers that score within this part of the range
+    from the top the shortest is chosen, of those as near the bottom the longest rejected; 0 looks at scores alone."""
     weight_temperature: float = Field(1.0, gt=0.0)
     """Temperature of the softmax over scores in gspo_training.jsonl."""
+
+    @model_validator(mode="after")
+    def _fits_the_selection(self) -> Self:
+        if self.length_control and self.select != "best_worst":
+            raise ValueError(f"length_control is for select=best_worst, and select is {self.select}")
+        if self.max_per_prompt is not None and self.select != "all":
+            raise ValueError(f"max_per_prompt is for select=all, and select is {self.select}")
+        return self
 
 
 class Checker(Section):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.data import Data
 from whet.config.engine import Engine, Native
 from whet.config.evaluate import Task
+from whet.config.judge import Judge, Meta, Pointwise
 from whet.config.objective import (
     BradleyTerry,
     Kto,
@@ -26,7 +27,6 @@ from whet.config.reward import RewardHead
 from whet.config.rewards import Reward
 from whet.config.rollout import (
     Checker,
-    Judge,
     OnlinePairs,
     OnlineRollout,
     PairRollout,
@@ -164,12 +164,46 @@ class PrepareStage(_Stage):
     kind: Literal["prepare"] = "prepare"
     data: Data = Data()
     rollout: Rollout = Rollout()
-    judge: Judge = Judge()
+    judge: Judge = Pointwise()
     pairs: Pairs = Pairs()
+    meta: Meta | None = None
+    """Judge the judgements too, and write judge_training.jsonl; null does not."""
     checker: Checker | None = None
-    """Truth to compare the judge with, where there is one; never used for the pairs."""
+    """Truth to compare the judge with, where there is one. It chooses pairs only where `pairs.select` says so."""
     num_logged: int = Field(20, ge=0)
     """Groups kept in self_reward_samples.jsonl for reading."""
+
+    @model_validator(mode="after")
+    def _what_needs_what(self) -> Self:
+        if self.pairs.select == "right_wrong" and self.checker is None:
+            raise ValueError("pairs.select=right_wrong needs a checker, which says what is right")
+        server = not isinstance(self.rollout.engine, Native)
+        if isinstance(self.judge, Pointwise) and self.judge.needs_probabilities and server and not self.judge.engine:
+            raise ValueError("judge.scores=expectation needs an engine inside this process: set judge.engine=native")
+        if self.meta is not None and not (isinstance(self.judge, Pointwise) and self.judge.votes > 1):
+            raise ValueError("meta compares the votes on one answer: it needs judge.type=pointwise and judge.votes > 1")
+        return self
+
+
+class JudgeExamplesStage(_Stage):
+    """Judge answers that people have scored: how far the judge agrees with them, and examples that teach it to judge.
+
+    Reads preferences, rankings and scored answers; leaves judge_examples.jsonl, conversations for `sft` (the evaluation
+    fine-tuning of Self-Rewarding, 2401.10020, section 2.2).
+    """
+
+    kind: Literal["judge_examples"] = "judge_examples"
+    data: Data = Data()
+    judge: Pointwise = Pointwise()
+    targets: Literal["judge", "human"] = "judge"
+    """Whose words an example has: `judge`, its own judgements where its scores stand in the people's order; `human`,
+    the people's score itself, which must lie on the judge's scale, with the row's column `reason` where it has one."""
+    balance: bool = True
+    """Leave out examples of the commonest score, at random, until the next one is as common."""
+    batch_size: int = Field(32, ge=1)
+    """Judgements decoded at the same time."""
+    num_logged: int = Field(20, ge=0)
+    """Prompts kept in self_reward_samples.jsonl for reading."""
 
 
 class EvaluateStage(_Stage):
@@ -207,8 +241,10 @@ PolicyStage = OfflinePolicyStage | OnlineStage
 """Stages that train a language model."""
 TrainStage = OfflineStage | OnlineStage
 """Stages that train."""
-Stage = Annotated[TrainStage | PrepareStage | EvaluateStage | MergeStage, Field(discriminator="kind")]
+Stage = Annotated[
+    TrainStage | PrepareStage | JudgeExamplesStage | EvaluateStage | MergeStage, Field(discriminator="kind")
+]
 STAGE_KINDS = (
     "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo", "online_dpo",
-    "evaluate", "merge",
+    "judge_examples", "evaluate", "merge",
 )  # fmt: skip

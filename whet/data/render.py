@@ -99,10 +99,12 @@ class Renderer:
         return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
-    ) -> tuple[int, ...]:
-        """Ids up to where the assistant begins to speak."""
-        return tuple(self.template.ids(self.template.text(self._with_system(messages), tools, ask=True, origin=origin)))
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, begun: str = "",
+        origin: Origin = NOWHERE,
+    ) -> tuple[int, ...]:  # fmt: skip
+        """Ids up to where the assistant begins to speak, or to the end of what it has begun to say."""
+        text = self.template.text(self._with_system(messages), tools, ask=True, origin=origin)
+        return tuple(self.template.ids(text + begun))
 
     def ask(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from whet.experience.pairs import Pair, Reason
+from whet.experience.pairs import Outcome
 from whet.rewards.check import Check, CheckError
 from whet.schema.rollouts import Group
 
@@ -40,7 +40,7 @@ def check_groups(groups: Sequence[Group], check: Check) -> Checked:
     return checked
 
 
-def agreement_metrics(groups: Sequence[Group], outcomes: Sequence[Pair | Reason], checked: Checked) -> dict[str, float]:
+def agreement_metrics(groups: Sequence[Group], outcomes: Sequence[Outcome], checked: Checked) -> dict[str, float]:
     """Judge against checker; what has nothing to be measured on is left out.
 
     - `agreement`: chance that a right answer scores above a wrong one, ties half (AUC), over `agreement_num` answers
@@ -59,11 +59,12 @@ def agreement_metrics(groups: Sequence[Group], outcomes: Sequence[Pair | Reason]
         "checker_failures": float(checked.failures),
     }
     differing = [
-        row[outcome.chosen.index]
+        row[pair.chosen.index]
         for row, outcome in zip(checked.right, outcomes, strict=True)
-        if isinstance(outcome, Pair)
-        and {row[outcome.chosen.index], row[outcome.rejected.index]} == {True, False}
-    ]  # fmt: skip
+        if isinstance(outcome, tuple)
+        for pair in outcome
+        if {row[pair.chosen.index], row[pair.rejected.index]} == {True, False}
+    ]
     values |= {"pair_accuracy": _mean(differing), "pair_accuracy_num": float(len(differing))}
     return {name: value for name, value in values.items() if not math.isnan(value)}
 

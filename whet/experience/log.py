@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from whet.experience.rounds import Round
-from whet.rewards.judge import transcript
+from whet.rewards.transcript import transcript
 
 
 def completion_rows(made: Round, advantages: Mapping[str, float]) -> Iterator[dict[str, Any]]:

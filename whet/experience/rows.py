@@ -1,6 +1,7 @@
 """Scored groups and pairs -> the rows of the files that prepare writes. The field names are the seed pipeline's.
 
     raw_responses.jsonl   instruction, candidates [{response, score, judge_output}], chosen, chosen_score, rejected, ...
+                          and, where answers were compared, judgements [{shown, reply, reading}]
     dpo_training.jsonl    prompt, chosen, rejected, chosen_score, rejected_score
     grpo_training.jsonl   prompt, response, reward
     gspo_training.jsonl   prompt, responses, weights = softmax(score / T)
@@ -15,26 +16,31 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from whet.experience.pairs import Pair, Reason, candidates
-from whet.rewards.judge import transcript
+from whet.experience.pairs import Outcome, Pair, candidates
+from whet.rewards.transcript import transcript
 from whet.schema.records import Message, Part, Prompt
-from whet.schema.rollouts import Completion, Group, Score
+from whet.schema.rollouts import Completion, Group, Judgement, Score
 
 Row = dict[str, Any]
 
 
-def raw_row(group: Group, outcome: Pair | Reason) -> Row:
-    """Everything about a prompt. Without a pair chosen and rejected are null and `dropped` says why."""
+def raw_row(group: Group, outcome: Outcome | None) -> Row:
+    """Everything about a prompt: of several pairs the first. Without one chosen and rejected are null and `dropped`
+    says why, unless nobody wanted pairs (None)."""
     row: Row = {
         "instruction": transcript(group.prompt.messages),
         "candidates": [_candidate(c, s) for c, s in zip(group.completions, group.scores, strict=True)],
     }
     match outcome:
-        case Pair(chosen=chosen, rejected=rejected):
+        case (Pair(chosen=chosen, rejected=rejected), *others):
             row |= {"chosen": chosen.text, "chosen_score": chosen.score}
             row |= {"rejected": rejected.text, "rejected_score": rejected.score}
+            row |= {"num_pairs": 1 + len(others)} if others else {}
         case reason:
-            row |= {"chosen": None, "chosen_score": None, "rejected": None, "rejected_score": None, "dropped": reason}
+            row |= {"chosen": None, "chosen_score": None, "rejected": None, "rejected_score": None}
+            row |= {"dropped": reason} if reason is not None else {}
+    if compared := [_judgement(one) for one in group.judgements if len(one.shown) > 1]:
+        row["judgements"] = compared
     if not _is_plain(group.prompt):
         row |= _prompt(group.prompt, "messages")
     return row | {"key": group.columns["key"], "origin": str(group.prompt.origin)}
@@ -84,6 +90,16 @@ def _candidate(completion: Completion, score: Score) -> Row:
     if completion.finish_reason == "length":
         row["cut"] = True
     return row | ({"error": score.error} if score.error else {})
+
+
+def _judgement(judgement: Judgement) -> Row:
+    """`shown` are places in `candidates`, `reading` what each of them got there."""
+    row: Row = {
+        "shown": list(judgement.shown),
+        "reply": judgement.reply,
+        "reading": None if judgement.reading is None else list(judgement.reading),
+    }
+    return row | ({"error": judgement.error} if judgement.error else {})
 
 
 def _is_plain(prompt: Prompt) -> bool:

@@ -252,6 +252,8 @@ def _row(completion: Completion) -> dict[str, Any]:
     }
     if completion.counted_tokens is not None:
         row["counted_tokens"] = completion.counted_tokens
+    if completion.continuation_logprobs:
+        row["continuation_logprobs"] = list(completion.continuation_logprobs)
     return row | ({"error": completion.error} if completion.error else {})
 
 
@@ -264,4 +266,5 @@ def _completion(row: Mapping[str, Any]) -> Completion:
         finish_reason=row["finish_reason"],
         counted_tokens=row.get("counted_tokens"),
         error=row.get("error"),
+        continuation_logprobs=tuple(row.get("continuation_logprobs", ())),
     )

@@ -7,11 +7,10 @@ import random
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from whet.config.rollout import Judge
-from whet.experience.pairs import Pair, PairCounts, candidates
+from whet.experience.pairs import Outcome, PairCounts, candidates
 from whet.schema.rollouts import Group, Score
 
-MAX_BINS = 40
+LEAST_BINS, MAX_BINS = 10, 40
 T = TypeVar("T")
 
 
@@ -20,12 +19,10 @@ def group_metrics(groups: Sequence[Group], counts: PairCounts) -> dict[str, floa
     completions = [completion for group in groups for completion in group.completions]
     scores = [score for group in groups for score in group.scores]
     values = [score.value for score in scores if score.value is not None]
-    num_votes, num_read = sum(len(score.votes) for score in scores), sum(len(score.parts) for score in scores)
     metrics = {
         "num_prompts": float(len(groups)),
         "num_candidates": float(len(completions)),
-        "num_pairs": float(counts.kept),
-        "parse_failure_rate": _share(num_votes - num_read, num_votes),
+        "num_pairs": float(counts.pairs),
         "unscored_rate": _share(sum(score.value is None for score in scores), len(scores)),
         "tie_rate": _share(counts.dropped["ties"], counts.total),
         "cut_rate": _share(sum(completion.finish_reason == "length" for completion in completions), len(completions)),
@@ -35,11 +32,11 @@ def group_metrics(groups: Sequence[Group], counts: PairCounts) -> dict[str, floa
     return {name: value for name, value in metrics.items() if not math.isnan(value)}
 
 
-def histograms(groups: Sequence[Group], judge: Judge, group_size: int) -> dict[str, Any]:
-    """Scores, and usable candidates per prompt (0 to group_size), each as edges and counts."""
+def histograms(groups: Sequence[Group], scale: tuple[float, float], group_size: int) -> dict[str, Any]:
+    """Scores on their scale, and usable candidates per prompt (0 to group_size), each as edges and counts."""
     scores = [score for group in groups for score in group.scores]
     return {
-        "score": score_histogram(scores, judge.low, judge.high),
+        "score": score_histogram(scores, *scale),
         "candidates": {
             "edges": list(range(group_size + 2)),
             "counts": _tally([len(candidates(group)) for group in groups], group_size + 1),
@@ -48,8 +45,8 @@ def histograms(groups: Sequence[Group], judge: Judge, group_size: int) -> dict[s
 
 
 def score_histogram(scores: Sequence[Score], low: float, high: float) -> dict[str, Any]:
-    """Bins half a point wide (wider where that makes more than MAX_BINS); the last one includes its upper edge."""
-    num = max(1, min(MAX_BINS, math.ceil((high - low) * 2)))
+    """Bins half a point wide, or as wide as make between LEAST_BINS and MAX_BINS; the last includes its upper edge."""
+    num = max(LEAST_BINS, min(MAX_BINS, math.ceil((high - low) * 2)))
     width = (high - low) / num or 1.0
     places = [min(num - 1, int((score.value - low) / width)) for score in scores if score.value is not None]
     return {"edges": [low + width * index for index in range(num + 1)], "counts": _tally(places, num)}
@@ -67,13 +64,13 @@ def reservoir(items: Sequence[T], num: int, seed: int) -> list[T]:
     return [items[index] for index in sorted(kept)]
 
 
-def chosen_length_ratio(groups: Sequence[Group], outcomes: Sequence[object]) -> float | None:
+def chosen_length_ratio(groups: Sequence[Group], outcomes: Sequence[Outcome]) -> float | None:
     """Tokens of chosen over tokens of rejected answers: above 1 the judge favours length. None without pairs."""
     chosen = rejected = 0
     for group, outcome in zip(groups, outcomes, strict=True):
-        if isinstance(outcome, Pair):
-            chosen += group.completions[outcome.chosen.index].num_tokens
-            rejected += len(group.completions[outcome.rejected.index].ids)
+        for pair in outcome if isinstance(outcome, tuple) else ():
+            chosen += group.completions[pair.chosen.index].num_tokens
+            rejected += group.completions[pair.rejected.index].num_tokens
     return chosen / rejected if rejected else None
 
 

@@ -100,6 +100,29 @@ def parse_failures(metrics: Mapping[str, float]) -> str | None:
     return None
 
 
+def judge_errors(metrics: Mapping[str, float]) -> str | None:
+    share = metrics.get("judge_error_rate")
+    if share is not None and share > 0.01:
+        return f"{share:.1%} of the judgements never came: their reasons stand as error in raw_responses.jsonl."
+    return None
+
+
+def swapped_verdicts(metrics: Mapping[str, float]) -> str | None:
+    """A judge whose verdict depends on the order decides by it."""
+    share, first = metrics.get("swap_inconsistency_rate"), metrics.get("first_place_share")
+    if share is None or share <= 0.4:
+        return None
+    favour = f"; {first:.0%} of its verdicts are for the answer shown first" if first is not None else ""
+    return f"{share:.0%} of the comparisons turn round when the answers change places{favour}: they count as ties."
+
+
+def little_mass(metrics: Mapping[str, float]) -> str | None:
+    mass = metrics.get("score_mass")
+    if mass is not None and mass < 0.5:
+        return f"Only {mass:.0%} of the probability where a score stood lies on the scale: check judge.low and high."
+    return None
+
+
 def many_ties(metrics: Mapping[str, float]) -> str | None:
     share = metrics.get("tie_rate")
     if share is not None and share > 0.5:

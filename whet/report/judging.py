@@ -20,14 +20,29 @@ FACTS = (
     ("num_pairs", "pairs made", "{:,.0f}"),
     ("mean_score", "mean score", "{:.2f}"),
     ("accuracy", "candidates right, by the checker", "{:.1%}"),
+    ("human_agreement", "judge agrees with people", "{:.3f}"),
+    ("human_same_order", "answers in the people's order", "{:.1%}"),
+    ("num_examples", "judge examples made", "{:,.0f}"),
     ("agreement", "judge agrees with the checker", "{:.3f}"),
     ("agreement_same_prompt", "same, within a prompt", "{:.3f}"),
     ("pair_accuracy", "pairs the right way round", "{:.1%}"),
     ("parse_failure_rate", "replies that could not be read", "{:.1%}"),
+    ("judge_error_rate", "replies that never came", "{:.1%}"),
+    ("vote_disagreement", "judged several times, votes differ", "{:.1%}"),
+    ("score_mass", "probability on the scale", "{:.3f}"),
+    ("num_comparisons", "comparisons", "{:,.0f}"),
+    ("swap_inconsistency_rate", "verdicts that did not survive the swap", "{:.1%}"),
+    ("comparison_tie_rate", "comparisons tied in both orders", "{:.1%}"),
+    ("first_place_share", "verdicts for the answer shown first", "{:.1%}"),
     ("tie_rate", "prompts that ended in a tie", "{:.1%}"),
     ("cut_rate", "candidates cut at the limit", "{:.1%}"),
     ("mean_length", "tokens of a candidate", "{:.1f}"),
     ("chosen_length_ratio", "length, chosen over rejected", "{:.2f}"),
+    ("num_judge_pairs", "pairs of judgements", "{:,.0f}"),
+    ("meta_parse_failure_rate", "meta-judge's replies that could not be read", "{:.1%}"),
+    ("meta_swap_inconsistency_rate", "meta-judge's verdicts that did not survive the swap", "{:.1%}"),
+    ("meta_first_place_share", "meta-judge's verdicts for the first", "{:.1%}"),
+    ("meta_score_shift", "score, preferred judgements over others", "{:+.2f}"),
 )
 """Metric, its words, its form."""
 REASONS = {
@@ -38,6 +53,9 @@ REASONS = {
     "one_candidate": "only one answer had a score",
     "no_score": "no judgement could be read",
     "empty": "every answer was empty",
+    "all_right": "every answer was right",
+    "all_wrong": "every answer was wrong",
+    "unchecked": "the checker failed",
 }
 
 
@@ -51,12 +69,22 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """What a judge said of several candidates at once."""
+
+    title: str
+    """Which of them it saw, in which order, and what it made of them."""
+    judge: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ScoredGroup:
     """One prompt with its candidates, best first."""
 
     prompt: str
     candidates: tuple[Candidate, ...]
     dropped: str
+    compared: tuple[Compared, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,6 +108,9 @@ def read_judging(stage: StageView) -> Judging | None:
     checks = (
         alarms.weak_judge,
         alarms.parse_failures,
+        alarms.judge_errors,
+        alarms.swapped_verdicts,
+        alarms.little_mass,
         alarms.many_ties,
         alarms.longer_chosen,
         alarms.many_cut,
@@ -97,6 +128,16 @@ def read_judging(stage: StageView) -> Judging | None:
 def verdicts(stages: Sequence[StageView]) -> Iterator[Verdict]:
     """How far each judge can be trusted, in a sentence."""
     for stage in stages:
+        human = stage.metrics.get("human_agreement")
+        if human is not None:
+            num = int(stage.metrics.get("human_agreement_num", 0))
+            yield Verdict(
+                trend="better" if human > 0.7 else "same" if human > 0.55 else "worse",
+                text=(
+                    f"{stage.name}: of two answers that people told apart the judge scores the better one higher with "
+                    f"chance {human:.2f} ({num:,} pairs; 0.50 is a coin)."
+                ),
+            )
         agreement = stage.metrics.get("agreement")
         if stage.kind == "prepare" and agreement is not None:
             num = int(stage.metrics.get("agreement_num", 0))
@@ -145,13 +186,33 @@ def _charts(histograms: Row) -> Iterator[Chart]:
 
 
 def _group(row: Row) -> ScoredGroup:
-    order = sorted(row["candidates"], key=lambda one: -1.0 if one["score"] is None else one["score"], reverse=True)
+    unscored = float("-inf")  # a reward model's scores may lie below zero
+    places = sorted(
+        range(len(row["candidates"])),
+        key=lambda place: unscored if (score := row["candidates"][place]["score"]) is None else score,
+        reverse=True,
+    )
     roles = {"chosen": row["chosen"], "rejected": row["rejected"]}
+    rank = {place: number for number, place in enumerate(places, start=1)}
     return ScoredGroup(
         prompt=row["instruction"],
-        candidates=tuple(_candidate(one, roles) for one in order),
+        candidates=tuple(_candidate(row["candidates"][place], roles) for place in places),
         dropped=REASONS.get(row.get("dropped", ""), ""),
+        compared=tuple(_compared(one, rank) for one in row.get("judgements", ())),
     )
+
+
+def _compared(one: Row, rank: Mapping[int, int]) -> Compared:
+    """Candidates by the place they have on the page."""
+    shown = [rank[place] for place in one["shown"]]
+    title = f"shown {', '.join(f'#{number}' for number in shown)}"
+    if one["reading"] is None:
+        said = "could not be read"
+    elif len(shown) == 2 and sorted(one["reading"]) in ([0.0, 1.0], [0.5, 0.5]):
+        said = "a tie" if 0.5 in one["reading"] else f"#{shown[one['reading'].index(1.0)]} is better"
+    else:
+        said = f"ranked {', '.join(f'{number:g}' for number in one['reading'])}"
+    return Compared(title=f"{title}: {said}", judge=one["reply"] or one.get("error", ""))
 
 
 def _candidate(one: Row, roles: dict[str, str | None]) -> Candidate:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import assert_never
 
+from whet.config.judge import PointwiseForm
 from whet.config.rewards import Composite, Custom, Http, Judged, PlainReward, RewardModel, RewardPart
 from whet.config.rewards import Reward as RewardConfig
-from whet.config.rollout import Judge
 from whet.config.rules import Contains, Exact, JsonSchema, Length, Math, Numeric, Overlong, Regex, Repetition, Tags
 from whet.data.render import Renderer
 from whet.errors import ConfigError
@@ -40,7 +40,7 @@ class RewardSetting:
     """Reward models by the name of the stage that made them."""
     max_new_tokens: int | None = None
     """The longest answer an engine gives."""
-    judge: Callable[[Judge], tuple[Engine, Renderer]] | None = None
+    judge: Callable[[PointwiseForm], tuple[Engine, Renderer]] | None = None
     """The engine and the renderer of a judge; None where the stage has no judges."""
 
 

@@ -11,8 +11,29 @@ from importlib.resources import files
 from pathlib import Path
 
 from whet.errors import ConfigError, nearest
+from whet.runs.files import write_text
 
-SHIPPED = ("additive", "score_first", "pairwise")
+SHIPPED: dict[str, tuple[str, ...]] = {
+    "additive": ("instruction", "response"),
+    "score_first": ("instruction", "response"),
+    "pairwise": ("instruction", "first", "second"),
+    "listwise": ("instruction", "responses"),
+    "meta": ("instruction", "response", "first", "second"),
+}
+"""The templates that ship, and what each is filled with."""
+
+
+def write_template(name: str, file: Path | None) -> None:
+    """Write a template that ships into a new file, or print it. Raises ConfigError where there is none of this name,
+    or the file exists."""
+    text = read_template(name, SHIPPED.get(name, ()), field="judge-template")
+    if file is None:
+        print(text)
+        return
+    if file.exists():
+        raise ConfigError("is there already", field=str(file), fix="name a new file")
+    write_text(file, text + "\n")
+    print(f"wrote {file}; name it in the plan, e.g. judge.template={file}")
 
 
 def read_template(name: str, placeholders: tuple[str, ...], *, field: str = "judge.template") -> str:

@@ -27,6 +27,7 @@ from whet.models.backbone import Backbone, max_positions
 from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
 from whet.models.snapshot import Snapshot
+from whet.rollout.continuations import continuation_logprobs
 from whet.rollout.decode import Decoder
 from whet.rollout.padded import PaddedDecoder
 from whet.rollout.row import Row, before_stop
@@ -71,6 +72,23 @@ class NativeEngine:
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions in the order of the requests, as they come."""
+        for measured, part in groupby(requests, key=lambda request: bool(request.continuations)):
+            same_kind = list(part)
+            yield from self._measure(same_kind) if measured else self._draw(same_kind)
+
+    def _measure(self, requests: Sequence[Request]) -> Iterator[Completion]:
+        """Log-probs of the requests' continuations."""
+        logprobs = continuation_logprobs(self._model, [r for r in requests if self._problem(r) is None])
+        for request in requests:
+            if self._problem(request) is not None:
+                yield self._refused(request)
+            else:
+                yield Completion(
+                    key=request.key, ids=(), text="", logprobs=(), finish_reason="stop", policy_version=self._version,
+                    continuation_logprobs=next(logprobs),
+                )  # fmt: skip
+
+    def _draw(self, requests: Sequence[Request]) -> Iterator[Completion]:
         for sampling, same in groupby(requests, key=lambda request: request.sampling):
             rows = [Row(request, self._limit(request)) for request in same]
             fit = [row for row in rows if self._problem(row.request) is None]
@@ -184,7 +202,7 @@ class NativeEngine:
         return min(budget, self._max_positions - len(request.prompt_ids))
 
     def _problem(self, request: Request) -> str | None:
-        num = len(request.prompt_ids)
+        num = len(request.prompt_ids) + max(map(len, request.continuations), default=0)
         if num == 0:
             return "the prompt has no tokens"
         if self._max_positions is not None and num >= self._max_positions:

@@ -1,6 +1,6 @@
 """Rollouts: what an engine is asked, what it answers, how that is scored, and the group they form.
 
-    Request -> Completion -> Score -> Group
+    Request -> Completion -> Judgement -> Score -> Group
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class Request:
     """What `prompt_ids` says, for servers that take no ids and render for themselves."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Tools the messages may call, as in a prompt."""
+    continuations: tuple[tuple[int, ...], ...] = ()
+    """Where there are any, nothing is drawn: the log-prob of each after the prompt is asked for instead. An engine that
+    cannot say answers with an error."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +82,30 @@ class Completion:
     counted_tokens: int | None = None
     """Generated tokens as a server counts them that does not name their ids; None where `ids` says it."""
     error: str | None = None
+    continuation_logprobs: tuple[float, ...] = ()
+    """Log-probability of each of the request's continuations under the model itself, summed over its tokens."""
 
     @property
     def num_tokens(self) -> int:
         return len(self.ids) if self.counted_tokens is None else self.counted_tokens
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judgement:
+    """One reply of a judge about one completion of a group, or about several that it was shown together."""
+
+    shown: tuple[int, ...]
+    """Places of the completions in the group, in the order in which the judge saw them."""
+    reply: str
+    reading: tuple[float, ...] | None
+    """A number for each completion shown: its score; of two 1 and 0, or a half each for a tie; of a list the ranks,
+    1 the best and equals sharing the mean of theirs. None where the reply could not be read."""
+    num_tokens: int = 0
+    """Length of the reply."""
+    mass: float | None = None
+    """Probability that lay on the scale where the score was weighed by probability."""
+    error: str | None = None
+    """Why there was no reply."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,4 +126,7 @@ class Group:
     prompt: Prompt
     completions: tuple[Completion, ...]
     scores: tuple[Score, ...]
+    """Empty before they are judged."""
+    judgements: tuple[Judgement, ...] = ()
+    """What the scores were made of, where a language model judged."""
     columns: Mapping[str, Any] = field(default_factory=dict)

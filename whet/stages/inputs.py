@@ -8,10 +8,11 @@ from pathlib import Path
 from whet.config.base import Section
 from whet.config.data import Data, Source
 from whet.config.evaluate import WinRateTask
+from whet.config.judge import Asking, Listwise, Meta, Pairwise, PointwiseForm, RewardJudge
 from whet.config.model import Model
 from whet.config.reference import OnlineReference
 from whet.config.rewards import Custom, RewardModel
-from whet.config.rollout import Checker, Judge
+from whet.config.rollout import Checker
 from whet.config.rules import JsonSchema
 from whet.config.stage import EvaluateStage, Stage
 from whet.config.value import ModelValue
@@ -43,10 +44,10 @@ def models_in(stage: Stage) -> Iterator[str]:
         match section:
             case EvaluateStage(models=models):
                 yield from models
-            case OnlineReference(model=model) | Judge(model=model) | ModelValue(model=model):
+            case OnlineReference(model=model) | Asking(model=model) | ModelValue(model=model):
                 if model not in ("start", "self"):
                     yield model
-            case RewardModel(path=path):
+            case RewardModel(path=path) | RewardJudge(path=path):
                 yield path
             case WinRateTask(against=against):
                 yield against
@@ -71,9 +72,12 @@ def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[st
                 place = path.rpartition(":")[0]
                 if place.endswith(".py"):
                     yield path, place
-            case JsonSchema(path=str(path)) | RewardModel(adapter=str(path)):
+            case JsonSchema(path=str(path)) | RewardModel(adapter=str(path)) | RewardJudge(adapter=str(path)):
                 yield path, path
-            case Judge(template=template) | WinRateTask(template=template):
+            case (
+                PointwiseForm(template=template) | Pairwise(template=template) | Listwise(template=template)
+                | Meta(template=template) | WinRateTask(template=template)
+            ):  # fmt: skip
                 yield template, template
 
 

@@ -1,10 +1,17 @@
-"""Who judges in a stage: a model of the run, another checkpoint or a server, and the words it is asked in."""
+"""Who judges in a stage: a model of the run, another checkpoint, a server or a reward model, and in which words."""
 
 from __future__ import annotations
 
-from whet.config.rollout import Judge, Rollout
+from whet.config.engine import Native
+from whet.config.judge import Asking, PointwiseForm, RewardJudge
+from whet.config.judge import Judge as JudgeConfig
+from whet.config.rewards import RewardModel
+from whet.config.rollout import Rollout
 from whet.data.render import Renderer
+from whet.errors import ConfigError
 from whet.models.load import load_tokenizer
+from whet.rewards.build import RewardSetting, build_reward
+from whet.rewards.judge import Judge, RewardAsJudge, build_judge
 from whet.rollout.build import Answering, Served, engine_of_another, open_engine
 from whet.rollout.engine import Engine
 from whet.schema.artifacts import ModelRef
@@ -12,20 +19,40 @@ from whet.stages.context import Context
 from whet.stages.inputs import ref_of
 
 
-def judge_engine(judge: Judge, rollout: Rollout, context: Context, own: Engine | None = None) -> Engine:
+def judge_of(config: JudgeConfig, context: Context, *, seed: int) -> Judge:
+    """The judge that the plan names, without the model that speaks for it; a reward model is loaded at once.
+
+    Raises ConfigError for a bad template, ModelError where the model is not there.
+    """
+    if not isinstance(config, RewardJudge):
+        return build_judge(config, judge_renderer(config, context), seed=seed)
+    model = RewardModel(
+        path=config.path, adapter=config.adapter, batch_tokens=config.batch_tokens, device=context.model.device
+    )
+    return RewardAsJudge(reward=build_reward(model, setting=RewardSetting(models=context.models)))
+
+
+def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine | None = None) -> Engine:
     """The engine that judges: `own`, which answers with the stage's starting model, where that is the judge and no
     other engine is asked for; else one to be closed by the caller."""
-    if own is not None and judge.model == "start" and judge.engine in (None, rollout.engine):
+    own_is_asked = own is not None and judge.model == "start" and judge.engine in (None, rollout.engine)
+    config = rollout.engine if own_is_asked else judge.engine or engine_of_another(rollout.engine)
+    if isinstance(judge, PointwiseForm) and judge.needs_probabilities and not isinstance(config, Native):
+        raise ConfigError(
+            "scores=expectation needs an engine inside this process", field="judge.engine", found=config.type,
+            fix="set judge.engine=native",
+        )  # fmt: skip
+    if own is not None and own_is_asked:
         return own
     renderer = judge_renderer(judge, context)
     return open_engine(
-        judge.engine or engine_of_another(rollout.engine),
+        config,
         Served(ref=judge_ref(judge, context), model=context.model, folder=context.paths.root),
         Answering(tokenizer=renderer.template.tokenizer, end_id=renderer.end_id, batch_size=rollout.batch_size),
     )
 
 
-def judge_renderer(judge: Judge, context: Context) -> Renderer:
+def judge_renderer(judge: Asking, context: Context) -> Renderer:
     """The judge is asked in its own words: a task's system message is part of what it judges, not of its role."""
     tokenizer = load_tokenizer(
         judge_ref(judge, context).path, chat_template=context.model.chat_template,
@@ -34,6 +61,6 @@ def judge_renderer(judge: Judge, context: Context) -> Renderer:
     return Renderer(tokenizer)
 
 
-def judge_ref(judge: Judge, context: Context) -> ModelRef:
+def judge_ref(judge: Asking, context: Context) -> ModelRef:
     """`start` does not learn: a judge must not move with the judged."""
     return context.start if judge.model == "start" else ref_of(judge.model, context.models)

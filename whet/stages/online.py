@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from whet.config.rollout import Judge
+from whet.config.judge import PointwiseForm
 from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
 from whet.errors import DataError
@@ -103,7 +103,7 @@ def setting(stage: OnlineStage, context: Context) -> RewardSetting:
     )
 
 
-def judge_of(stage: OnlineStage, context: Context, judge: Judge) -> tuple[Engine, Renderer]:
+def judge_of(stage: OnlineStage, context: Context, judge: PointwiseForm) -> tuple[Engine, Renderer]:
     """A language model that judges."""
     return judge_engine(judge, stage.rollout, context), judge_renderer(judge, context)
 

@@ -18,7 +18,16 @@ import yaml
 
 from whet.config.load import dump_plan
 from whet.config.plan import Plan
-from whet.config.stage import EvaluateStage, MergeStage, OfflineStage, OnlineStage, PrepareStage, RewardStage, Stage
+from whet.config.stage import (
+    EvaluateStage,
+    JudgeExamplesStage,
+    MergeStage,
+    OfflineStage,
+    OnlineStage,
+    PrepareStage,
+    RewardStage,
+    Stage,
+)
 from whet.errors import ConfigError, RunError, UserError, nearest
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, write_json, write_text, writing
@@ -146,6 +155,10 @@ def dispatch(stage: Stage, context: Context) -> StageResult:
             from whet.stages import prepare
 
             return prepare.run(stage, context)
+        case JudgeExamplesStage():
+            from whet.stages import judge_examples
+
+            return judge_examples.run(stage, context)
         case EvaluateStage():
             from whet.stages import evaluate
 

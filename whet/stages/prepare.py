@@ -1,13 +1,15 @@
-"""prepare: the model answers prompts, judges its own answers, and the scores become training data.
+"""prepare: the model answers prompts, a judge scores its answers, and the scores become training data.
 
-Self-Rewarding Language Models (Yuan et al., 2401.10020), one round of it. Leaves in the stage's folder
+Self-Rewarding Language Models (Yuan et al., 2401.10020), one round of it; with `meta` the judge's own training data as
+well (Meta-Rewarding, 2407.19594). Leaves in the stage's folder
 
     rollouts.jsonl              every answer as it came, and in judgements.jsonl every judgement: what a killed stage
-                                goes on from
+                                goes on from (so are probabilities.jsonl, of scores, and meta_judgements.jsonl)
     raw_responses.jsonl         prompt by prompt: candidates, scores, judge's words, chosen and rejected or why not
     dpo_training.jsonl  grpo_training.jsonl  gspo_training.jsonl      the same as training rows
     self_reward_samples.jsonl   a few of the raw rows, drawn at random, for reading
     histograms.json  pairs.json  data.json                            score distribution, pair counts, data ledger
+    judge_training.jsonl  judge_pairs.json                            with `meta`: pairs of judgements, the same way
 """
 
 from __future__ import annotations
@@ -18,18 +20,22 @@ from contextlib import closing
 
 from transformers import PreTrainedTokenizerBase
 
+from whet.config.judge import RewardJudge
 from whet.config.stage import PrepareStage
 from whet.data.render import Renderer
 from whet.errors import RunError
-from whet.experience.agreement import agreement_metrics, check_groups
-from whet.experience.collect import Collector
-from whet.experience.pairs import Pair, PairCounts, Reason, select_pairs
+from whet.experience.agreement import Checked, agreement_metrics, check_groups
+from whet.experience.asking import JudgeStream, judge_stream
+from whet.experience.collect import Collector, at_once
+from whet.experience.judging import judge_metrics, score_range
+from whet.experience.meta import MetaJudge, build_meta_judge
+from whet.experience.pairs import Outcome, PairCounts, select_pairs
 from whet.experience.rows import dpo_row, grpo_rows, gspo_row, raw_row
 from whet.experience.store import RolloutStore
 from whet.experience.summary import chosen_length_ratio, group_metrics, histograms, reservoir
 from whet.models.load import load_tokenizer
-from whet.rewards.check import Check, build_checker
-from whet.rewards.judge import PointJudge, build_judge
+from whet.rewards.check import build_checker
+from whet.rewards.judge import AskedJudge, Judge
 from whet.rollout.build import Answering, Served, open_engine
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.layout import StagePaths
@@ -38,7 +44,7 @@ from whet.schema.artifacts import StageResult
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Group
 from whet.stages.context import Context
-from whet.stages.judging import judge_engine, judge_renderer
+from whet.stages.judging import judge_engine, judge_of
 from whet.stages.prompts import read_prompts
 
 
@@ -49,12 +55,17 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
     renderer = Renderer(tokenizer, system=stage.data.system)
-    judge = build_judge(stage.judge, judge_renderer(stage.judge, context), seed=stage.rollout.seed)
+    judge = judge_of(stage.judge, context, seed=stage.rollout.seed)
+    if stage.meta is not None and isinstance(judge, AskedJudge):
+        build_meta_judge(stage.meta, judge)  # a bad template is found before anything is asked
     asked = read_prompts(stage.data, context, renderer, hold_out=False)
     asked.write(context)
     groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, asked.prompts)
-    outcomes, counts = select_pairs(groups, stage.pairs)
-    metrics |= group_metrics(groups, counts)
+    checked = check_groups(groups, check) if check is not None else None
+    outcomes, counts = select_pairs(
+        groups, stage.pairs, seed=stage.rollout.seed, marks=checked.right if checked is not None else None
+    )
+    metrics |= group_metrics(groups, counts) | judge_metrics(groups, stage.judge)
     write_files(context.paths, stage, groups, outcomes, counts)
     print(f"{stage.name}: {counts.describe()}")
     if not counts.kept:
@@ -65,8 +76,8 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
         )
     if (ratio := chosen_length_ratio(groups, outcomes)) is not None:
         metrics["chosen_length_ratio"] = ratio
-    if check is not None:
-        metrics |= compare_with_truth(stage.name, groups, outcomes, check)
+    if checked is not None:
+        metrics |= compare_with_truth(stage.name, groups, outcomes, checked)
     return StageResult(metrics=metrics)
 
 
@@ -75,36 +86,52 @@ def collect_groups(
     context: Context,
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
-    judge: PointJudge,
+    judge: Judge,
     prompts: Sequence[Prompt],
 ) -> tuple[list[Group], dict[str, float]]:
-    """Scored groups of all prompts, and the seconds each part took in this process."""
+    """Scored groups of all prompts, and the seconds each part took in this process; with `meta`, its files and numbers.
+    """
     begun = time.perf_counter()
     answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size)
     served = Served(ref=context.start, model=context.model, folder=context.paths.root)
     with closing(open_engine(stage.rollout.engine, served, answering)) as engine:
-        judging = judge_engine(stage.judge, stage.rollout, context, engine)
+        speaking = engine
+        if not isinstance(stage.judge, RewardJudge):
+            speaking = judge_engine(stage.judge, stage.rollout, context, engine)
         loading = time.perf_counter() - begun
-        total = len(prompts) * stage.rollout.group_size * (1 + stage.judge.votes)
-        stores = (RolloutStore(context.paths.file(name)) for name in ("rollouts.jsonl", "judgements.jsonl"))
-        store, judgements = stores
-        with Progress(stage.name, total, done=store.num_stored + judgements.num_stored) as progress:
+        judging = judge_stream(judge, speaking, context.paths.root, chunk=at_once(stage.rollout.batch_size))
+        store, size = RolloutStore(context.paths.file("rollouts.jsonl")), stage.rollout.group_size
+        total = len(prompts) * (size + judge.num_requests(size))
+        with Progress(stage.name, total, done=store.num_stored + judging.num_stored) as progress:
             collector = Collector(
-                engine=engine, judge_engine=judging, renderer=renderer, rollout=stage.rollout, judge=judge,
-                store=store, judgements=judgements, tell=progress.update,
+                engine=engine, renderer=renderer, rollout=stage.rollout, judging=judging, store=store,
+                tell=progress.update,
             )  # fmt: skip
             groups = list(collector.groups(prompts))
-        if judging is not engine:
-            judging.close()
-    seconds = {f"seconds_{part}": round(value, 3) for part, value in collector.seconds.items()}
-    return groups, {"seconds_load": round(loading, 3)} | seconds
+        metrics = {f"seconds_{part}": round(value, 3) for part, value in collector.seconds.items()}
+        if stage.meta is not None and isinstance(judge, AskedJudge):
+            metrics |= judge_judgements(build_meta_judge(stage.meta, judge), groups, judging, context.paths)
+        if speaking is not engine:
+            speaking.close()
+    return groups, {"seconds_load": round(loading, 3)} | metrics
+
+
+def judge_judgements(
+    meta: MetaJudge, groups: Sequence[Group], judging: JudgeStream, paths: StagePaths
+) -> dict[str, float]:
+    """Write the judge's own training data."""
+    store, begun = RolloutStore(paths.file("meta_judgements.jsonl")), time.perf_counter()
+    result = meta.run(groups, lambda requests: list(store.stream(judging.engine, requests, chunk=judging.chunk)))
+    write_jsonl(paths.file("judge_training.jsonl"), [meta.row(pair) for pair in result.pairs])
+    write_json(paths.file("judge_pairs.json"), result.to_json())
+    return result.metrics() | {"seconds_meta": round(time.perf_counter() - begun, 3)}
 
 
 def write_files(
     paths: StagePaths,
     stage: PrepareStage,
     groups: Sequence[Group],
-    outcomes: Sequence[Pair | Reason],
+    outcomes: Sequence[Outcome],
     counts: PairCounts,
 ) -> None:
     """Every file the stage leaves, each appearing whole. Without pairs those that say why."""
@@ -112,22 +139,22 @@ def write_files(
     raw = [raw_row(group, outcome) for group, outcome in both]
     write_jsonl(paths.file("raw_responses.jsonl"), raw)
     write_jsonl(paths.file("self_reward_samples.jsonl"), reservoir(raw, stage.num_logged, stage.rollout.seed))
-    write_json(paths.file("histograms.json"), histograms(groups, stage.judge, stage.rollout.group_size))
+    scale = score_range(groups, stage.judge)
+    write_json(paths.file("histograms.json"), histograms(groups, scale, stage.rollout.group_size))
     write_json(paths.file("pairs.json"), counts.to_json())
     if not counts.kept:
         return
     weighted = [gspo_row(group, stage.pairs.weight_temperature) for group in groups]
     write_jsonl(paths.file("grpo_training.jsonl"), [row for group in groups for row in grpo_rows(group)])
     write_jsonl(paths.file("gspo_training.jsonl"), [row for row in weighted if row is not None])
-    pairs = [dpo_row(group, outcome) for group, outcome in both if isinstance(outcome, Pair)]
+    pairs = [dpo_row(group, pair) for group, outcome in both if isinstance(outcome, tuple) for pair in outcome]
     write_jsonl(paths.file("dpo_training.jsonl"), pairs)
 
 
 def compare_with_truth(
-    name: str, groups: Sequence[Group], outcomes: Sequence[Pair | Reason], check: Check
+    name: str, groups: Sequence[Group], outcomes: Sequence[Outcome], checked: Checked
 ) -> dict[str, float]:
     """The judge's agreement with the checker, said aloud: pairs are worth no more than the judge."""
-    checked = check_groups(groups, check)
     metrics = agreement_metrics(groups, outcomes, checked)
     if checked.failures:
         print(f"{name}: the checker failed on {checked.failures} answers; the first: {checked.first_failure}")

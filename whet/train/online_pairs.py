@@ -15,7 +15,7 @@ from whet.data.pack import fill
 from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
 from whet.experience.log import completion_rows
-from whet.experience.pairs import Pair, select_pairs
+from whet.experience.pairs import Pair, select_pair
 from whet.experience.rounds import Round
 from whet.schema.metrics import values
 from whet.schema.rollouts import Group
@@ -57,11 +57,9 @@ class OnlinePairFeed:
 
     def micro_batches(self, step: int) -> list[GroupBatch]:
         made = self._order.get(step, step)
-        outcomes, counts = select_pairs(made.groups, self._pairs)
-        paired = [
-            (group, pair) for group, pair in zip(made.groups, outcomes, strict=True) if isinstance(pair, Pair)
-        ]
-        self._metrics = self._of(made) | {"num_pairs": self._parallel.sum(float(counts.kept))}
+        selected = [(group, select_pair(group, self._pairs)) for group in made.groups]
+        paired = [(group, pair) for group, pair in selected if isinstance(pair, Pair)]
+        self._metrics = self._of(made) | {"num_pairs": self._parallel.sum(float(len(paired)))}
         told = {
             group.completions[place].key: sign
             for group, pair in paired

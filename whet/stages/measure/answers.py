@@ -9,7 +9,7 @@ from functools import partial
 from whet.config.evaluate import ExactTask, OverlapTask, WinRateTask
 from whet.data.ledger import Ledger
 from whet.errors import DataError
-from whet.rewards.judge import transcript
+from whet.rewards.transcript import transcript
 from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure
 from whet.schema.records import Prompt

@@ -5,17 +5,17 @@ Judges favour a place (Zheng et al., 2306.05685): a verdict counts only when it 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 from whet.config.evaluate import WinRateTask
 from whet.data.render import Renderer
-from whet.rewards.judge import transcript
-from whet.rewards.parse import Verdict, parse_verdict
-from whet.rewards.template import fill, read_template
+from whet.rewards.pairwise import Comparison, majority, swapped
+from whet.rewards.parse import parse_verdict
+from whet.rewards.template import SHIPPED, fill, read_template
+from whet.rewards.transcript import transcript
 from whet.schema.artifacts import Measure
 from whet.schema.records import Message
 from whet.schema.rollouts import Sampling
@@ -24,25 +24,6 @@ from whet.stages.measure.interval import proportion
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
 from whet.stages.measure.subject import RefLoader, Subject
-
-PLACEHOLDERS = ("instruction", "first", "second")
-
-
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """The two verdicts on one pair, both told from the subject's side: `first` is a win. None: unreadable."""
-
-    shown_first: Verdict | None
-    shown_second: Verdict | None
-
-    @property
-    def consistent(self) -> bool:
-        return self.shown_first is not None and self.shown_first == self.shown_second
-
-    @property
-    def points(self) -> float:
-        """1 a win, 0 a loss, a half where the orders disagree, or agree on a tie, or one cannot be read."""
-        return {"first": 1.0, "second": 0.0}.get(self.shown_first or "tie", 0.5) if self.consistent else 0.5
 
 
 def measure_win_rate(
@@ -93,7 +74,8 @@ def compare(
     The judge is asked in its own words: the system message of the task is part of what it judges, not of its role.
     """
     judge = replace(judge, renderer=Renderer(judge.tokenizer))
-    template, config = read_template(task.template, PLACEHOLDERS, field=f"tasks.{ready.name}.template"), task.judge
+    config, field = task.judge, f"tasks.{ready.name}.template"
+    template = read_template(task.template, SHIPPED["pairwise"], field=field)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
     requests = []
     for key, prompt, (mine, other) in zip(ready.keys, ready.prompts, pairs, strict=True):
@@ -111,18 +93,6 @@ def compare(
         for start in range(0, len(spoken), config.votes)
     ]
     return [
-        Comparison(shown_first, _swapped(shown_second))
+        Comparison(shown_first, swapped(shown_second))
         for shown_first, shown_second in zip(verdicts[::2], verdicts[1::2], strict=True)
     ]
-
-
-def majority(votes: Sequence[Verdict | None]) -> Verdict | None:
-    """The most frequent readable verdict; a draw between verdicts is a tie; None where no vote could be read."""
-    ranked = Counter(vote for vote in votes if vote is not None).most_common(2)
-    if not ranked:
-        return None
-    return "tie" if len(ranked) == 2 and ranked[0][1] == ranked[1][1] else ranked[0][0]
-
-
-def _swapped(verdict: Verdict | None) -> Verdict | None:
-    return {"first": "second", "second": "first"}.get(verdict or "", verdict)  # type: ignore[return-value]
