@@ -58,12 +58,16 @@ class Collector:
 
     def groups(self, prompts: Iterable[Prompt]) -> Iterator[Group]:
         """One group per prompt, in their order."""
-        return self.judging.judged(self._unscored(prompts), lambda done: self.tell(done, "judgements"))
+        return self.groups_of(keyed(prompts))
 
-    def _unscored(self, prompts: Iterable[Prompt]) -> Iterator[Group]:
+    def groups_of(self, named: Iterable[tuple[Prompt, str]]) -> Iterator[Group]:
+        """The same for prompts that have their names: a share of all prompts."""
+        return self.judging.judged(self._unscored(named), lambda done: self.tell(done, "judgements"))
+
+    def _unscored(self, named: Iterable[tuple[Prompt, str]]) -> Iterator[Group]:
         num = self.rollout.group_size
         for (prompt, key), completions in replies_to(
-            keyed(prompts), lambda both: self.requests(*both), store=self.store, engine=self.engine,
+            named, lambda both: self.requests(*both), store=self.store, engine=self.engine,
             chunk=max(1, at_once(self.rollout.batch_size) // num) * num, tell=lambda made: self.tell(made, "answers"),
         ):  # fmt: skip
             yield Group(prompt=prompt, completions=tuple(completions), scores=(), columns={"key": key})
