@@ -13,10 +13,10 @@ from transformers import AutoTokenizer
 from tests.rewards.made import completion, prompt, value
 from whet.config.base import Section
 from whet.config.catalogue import sections
+from whet.config.judge import PointwiseForm
 from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.rewards import Composite, Custom, Judged, Reward
-from whet.config.rollout import Judge
 from whet.config.rules import Numeric, Overlong
 from whet.data.render import Renderer
 from whet.errors import ConfigError
@@ -128,7 +128,7 @@ class Echo:
 def test_a_judge(tiny_checkpoint: Path) -> None:
     asked = []
 
-    def judge(config: Judge) -> tuple[Echo, Renderer]:
+    def judge(config: PointwiseForm) -> tuple[Echo, Renderer]:
         asked.append(config.model)
         return Echo(), Renderer(AutoTokenizer.from_pretrained(tiny_checkpoint))
 
