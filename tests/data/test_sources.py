@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from whet.config.data import Data, Source
 from whet.data.ledger import Ledger, ranges
-from whet.data.sources import read_records, split_records
+from whet.data.sources import read_records, split_records, stream_records
 from whet.data.split import prompt_key
 from whet.errors import ConfigError, DataError
 from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Record, RecordKind
@@ -58,6 +58,31 @@ def test_real_files_are_read_whole(real_data: Path, name: str, format: str, kind
 def test_real_pictures_stand_in_the_text(real_data: Path) -> None:
     records, _ = read_records(Data(files=(str(real_data / "mllm_demo.json"),)), ("conversation",))
     assert all(any(not isinstance(message.content, str) for message in r.messages) for r in records if isinstance(r, Conversation))
+
+
+STREAMED: list[dict[str, Any]] = [
+    {}, {"num_samples": 3}, {"files": [{"path": "a.jsonl", "weight": 2.0}, "b.csv"]}, {"on_bad_row": "drop"},
+    {"files": [{"path": "a.jsonl", "num_samples": 2}, "b.csv"]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("section", STREAMED, ids=str)
+def test_streamed_records_are_those_read_at_once(in_tmp: Path, section: dict[str, Any]) -> None:
+    write(in_tmp / "a.jsonl", [*alpaca("a", "b", "c", "d"), *([{"instruction": 7, "output": "x"}] if "on_bad_row" in section else [])])
+    (in_tmp / "b.csv").write_text("instruction,output\ne,E\nf,F\n")
+    data, ledger = Data.model_validate({"files": ["a.jsonl", "b.csv"], **section}), Ledger()
+    stream = stream_records(data, ("conversation",), ledger)
+    first = next(stream)
+    if not section:
+        assert ledger.kept == 1, "the second row is not read yet"
+    expected, whole = read_records(data, ("conversation",))
+    assert [first, *stream] == expected and ledger.to_json() == whole.to_json()
+
+
+def test_a_stream_without_a_row_left_says_why(in_tmp: Path) -> None:
+    write(in_tmp / "a.jsonl", [{"instruction": "b", "output": None}])
+    with pytest.raises(DataError, match="no rows left"):
+        list(stream_records(Data(files=("a.jsonl",), format="alpaca", on_bad_row="drop"), ("conversation",), Ledger()))
 
 
 def test_bad_rows_stop_or_are_dropped_with_their_lines(tmp_path: Path) -> None:

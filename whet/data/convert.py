@@ -14,13 +14,14 @@ from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError, nearest
-from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Record, RecordKind
+from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Rating, Record, RecordKind
 
 TARGETS: dict[str, RecordKind] = {
     "messages": "conversation",
     "sharegpt": "conversation",
     "alpaca": "conversation",
     "preference": "preference",
+    "kto": "rating",
     "prompt": "prompt",
 }
 """Format to write -> kind of record it holds."""
@@ -76,6 +77,8 @@ def writer_of(to: str) -> Callable[[Any], dict[str, Any]]:
             return _alpaca_row
         case "preference":
             return _preference_row
+        case "kto":
+            return _kto_row
         case "prompt":
             return _prompt_row
         case _:
@@ -158,6 +161,11 @@ def _preference_row(record: Preference) -> dict[str, Any]:
     }
     numbers = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score, "margin": record.margin}
     row |= {name: value for name, value in numbers.items() if value is not None}
+    return {**row, **_tools(record.tools), **_images(record.prompt)}
+
+
+def _kto_row(record: Rating) -> dict[str, Any]:
+    row = {"prompt": _prompt(record.prompt), "completion": _answer(record.response), "label": record.label}
     return {**row, **_tools(record.tools), **_images(record.prompt)}
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -27,7 +27,7 @@ from whet.data.split import split_records
 from whet.errors import ConfigError, DataError, nearest
 from whet.schema.records import Record, RecordKind
 
-__all__ = ["open_rows", "read_records", "split_records"]
+__all__ = ["open_rows", "read_records", "split_records", "stream_records"]
 
 
 def read_records(
@@ -41,29 +41,74 @@ def read_records(
 
     Raises DataError where a file, or a row (unless `data.on_bad_row` is drop), cannot be used, or none is left.
     """
-    sources = [
-        Source(path=file) if isinstance(file, str) else file for file in (data.files if files is None else files)
-    ]
-    if not sources:
-        raise ConfigError("is empty", field="data.files", fix="name at least one file")
-    _check_columns(data.columns)
     ledger = Ledger()
-    places = [locate(source, data, folders) for source in sources]
+    return _drawn(_places(data, folders, files), data, want, ledger, read_place), ledger
+
+
+Opener = Callable[[Place, Ledger], Iterator[Iterator[RawRow | DataError]]]
+"""Raw rows of a source, an iterator a file: `read_place`, or that with something done to the rows."""
+
+
+def stream_records(
+    data: Data,
+    want: tuple[RecordKind, ...],
+    ledger: Ledger,
+    *,
+    folders: Mapping[str, Path] = {},
+    places: Sequence[Place] | None = None,
+    opener: Opener = read_place,
+) -> Iterator[Record]:
+    """The records of `read_records`, one at a time, each row written into the ledger as it is read.
+
+    What is drawn (`num_samples`, weights that differ) is drawn from a list in memory, and JSON arrays are read whole.
+    `places` stand in for `data.files`, `opener` reads them. Raises as `read_records` does, when it comes to the row.
+    """
+    places = _places(data, folders, None) if places is None else places
+    draws = data.num_samples is not None or any(place.num_samples is not None for place in places)
+    if draws or len({place.weight for place in places}) > 1:
+        yield from _drawn(places, data, want, ledger, opener)
+        return
+    none = True
+    for place in places:
+        for record in _read_place(place, data, want, ledger, opener):
+            none = False
+            yield record
+    if none:
+        raise _none_left(places, ledger)
+
+
+def _drawn(
+    places: Sequence[Place], data: Data, want: Sequence[RecordKind], ledger: Ledger, opener: Opener
+) -> list[Record]:
+    """All records, as far as they are drawn."""
     groups = [
-        _sampled(_read_place(place, data, want, ledger), place.num_samples, f"{data.seed}:{place.name}", ledger)
+        _sampled(
+            list(_read_place(place, data, want, ledger, opener)), place.num_samples, f"{data.seed}:{place.name}", ledger
+        )
         for place in places
     ]
     records = list(chain.from_iterable(_mixed(groups, places, data.seed, ledger)))
     records = _sampled(records, data.num_samples, f"{data.seed}", ledger)
     if not records:
-        first = next(iter(ledger.examples.values()), None)
-        raise DataError(
-            "no rows left",
-            file=sources[0].path,
-            found=ledger.describe(),
-            fix=f"the first complaint was: {first}" if first else None,
-        )
-    return records, ledger
+        raise _none_left(places, ledger)
+    return records
+
+
+def _places(data: Data, folders: Mapping[str, Path], files: Sequence[str | Source] | None) -> list[Place]:
+    """Where the sources lie."""
+    named = data.files if files is None else files
+    if not named:
+        raise ConfigError("is empty", field="data.files", fix="name at least one file")
+    _check_columns(data.columns)
+    return [locate(Source(path=file) if isinstance(file, str) else file, data, folders) for file in named]
+
+
+def _none_left(places: Sequence[Place], ledger: Ledger) -> DataError:
+    first = next(iter(ledger.examples.values()), None)
+    return DataError(
+        "no rows left", file=places[0].name, found=ledger.describe(),
+        fix=f"the first complaint was: {first}" if first else None,
+    )  # fmt: skip
 
 
 def _check_columns(columns: Mapping[str, str]) -> None:
@@ -78,9 +123,10 @@ def _check_columns(columns: Mapping[str, str]) -> None:
             )
 
 
-def _read_place(place: Place, data: Data, want: Sequence[RecordKind], ledger: Ledger) -> list[Record]:
-    records: list[Record] = []
-    for rows in read_place(place, ledger):
+def _read_place(
+    place: Place, data: Data, want: Sequence[RecordKind], ledger: Ledger, opener: Opener
+) -> Iterator[Record]:
+    for rows in opener(place, ledger):
         opened = open_rows(rows, place)
         if opened.format == "auto":
             _bad(opened.rows, data, ledger)
@@ -90,8 +136,7 @@ def _read_place(place: Place, data: Data, want: Sequence[RecordKind], ledger: Le
             raise wrong_kind(opened, want)
         ledger.formats[opened.name] = opened.format
         for row in opened.rows:
-            records += _read_one(row, opened.format, kind, data, ledger)
-    return records
+            yield from _read_one(row, opened.format, kind, data, ledger)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -30,16 +30,27 @@ def writing(path: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file: to a temporary name beside it, flushed to disk, then renamed over `path`."""
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[str]]:
+    """A file to write piece by piece under a temporary name; it takes its own when the block ends well."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
+        try:
+            with temporary.open("w", encoding="utf-8") as handle:
+                yield handle
+                handle.flush()
+                os.fsync(handle.fileno())
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file: to a temporary name beside it, flushed to disk, then renamed over `path`."""
+    with replacing(path) as handle:
+        handle.write(text)
 
 
 def write_json(path: Path, value: object) -> None:
