@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from whet.stages.measure.interval import bootstrap, proportion, ratio, wilson
+from whet.stages.measure.interval import bootstrap, proportion, proportion_of_sums, ratio, wilson
 
 
 def test_wilson_by_hand():
@@ -29,6 +29,12 @@ def test_many_answers_count_between_prompts_and_answers():
     independent = proportion([1.0, 0.0] * 200)
     assert agreeing[1:] == pytest.approx(wilson(0.5, 100))
     assert independent[2] <= mixed[2] < agreeing[2]
+
+
+@pytest.mark.parametrize("shares", [[0.25, 0.75, 1.0, 0.5], [1.0] * 9, [0.0, 1.0, 1.0], [0.1] * 7])
+def test_sums_are_enough(shares):
+    sums = len(shares), sum(shares), sum(share * share for share in shares)
+    assert proportion_of_sums(*sums, 4) == pytest.approx(proportion(shares, 4), abs=1e-9)
 
 
 def test_clustered_answers_cover_the_truth():

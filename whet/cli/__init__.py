@@ -79,6 +79,10 @@ def run(args: Args = None, until: Until = None, fresh: Fresh = False) -> None:
         raise UserError("which plan?", fix="write `whet run PLAN.yaml`, or run one stage, e.g. `whet sft key=value`")
     directory = _run(plan, overrides, None, fresh, until)
     from whet.report.page import write_report
+    from whet.stages.ranks import join_ranks
+
+    if not join_ranks().is_main:
+        return
 
     print(f"report: {write_report(directory)}")
 
@@ -93,6 +97,12 @@ def sft(args: Args = None, fresh: Fresh = False) -> None:
 def prepare(args: Args = None, fresh: Fresh = False) -> None:
     """Answer prompts, judge the answers, make pairs of them."""
     _run(*_plan_and_overrides(args), "prepare", fresh)
+
+
+@app.command()
+def reject(args: Args = None, fresh: Fresh = False) -> None:
+    """Answer prompts several times, keep right answers apart from wrong ones."""
+    _run(*_plan_and_overrides(args), "reject", fresh)
 
 
 @app.command()

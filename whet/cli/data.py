@@ -75,6 +75,21 @@ def convert(
     print(f"{out}: {ledger.describe()}")
 
 
+@data_app.command("pair")
+def pair(
+    chosen: Annotated[str, typer.Argument(metavar="CHOSEN", help="File of right answers, e.g. accepted.jsonl.")],
+    rejected: Annotated[str, typer.Argument(metavar="REJECTED", help="File of wrong answers, e.g. rejected.jsonl.")],
+    out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
+    num: Annotated[int, typer.Option(min=1, help="Most pairs of one prompt.")] = 1,
+) -> None:
+    """Make preferences of right answers and of wrong ones to the same prompts."""
+    from whet.experience.pairing import pair as join
+
+    if out is None:
+        raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out pairs.jsonl")
+    print(f"{out}: {join(chosen, rejected, out, num=num).describe()}")
+
+
 def data_section(keys: Sequence[str] | None) -> Data:
     """The `data` section that `key=value` words make."""
     from whet.config.load import load_data

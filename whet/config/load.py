@@ -23,6 +23,7 @@ from whet.config.data import Data, Source
 from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.plan import Plan
+from whet.config.rewards import Composite, RewardModel
 from whet.config.source import read_source, to_yaml
 from whet.config.stage import (
     EvaluateStage,
@@ -31,6 +32,7 @@ from whet.config.stage import (
     OnlineStage,
     PolicyStage,
     PrepareStage,
+    RejectStage,
     Stage,
     TrainStage,
 )
@@ -81,6 +83,11 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
     if isinstance(stage, TrainStage | PrepareStage | JudgeExamplesStage):
         _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
         _check_references(stage.data, node, "data", earlier)
+    if isinstance(stage, RejectStage):
+        if stage.functions.read is None:
+            _need_files(stage.data, node, "data", "name the file of prompts, e.g. data.files=FILE.jsonl")
+        _check_references(stage.data, node, "data", earlier)
+        _check_judges_alone(stage, node)
     if isinstance(stage, OnlineStage):
         _check_learns(stage, node)
     if isinstance(stage, EvaluateStage) and not stage.tasks:
@@ -93,6 +100,22 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
         place = f"{'tasks' if isinstance(stage, EvaluateStage) else 'watch'}.{index}.data"
         _need_files(task.data, node, place, "name the held-out file")
         _check_references(task.data, node, place, earlier)
+
+
+def _check_judges_alone(stage: RejectStage, node: Node) -> None:
+    """Refuse scores that depend on what was scored before: an answer is right or not whatever came before it."""
+    match stage.reward:
+        case RewardModel(normalise=normalise):
+            normalised = normalise != "none"
+        case Composite(parts=parts):
+            normalised = any(part.normalise != "none" for part in parts)
+        case _:
+            normalised = False
+    if normalised:
+        raise _error_at(
+            node, "reward", "is normalised by what came before, and accept.min_score is one number for all",
+            fix="leave normalise out, and set accept.min_score on the scale of the scores",
+        )  # fmt: skip
 
 
 def _check_learns(stage: OnlineStage, node: Node) -> None:

@@ -23,6 +23,7 @@ from whet.config.objective import (
 from whet.config.pairwise import Sigmoid
 from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjective
 from whet.config.reference import OnlineReference, Reference
+from whet.config.reject import Accept, Functions
 from whet.config.reward import RewardHead
 from whet.config.rewards import Reward
 from whet.config.rollout import (
@@ -206,6 +207,24 @@ class JudgeExamplesStage(_Stage):
     """Prompts kept in self_reward_samples.jsonl for reading."""
 
 
+class RejectStage(_Stage):
+    """Rejection sampling: several answers a prompt, a judge of correctness, right and wrong ones in files of their own.
+
+    Right answers to learn from (RFT, 2308.01825; RAFT, 2304.06767), right against wrong for preferences, and the
+    prompts that nothing right came of.
+    """
+
+    kind: Literal["reject"] = "reject"
+    data: Data = Data()
+    rollout: Rollout = Rollout()
+    reward: Reward
+    """What says that an answer is right: `whet explain reward.type` lists the kinds."""
+    accept: Accept = Accept()
+    functions: Functions = Functions()
+    num_logged: int = Field(20, ge=0)
+    """Prompts with all their answers kept in reject_samples.jsonl for reading."""
+
+
 class EvaluateStage(_Stage):
     """Measure models on held-out tasks."""
 
@@ -241,10 +260,13 @@ PolicyStage = OfflinePolicyStage | OnlineStage
 """Stages that train a language model."""
 TrainStage = OfflineStage | OnlineStage
 """Stages that train."""
+SharedStage = PrepareStage | RejectStage
+"""Stages whose prompts several processes may share."""
 Stage = Annotated[
-    TrainStage | PrepareStage | JudgeExamplesStage | EvaluateStage | MergeStage, Field(discriminator="kind")
+    TrainStage | PrepareStage | JudgeExamplesStage | RejectStage | EvaluateStage | MergeStage,
+    Field(discriminator="kind"),
 ]
 STAGE_KINDS = (
-    "sft", "prepare", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo", "online_dpo",
-    "judge_examples", "evaluate", "merge",
+    "sft", "prepare", "reject", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo",
+    "online_dpo", "judge_examples", "evaluate", "merge",
 )  # fmt: skip

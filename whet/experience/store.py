@@ -80,7 +80,7 @@ class RolloutStore:
                 drawn = [_as_stored(completion) for completion in engine.generate(asked)]
                 self.seconds += time.perf_counter() - begun
                 with writing(self._path), self._path.open("a", encoding="utf-8") as file:
-                    _write(file, map(_row, drawn))
+                    _write(file, map(completion_row, drawn))
                     os.fsync(file.fileno())
                 lines.position = self._path.stat().st_size
                 tell(len(asked) - len(stored))
@@ -96,7 +96,7 @@ class RolloutStore:
             yield self._checked(line, request)
         with writing(self._path), self._path.open("a", encoding="utf-8") as file:
             for ready in self._arriving(engine, rest, tell):
-                _write(file, map(_row, ready))
+                _write(file, map(completion_row, ready))
                 self._early.shrink()
                 yield from ready
             os.fsync(file.fileno())
@@ -133,7 +133,7 @@ class RolloutStore:
 
     def _checked(self, row: Mapping[str, Any], request: Request) -> Completion:
         self._check(row["key"], request)
-        return _completion(row)
+        return completion_of(row)
 
     def _check(self, key: str, request: Request) -> None:
         if key != request.key:
@@ -157,7 +157,7 @@ class _Early:
         for row in read_jsonl(path):
             self._num_lines += 1
             if row["place"] >= since:
-                self._waiting[row["place"]] = _completion(row)
+                self._waiting[row["place"]] = completion_of(row)
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -236,14 +236,14 @@ def _whole_lines(path: Path) -> tuple[int, int]:
 
 
 def _as_stored(completion: Completion) -> Completion:
-    return _completion(_row(completion))
+    return completion_of(completion_row(completion))
 
 
 def _early_row(place: int, completion: Completion) -> dict[str, Any]:
-    return {"place": place} | _row(completion)
+    return {"place": place} | completion_row(completion)
 
 
-def _row(completion: Completion) -> dict[str, Any]:
+def completion_row(completion: Completion) -> dict[str, Any]:
     row: dict[str, Any] = {
         "key": completion.key,
         "text": completion.text,
@@ -257,7 +257,7 @@ def _row(completion: Completion) -> dict[str, Any]:
     return row | ({"error": completion.error} if completion.error else {})
 
 
-def _completion(row: Mapping[str, Any]) -> Completion:
+def completion_of(row: Mapping[str, Any]) -> Completion:
     return Completion(
         key=row["key"],
         ids=tuple(row["ids"]),

@@ -10,6 +10,7 @@ from whet.config.model import Model
 from whet.config.stage import Stage
 from whet.runs.layout import StagePaths
 from whet.schema.artifacts import ModelRef
+from whet.stages.ranks import ALONE, Ranks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,3 +28,5 @@ class Context:
     folders: Mapping[str, Path]
     """Folders of earlier stages by name, for `@NAME/FILE` in `data.files`."""
     stage: Stage
+    ranks: Ranks = ALONE
+    """This process among those that work on the stage together."""

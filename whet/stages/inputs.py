@@ -11,6 +11,7 @@ from whet.config.evaluate import WinRateTask
 from whet.config.judge import Asking, Listwise, Meta, Pairwise, PointwiseForm, RewardJudge
 from whet.config.model import Model
 from whet.config.reference import OnlineReference
+from whet.config.reject import Functions
 from whet.config.rewards import Custom, RewardModel
 from whet.config.rollout import Checker
 from whet.config.rules import JsonSchema
@@ -69,9 +70,10 @@ def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[st
                 if registry:
                     yield registry, registry
             case Checker(path=str(path)) | Custom(path=path):
-                place = path.rpartition(":")[0]
-                if place.endswith(".py"):
-                    yield path, place
+                yield from _python_file(path)
+            case Functions():
+                for function in (found.read, found.format, found.generate, found.save):
+                    yield from _python_file(function) if function is not None else ()
             case JsonSchema(path=str(path)) | RewardModel(adapter=str(path)) | RewardJudge(adapter=str(path)):
                 yield path, path
             case (
@@ -79,6 +81,13 @@ def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[st
                 | Meta(template=template) | WinRateTask(template=template)
             ):  # fmt: skip
                 yield template, template
+
+
+def _python_file(path: str) -> Iterator[tuple[str, str]]:
+    """The file of `FILE.py:function`; a module's is not this disk's to watch."""
+    place = path.rpartition(":")[0]
+    if place.endswith(".py"):
+        yield path, place
 
 
 def sections_in(section: Section) -> Iterator[Section]:

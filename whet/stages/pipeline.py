@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, assert_never
 
@@ -25,7 +26,9 @@ from whet.config.stage import (
     OfflineStage,
     OnlineStage,
     PrepareStage,
+    RejectStage,
     RewardStage,
+    SharedStage,
     Stage,
 )
 from whet.errors import ConfigError, RunError, UserError, nearest
@@ -37,6 +40,7 @@ from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.build import build_model
 from whet.stages.context import Context
 from whet.stages.inputs import input_hashes
+from whet.stages.ranks import join_ranks
 
 
 def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> dict[str, Any]:
@@ -47,10 +51,10 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
     directory that another plan has used, and the stage's own UserError where a stage cannot go on.
     """
     stages = stages_until(plan, until)
-    paths = RunPaths(Path(plan.run))
-    with only_one_process(paths):
-        claim(paths, plan, fresh=fresh)
-        build_model(plan.model)
+    paths, ranks = RunPaths(Path(plan.run)), join_ranks()
+    with only_one_process(paths) if ranks.is_main else nullcontext():
+        ranks.on_main(partial(claim, paths, plan, fresh=fresh))
+        ranks.on_main(partial(build_model, plan.model))
         base = ModelRef(path=plan.model.path, adapter=plan.model.adapter)
         models, folders = {"base": base, "previous": base}, dict[str, Path]()
         done: list[Status] = []
@@ -59,12 +63,13 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
             stage_paths = paths.stage(number, stage.name)
             context = Context(
                 model=plan.model, start=models[stage.start], models=dict(models), paths=stage_paths,
-                folders=dict(folders), stage=stage,
+                folders=dict(folders), stage=stage, ranks=ranks,
             )  # fmt: skip
             try:
                 status = run_stage(paths, stage, context)
             finally:
-                write_summary(paths, plan, done)
+                if ranks.is_main:
+                    write_summary(paths, plan, done)
             done.append(status)
             folders[stage.name] = stage_paths.root
             if status.result.model is not None:
@@ -73,7 +78,7 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
                     classifiers.add(stage.name)  # what follows goes on from a language model
                 else:
                     models["previous"] = status.result.model
-        return write_summary(paths, plan, done)
+        return ranks.on_main(partial(write_summary, paths, plan, done))
 
 
 def stages_until(plan: Plan, last: str | None) -> tuple[Stage, ...]:
@@ -92,18 +97,31 @@ def stages_until(plan: Plan, last: str | None) -> tuple[Stage, ...]:
 
 def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
     """Skip, resume or run one stage."""
+    status = context.ranks.on_main(partial(begin_stage, run, stage, context))
+    return status if status.status == "done" else finish_stage(run, stage, context, status)
+
+
+def begin_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
+    """How the stage ended before, where that still stands; else its status as running, written down.
+
+    Raises ConfigError where several processes are to run what one process does.
+    """
     config = {"stage": stage.model_dump(mode="json"), "model": context.model.model_dump(mode="json")}
     inputs = input_hashes(stage, context.model, context.start, context.models, context.folders)
     earlier = read_status(context.paths)
-    if earlier is not None:
-        stale = earlier.why_stale(config, inputs)
-        if stale is None and earlier.status == "done" and has_model(earlier):
-            print(f"{stage.name}: done before, inputs unchanged")
-            return earlier
-        if stale is not None:
-            place = archive(run, context.paths.root)
-            record_event(run, "stale", stage=stage.name, why=stale, archived=str(place))
-            print(f"{stage.name}: made again, {stale}; the earlier result is in {place}")
+    stale = earlier.why_stale(config, inputs) if earlier is not None else None
+    if earlier is not None and stale is None and earlier.status == "done" and has_model(earlier):
+        print(f"{stage.name}: done before, inputs unchanged")
+        return earlier
+    if context.ranks.world > 1 and not isinstance(stage, SharedStage):
+        raise ConfigError(
+            "runs in one process", field=f"stages.{stage.name}", found=f"{context.ranks.world} processes",
+            fix="start it without torchrun; prepare and reject share their prompts among processes",
+        )  # fmt: skip
+    if stale is not None:
+        place = archive(run, context.paths.root)
+        record_event(run, "stale", stage=stage.name, why=stale, archived=str(place))
+        print(f"{stage.name}: made again, {stale}; the earlier result is in {place}")
     resumed = earlier is not None and context.paths.root.exists()
     record_event(run, "resumed" if resumed else "started", stage=stage.name)
     status = Status(name=stage.name, kind=stage.kind, status="running", config=config, inputs=inputs, started=now())
@@ -111,7 +129,7 @@ def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
         context.paths.root.mkdir(parents=True, exist_ok=True)
     write_text(context.paths.config, yaml.safe_dump(config["stage"], sort_keys=False, allow_unicode=True))
     write_status(context.paths, status)
-    return finish_stage(run, stage, context, status)
+    return status
 
 
 def has_model(status: Status) -> bool:
@@ -121,7 +139,7 @@ def has_model(status: Status) -> bool:
 
 
 def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) -> Status:
-    """Run the stage and write how it ended."""
+    """Run the stage and write how it ended. The rank that fails writes it: the first may be ended before it knows."""
     started = time.perf_counter()
     try:
         result = dispatch(stage, context)
@@ -130,14 +148,18 @@ def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) 
         write_status(context.paths, replace(status, status="failed", finished=now(), seconds=seconds, error=str(error)))
         record_event(run, "failed", stage=stage.name, error=str(error))
         raise
-    status = replace(
-        status, status="done", finished=now(), seconds=round(time.perf_counter() - started, 2),
-        metrics=dict(result.metrics), model=asdict(result.model) if result.model else None,
-        evaluation=tuple(asdict(measure) for measure in result.evaluation),
-    )  # fmt: skip
-    write_status(context.paths, status)
-    record_event(run, "done", stage=stage.name, seconds=status.seconds)
-    return status
+
+    def ended() -> Status:
+        done = replace(
+            status, status="done", finished=now(), seconds=round(time.perf_counter() - started, 2),
+            metrics=dict(result.metrics), model=asdict(result.model) if result.model else None,
+            evaluation=tuple(asdict(measure) for measure in result.evaluation),
+        )  # fmt: skip
+        write_status(context.paths, done)
+        record_event(run, "done", stage=stage.name, seconds=done.seconds)
+        return done
+
+    return context.ranks.on_main(ended)
 
 
 def dispatch(stage: Stage, context: Context) -> StageResult:
@@ -155,6 +177,10 @@ def dispatch(stage: Stage, context: Context) -> StageResult:
             from whet.stages import prepare
 
             return prepare.run(stage, context)
+        case RejectStage():
+            from whet.stages import reject
+
+            return reject.run(stage, context)
         case JudgeExamplesStage():
             from whet.stages import judge_examples
 
@@ -196,7 +222,8 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
 
 def holds_work(paths: RunPaths) -> bool:
     """Whether anything was computed here. A plan refused for its data may be corrected and run in the same place."""
-    if any(any(paths.stages.glob(f"*/{name}")) for name in ("checkpoints", "rollouts.jsonl", "replies.jsonl")):
+    kept = ("checkpoints", "rollouts.jsonl", "rank-*/rollouts.jsonl", "replies.jsonl")
+    if any(any(paths.stages.glob(f"*/{name}")) for name in kept):
         return True
     return any(read_json(path)["status"] == "done" for path in paths.stages.glob("*/status.json"))
 

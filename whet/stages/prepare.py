@@ -17,6 +17,9 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from itertools import zip_longest
 
 from transformers import PreTrainedTokenizerBase
 
@@ -26,7 +29,8 @@ from whet.data.render import Renderer
 from whet.errors import RunError
 from whet.experience.agreement import Checked, agreement_metrics, check_groups
 from whet.experience.asking import JudgeStream, judge_stream
-from whet.experience.collect import Collector, at_once
+from whet.experience.collect import Collector, at_once, keyed
+from whet.experience.earlier import recalling
 from whet.experience.judging import judge_metrics, score_range
 from whet.experience.meta import MetaJudge, build_meta_judge
 from whet.experience.pairs import Outcome, PairCounts, select_pairs
@@ -46,6 +50,7 @@ from whet.schema.rollouts import Group
 from whet.stages.context import Context
 from whet.stages.judging import judge_engine, judge_of
 from whet.stages.prompts import read_prompts
+from whet.stages.shares import claim_shares, put_aside, share_folder
 
 
 def run(stage: PrepareStage, context: Context) -> StageResult:
@@ -59,8 +64,11 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
     if stage.meta is not None and isinstance(judge, AskedJudge):
         build_meta_judge(stage.meta, judge)  # a bad template is found before anything is asked
     asked = read_prompts(stage.data, context, renderer, hold_out=False)
-    asked.write(context)
+    if context.ranks.is_main:
+        asked.write(context)
     groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, asked.prompts)
+    if not context.ranks.is_main:
+        return StageResult()
     checked = check_groups(groups, check) if check is not None else None
     outcomes, counts = select_pairs(
         groups, stage.pairs, seed=stage.rollout.seed, marks=checked.right if checked is not None else None
@@ -90,27 +98,42 @@ def collect_groups(
     prompts: Sequence[Prompt],
 ) -> tuple[list[Group], dict[str, float]]:
     """Scored groups of all prompts, and the seconds each part took in this process; with `meta`, its files and numbers.
+
+    Of several ranks each has its share of the prompts to answer, and the first reads what the others have stored.
     """
+    ranks, root = context.ranks, context.paths.root
+    ranks.on_main(partial(claim_shares, root, ranks))
+    named = list(keyed(prompts))
+    shares = [named[rank :: ranks.world] for rank in range(ranks.world)]
     begun = time.perf_counter()
     answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size)
-    served = Served(ref=context.start, model=context.model, folder=context.paths.root)
+    served = Served(ref=context.start, model=context.model, folder=root)
     with closing(open_engine(stage.rollout.engine, served, answering)) as engine:
         speaking = engine
         if not isinstance(stage.judge, RewardJudge):
             speaking = judge_engine(stage.judge, stage.rollout, context, engine)
         loading = time.perf_counter() - begun
-        judging = judge_stream(judge, speaking, context.paths.root, chunk=at_once(stage.rollout.batch_size))
-        store, size = RolloutStore(context.paths.file("rollouts.jsonl")), stage.rollout.group_size
-        total = len(prompts) * (size + judge.num_requests(size))
-        with Progress(stage.name, total, done=store.num_stored + judging.num_stored) as progress:
-            collector = Collector(
-                engine=engine, renderer=renderer, rollout=stage.rollout, judging=judging, store=store,
-                tell=progress.update,
+        judged_by = recalling(speaking, put_aside(root, "judgements*.jsonl", "probabilities*.jsonl"))
+
+        def collector(rank: int) -> Collector:
+            folder = share_folder(root, rank, ranks.world)
+            return Collector(
+                engine=recalling(engine, put_aside(root, "rollouts*.jsonl")), renderer=renderer, rollout=stage.rollout,
+                judging=judge_stream(judge, judged_by, folder, chunk=at_once(stage.rollout.batch_size)),
+                store=RolloutStore(folder / "rollouts.jsonl"),
             )  # fmt: skip
-            groups = list(collector.groups(prompts))
-        metrics = {f"seconds_{part}": round(value, 3) for part, value in collector.seconds.items()}
-        if stage.meta is not None and isinstance(judge, AskedJudge):
-            metrics |= judge_judgements(build_meta_judge(stage.meta, judge), groups, judging, context.paths)
+
+        mine, size = collector(ranks.rank), stage.rollout.group_size
+        total = len(shares[ranks.rank]) * (size + judge.num_requests(size))
+        with Progress(ranks.title(stage.name), total, done=mine.num_stored, stream=ranks.stream) as progress:
+            dealt = [list(replace(mine, tell=progress.update).groups_of(shares[ranks.rank]))]
+        ranks.wait()
+        if ranks.is_main:
+            dealt += [list(collector(rank).groups_of(shares[rank])) for rank in range(1, ranks.world)]
+        groups = [group for together in zip_longest(*dealt) for group in together if group is not None]
+        metrics = {f"seconds_{part}": round(value, 3) for part, value in mine.seconds.items()}
+        if stage.meta is not None and isinstance(judge, AskedJudge) and ranks.is_main:
+            metrics |= judge_judgements(build_meta_judge(stage.meta, judge), groups, mine.judging, context.paths)
         if speaking is not engine:
             speaking.close()
     return groups, {"seconds_load": round(loading, 3)} | metrics

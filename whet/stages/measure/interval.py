@@ -36,8 +36,16 @@ def proportion(per_prompt: Sequence[float], samples: int = 1) -> Interval:
     one 0/1 answer per prompt it is Wilson's interval exactly; with fractional values it is on the safe side.
     """
     values = np.asarray(per_prompt, dtype=np.float64)
-    num, share = len(values), float(values.mean())
-    variance = float(values.var())
+    return _proportion(len(values), float(values.mean()), float(values.var()), samples)
+
+
+def proportion_of_sums(num: int, total: float, squares: float, samples: int = 1) -> Interval:
+    """`proportion` from the number of the shares, their sum, and the sum of their squares."""
+    share = total / num
+    return _proportion(num, share, max(0.0, squares / num - share * share), samples)
+
+
+def _proportion(num: int, share: float, variance: float, samples: int) -> Interval:
     effective = num * share * (1 - share) / variance if variance > 0 else float(num)
     low, high = wilson(share, min(max(effective, num), num * samples))
     return share, low, high
