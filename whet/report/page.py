@@ -17,7 +17,7 @@ from typing import Any
 
 import jinja2
 
-from whet.report import evaluation, judging
+from whet.report import evaluation, judging, rejection
 from whet.report.alarms import poor_answers
 from whet.report.answers import side_by_side
 from whet.report.charts import training_charts
@@ -50,6 +50,7 @@ class StageSection:
     stage: StageView
     charts: list[Drawn]
     judging: judging.Judging | None
+    rejection: rejection.Rejection | None
     completions: Browser | None
 
     @property
@@ -57,6 +58,7 @@ class StageSection:
         """Every red flag of the stage, for the head of the page."""
         found = [alarm for one in self.charts for alarm in one.chart.alarms]
         found += self.judging.alarms if self.judging else ()
+        found += self.rejection.alarms if self.rejection else ()
         poor = poor_answers(self.stage.metrics)
         return [*found, *([poor] if poor else [])]
 
@@ -91,7 +93,7 @@ def render(run: RunView, folder: Path) -> str:
         "intervals": _drawn(chart, folder, "00") if chart else None,
         "alarms": [(section.stage.name, alarm) for section in sections for alarm in section.alarms],
         "answers": side_by_side([row for stage in run.stages for row in stage.samples], order),
-        "sections": [section for section in sections if section.charts or section.judging],
+        "sections": [section for section in sections if section.charts or section.judging or section.rejection],
         "ledgers": [row for stage in run.stages for row in ledger_rows(stage)],
     }
     return environment.get_template("page.html").render(context)
@@ -104,10 +106,13 @@ def model_order(run: RunView) -> list[str]:
 
 def _section(number: int, stage: StageView, folder: Path) -> StageSection:
     found = judging.read_judging(stage)
-    charts = [*training_charts(stage), *(found.charts if found else ())]
+    sorted_out = rejection.read_rejection(stage)
+    charts = [
+        *training_charts(stage), *(found.charts if found else ()), *(sorted_out.charts if sorted_out else ())
+    ]  # fmt: skip
     prefix = f"{number:02d}-{stage.name}"
     drawn = [_drawn(chart, folder, prefix) for chart in charts]
-    return StageSection(stage=stage, charts=drawn, judging=found, completions=read_browser(stage))
+    return StageSection(stage=stage, charts=drawn, judging=found, rejection=sorted_out, completions=read_browser(stage))
 
 
 def _drawn(chart: Chart, folder: Path, prefix: str) -> Drawn:
