@@ -218,7 +218,7 @@ class RejectStage(_Stage):
     data: Data = Data()
     rollout: Rollout = Rollout()
     reward: Reward
-    """What says that an answer is right: `whet explain reward.type` lists the kinds."""
+    """What a completion is worth: `whet explain reward.type` lists the kinds."""
     accept: Accept = Accept()
     functions: Functions = Functions()
     num_logged: int = Field(20, ge=0)
