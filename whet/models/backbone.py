@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 
 from whet.models.attention import NAME, Layout
 from whet.models.decoding import Captured, KeyValues
+from whet.models.gate import fuse_gates
 from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating
@@ -30,6 +31,8 @@ from whet.schema.packed import Packed, Tree
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
 
 Stepper = Callable[[Tensor, KeyValues], Tensor]
+Layers = Callable[[Tensor, Tensor, KeyValues], Tensor]
+"""Ids and positions [T] to hidden states [T, H]."""
 
 
 class Backbone:
@@ -46,6 +49,7 @@ class Backbone:
         """Rows that are decoded together at least, some of them filling."""
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
+        fuse_gates(self._whole)
         self.refusal = self._why_not()
         """Why rows are padded, or None where they are packed."""
         if self.refusal is not None:
@@ -85,7 +89,7 @@ class Backbone:
 
         From ids [M], each row's newest token, which takes its place in the memory, to [M, H], or `least_rows` if more.
         """
-        layers = LeanStep(self._whole) if self._is_lean else self._step
+        layers: Layers = LeanStep(self._whole) if self._is_lean else self._step
 
         def step(ids: Tensor, memory: KeyValues) -> Tensor:
             filling = (0, max(0, self.least_rows - len(ids)))
@@ -115,7 +119,7 @@ class Backbone:
             newest, places = torch.tensor([2, 3, 4], device=device), torch.tensor([sizes[0]] * 2 + [sizes[1]])
             own, lean = KeyValues(), KeyValues()
             try:
-                steps = [(LeanStep(self._whole), lean), (self._step, own)]
+                steps: list[tuple[Layers, KeyValues]] = [(LeanStep(self._whole), lean), (self._step, own)]
             except AttributeError:
                 return False
             hidden = []

@@ -112,7 +112,7 @@ class LeanStep:
             n = layer.before_attention(x).to(x.dtype)
             both = torch.cat([layer.query(n), layer.key(n)], dim=-1).view(len(x), self._heads + self._kv, -1)
             turned = _turn(layer.heads(both) if layer.heads is not None else both.to(sine.dtype), cosine, sine)
-            query, key = turned.to(x.dtype).split([self._heads, self._kv], dim=1)
+            query, key = torch.split(turned.to(x.dtype), [self._heads, self._kv], dim=1)
             value = layer.value(n).view(len(x), self._kv, -1)
             seen = memory.attend(
                 number, query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), self._scale, None
@@ -152,5 +152,5 @@ def _product(layer: torch.nn.Module) -> PackedLinear | PlainLinear:
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     """Rotary positions (2104.09864): x [T, n, d], cosine and sine [T, 1, d], the first half of the sine negative."""
-    swapped = x.unflatten(-1, (2, -1)).flip(-2).flatten(-2)
+    swapped = torch.unflatten(x, -1, (2, -1)).flip(-2).flatten(-2)
     return torch.addcmul(x * cosine, swapped, sine)

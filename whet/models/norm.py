@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from whet.models.tiles import row_tiles
+
 
 def fuse_norms(model: torch.nn.Module) -> None:
     """Let the model's RMS norms compute in one step. Which they are is tried out, not looked up by name alone."""
@@ -70,17 +72,24 @@ class _Normalised(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
-        wide = x.float()
-        scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-        scale = scale.add_(epsilon).rsqrt_()
+        rows = x.reshape(-1, x.shape[-1])
+        out, scale = torch.empty_like(rows), gain.new_empty(len(rows), 1)
+        for tile in row_tiles(rows):
+            wide = rows[tile].float()
+            size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+            scale[tile] = size.add_(epsilon).rsqrt_()
+            out[tile] = (wide * scale[tile]).mul_(gain)  # of an fp32 input `wide` is a view
         ctx.save_for_backward(x, gain, scale)
-        out: Tensor = (wide * scale).mul_(gain).to(x.dtype)
-        return out
+        return out.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, scale = ctx.saved_tensors
-        wide, grad = x.float(), grad.float() * gain
-        # dx = r (g - x r^2 mean(g x)), with r = 1 / rms
-        drift = (grad * wide).mean(dim=-1, keepdim=True).mul_(scale).mul_(scale).neg_()
-        return torch.addcmul(grad, wide, drift).mul_(scale).to(x.dtype), None, None
+        rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
+        out = torch.empty_like(rows)
+        for tile in row_tiles(rows):
+            wide, g, r = rows[tile].float(), grads[tile] * gain, scale[tile]
+            # dx = r (g - x r^2 mean(g x)), with r = 1 / rms
+            drift = (g * wide).mean(dim=-1, keepdim=True).mul_(r).mul_(r).neg_()
+            out[tile] = g.addcmul_(wide, drift).mul_(r)
+        return out.view(x.shape), None, None

@@ -1,0 +1,84 @@
+"""silu(gate) * up in one autograd step (SwiGLU, Shazeer, 2002.05202), computed anew in the backward pass.
+
+Autograd would keep silu(gate) as well, the width of the feed-forward layer once more for every token and layer: a tenth
+of a decoder's activations.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import silu
+
+from whet.models.tiles import row_tiles
+
+PARTS = ("gate_proj", "up_proj", "down_proj")
+
+
+def fuse_gates(model: torch.nn.Module) -> None:
+    """Let the model's gated feed-forward layers compute in one step what lies between their products.
+
+    Which they are is tried out, not looked up by name alone.
+    """
+    for module in model.modules():
+        kind = type(module)
+        if kind.__name__.endswith("MLP") and not isinstance(module, FusedGate) and _is_gated(module):
+            module.__class__ = _fused(kind)  # type: ignore[arg-type]
+
+
+class FusedGate(torch.nn.Module):
+    """A mixin before a model's own feed-forward layer: down(silu(gate(x)) * up(x))."""
+
+    gate_proj: torch.nn.Module
+    up_proj: torch.nn.Module
+    down_proj: torch.nn.Module
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if gate.dtype != up.dtype:  # an adapter of a wider type on one of them
+            gate, up = (y.to(torch.promote_types(gate.dtype, up.dtype)) for y in (gate, up))
+        out: Tensor = self.down_proj(_Gated.apply(gate, up))  # type: ignore[no-untyped-call]
+        return out
+
+
+@cache
+def _fused(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    return type(f"Fused{kind.__name__}", (FusedGate, kind), {})
+
+
+def _is_gated(module: torch.nn.Module) -> bool:
+    children = dict(module.named_children())
+    if not set(PARTS) <= set(children):
+        return False
+    gate, up, down = (children[part] for part in PARTS)
+    weight = getattr(gate, "weight", None)
+    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.device.type == "meta":
+        return False  # packed or quantised
+    x = torch.linspace(-2.0, 3.0, weight.shape[-1], dtype=weight.dtype, device=weight.device)[None]
+    with torch.no_grad():
+        return torch.equal(module(x), down(silu(gate(x)) * up(x)))
+
+
+class _Gated(torch.autograd.Function):
+    """gate and up [..., n]."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        gates, ups = gate.reshape(-1, gate.shape[-1]), up.reshape(-1, gate.shape[-1])
+        out = torch.empty_like(gates)
+        for tile in row_tiles(gates):
+            torch.mul(silu(gates[tile]), ups[tile], out=out[tile])
+        return out.view(gate.shape)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gates, ups, grads = (x.reshape(-1, x.shape[-1]) for x in (*ctx.saved_tensors, grad))
+        for_gate, for_up = torch.empty_like(gates), torch.empty_like(ups)
+        for tile in row_tiles(gates):
+            torch.mul(grads[tile], silu(gates[tile]), out=for_up[tile])
+            for_gate[tile] = torch.ops.aten.silu_backward(grads[tile] * ups[tile], gates[tile])
+        return for_gate.view(grad.shape), for_up.view(grad.shape)
