@@ -2,6 +2,7 @@
 
     python -m benchmarks.reject_stream --prompts 100000 --group-size 4
     python -m benchmarks.reject_stream --prompts 500 --kills 10          # killed on the way, and gone on
+    python -m benchmarks.reject_stream --in-process                      # a function answers, no server
 
 The stub speaks OpenAI's chat API, answers at once, right half of the time, and counts what it answered. With `--kills`
 the work is killed (SIGKILL) at as many random moments, started again each time, and what comes of it is compared with a
@@ -32,6 +33,8 @@ POLL_SECONDS = 0.02
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    if options.kills and options.in_process:
+        parser().error("--kills needs the server, which counts what it answered")
     with tempfile.TemporaryDirectory(prefix="whet-reject-", dir=options.folder) as name, Stub() as stub:
         folder = Path(name)
         write_prompts(folder / "prompts.jsonl", options.prompts)
@@ -102,11 +105,13 @@ def resident_peak(pid: int) -> int:
 
 
 def start(options: argparse.Namespace, folder: Path, run: str, stub: Stub) -> subprocess.Popen[bytes]:
-    engine = {"type": "http", "urls": [stub.url], "model": "stub", "concurrency": options.concurrency}
-    rollout = {"group_size": options.group_size, "max_new_tokens": 64, "engine": engine}
+    rollout: dict[str, object] = {"group_size": options.group_size, "max_new_tokens": 64}
+    if not options.in_process:
+        rollout["engine"] = {"type": "http", "urls": [stub.url], "model": "stub", "concurrency": options.concurrency}
     keys = [
         f"run={folder / run}", "model.path=whet/demo/base", "model.device=cpu", "reward.type=numeric",
         f"data.files={folder / 'prompts.jsonl'}", f"rollout={json.dumps(rollout)}",
+        *(["functions.generate=benchmarks.stub_server:generate"] if options.in_process else []),
     ]  # fmt: skip
     return subprocess.Popen(
         [sys.executable, "-m", "whet", "reject", *keys], cwd=Path(__file__).parents[1], env=os.environ,
@@ -125,7 +130,8 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prompts", type=int, default=100_000)
     parser.add_argument("--group-size", type=int, default=4)
     parser.add_argument("--concurrency", type=int, default=64)
-    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--in-process", action="store_true", help="a function answers instead of the server")
+    parser.add_argument("--kills", type=int, default=0, help="of the work; with the server only, which counts")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where the runs lie while they are measured")
     parser.add_argument("--verbose", action="store_true")

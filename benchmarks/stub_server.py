@@ -10,6 +10,7 @@ import asyncio
 import json
 import multiprocessing
 import re
+import zlib
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Any, Self
@@ -100,6 +101,11 @@ async def _run(pipe: Connection, port: int) -> None:
 def answer(body: dict[str, Any]) -> str:
     number, seed = int(NUMBER.findall(body["messages"][-1]["content"])[0]), int(body.get("seed", 0))
     return f"Sample {seed}: {2 * number + seed % 2}"
+
+
+def generate(requests: list[dict[str, Any]]) -> list[str]:
+    """The same answers as a function of a plan (`functions.generate`), with no server between."""
+    return [answer({"messages": one["messages"], "seed": zlib.crc32(one["key"].encode())}) for one in requests]
 
 
 def reply(text: str) -> dict[str, Any]:
