@@ -253,3 +253,14 @@ def test_real_files_are_usable(whet: Whet, real_data: Path, name: str, format: s
     assert rows is None or found["rows"] == rows
     assert found["ledger"]["read"] == found["rows"]
     assert whet("data", "preview", str(real_data / name), "--num", "2").code == 0
+
+
+def test_a_judges_template_becomes_a_file_to_be_changed(whet: Whet) -> None:
+    assert "Score: <total points, 0 to 5>" in whet("judge-template", "additive").out
+    written = whet("judge-template", "pairwise", "mine.txt")
+    assert written.code == 0 and "judge.template=mine.txt" in written.out
+    assert "{first}" in Path("mine.txt").read_text() and Path("mine.txt").read_text().endswith("Verdict: tie\n")
+    again = whet("judge-template", "pairwise", "mine.txt")
+    assert again.code == 2 and "is there already" in again.error
+    wrong = whet("judge-template", "pairwize")
+    assert wrong.code == 2 and "did you mean pairwise" in wrong.error

@@ -34,6 +34,8 @@ def test_votes_on_single_answers() -> None:
     assert judge_metrics([failed], Pointwise())["judge_error_rate"] == 1.0
     heavy = replace(told, judgements=(replace(told.judgements[0], mass=0.5), replace(told.judgements[1], mass=0.9)))
     assert judge_metrics([heavy], Pointwise())["score_mass"] == pytest.approx(0.7)
+    near = [Judgement(shown=(0,), reply="", reading=(score,), mass=0.9) for score in (3.9, 4.2)]
+    assert judge_metrics([replace(told, judgements=tuple(near))], Pointwise())["vote_disagreement"] == 0.0
 
 
 def test_comparisons() -> None:

@@ -55,12 +55,16 @@ def _comparison_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _disagreements(judgements: Sequence[Judgement], *, ordered: bool) -> list[bool]:
-    """Whether votes differ, for everything read at least twice. `ordered`: another order is another question."""
+    """Whether votes differ, for everything read at least twice. `ordered`: another order is another question.
+
+    Expected scores differ always: they are compared as whole ones.
+    """
     readings: dict[tuple[int, ...], list[dict[int, float]]] = {}
     for one in judgements:
         if one.reading is not None:
             about = one.shown if ordered else tuple(sorted(one.shown))
-            readings.setdefault(about, []).append(dict(zip(one.shown, one.reading, strict=True)))
+            reading = one.reading if one.mass is None else tuple(float(round(score)) for score in one.reading)
+            readings.setdefault(about, []).append(dict(zip(one.shown, reading, strict=True)))
     return [any(vote != votes[0] for vote in votes) for votes in readings.values() if len(votes) > 1]
 
 

@@ -22,7 +22,7 @@ from whet.rewards.reward import Reward
 from whet.rewards.template import SHIPPED, read_template
 from whet.rewards.transcript import transcript
 from whet.schema.records import Message, Prompt
-from whet.schema.rollouts import Completion, Group, Judgement, Request, Sampling, Score
+from whet.schema.rollouts import Asked, Completion, Group, Judgement, Request, Sampling, Score
 
 __all__ = ["Answer", "AskedJudge", "Judge", "RewardAsJudge", "build_judge", "transcript", "unjudged"]
 
@@ -107,12 +107,21 @@ class AskedJudge:
 
     def questions(self, group: Group) -> list[Question]:
         """Everything the judge is asked about a group; the same things always have the same keys."""
+        sampling = Sampling(
+            max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature, top_p=self.config.top_p
+        )
+        rendered: dict[tuple[int, ...], tuple[tuple[Message, ...], Asked]] = {}
         found = []
         for shown, vote in self.form.shown(judgeable(group), group.completions[0].key, self.config.votes):
-            texts = [group.completions[place].text for place in shown]
-            if len(shown) > 1 and len(set(texts)) == 1:
+            if len(shown) > 1 and len({group.completions[place].text for place in shown}) == 1:
                 continue  # there is nothing to compare
-            found.append(self._question(group, shown, vote, texts))
+            if shown not in rendered:
+                rendered[shown] = self._rendered(group, shown)
+            messages, asked = rendered[shown]
+            first, *others = shown
+            with_others = f"[{'.'.join(map(str, others))}]" if others else ""
+            key = f"{group.completions[first].key}/judge{with_others}{vote}"
+            found.append(Question(shown=shown, messages=messages, request=asked.request(key, sampling, self.seed)))
         return found
 
     def judged(self, group: Group, questions: Sequence[Question], replies: Sequence[Completion]) -> Group:
@@ -152,16 +161,10 @@ class AskedJudge:
             ],
         )  # fmt: skip
 
-    def _question(self, group: Group, shown: tuple[int, ...], vote: int, texts: Sequence[str]) -> Question:
+    def _rendered(self, group: Group, shown: tuple[int, ...]) -> tuple[tuple[Message, ...], Asked]:
+        texts = [group.completions[place].text for place in shown]
         messages = (Message("user", self.form.question(group.prompt, texts)),)
-        first, *others = shown
-        with_others = f"[{'.'.join(map(str, others))}]" if others else ""
-        sampling = Sampling(
-            max_new_tokens=self.config.max_new_tokens, temperature=self.config.temperature, top_p=self.config.top_p
-        )
-        asked = self.renderer.ask(messages, origin=group.prompt.origin)
-        request = asked.request(f"{group.completions[first].key}/judge{with_others}{vote}", sampling, self.seed)
-        return Question(shown=shown, messages=messages, request=request)
+        return messages, self.renderer.ask(messages, origin=group.prompt.origin)
 
     def _scored(self, group: Group, judgements: Sequence[Judgement]) -> Group:
         scores = self.form.scores(judgeable(group), judgements)
