@@ -222,7 +222,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
 
 def holds_work(paths: RunPaths) -> bool:
     """Whether anything was computed here. A plan refused for its data may be corrected and run in the same place."""
-    kept = ("checkpoints", "rollouts.jsonl", "rank-*/rollouts.jsonl", "replies.jsonl")
+    kept = ("checkpoints", "rollouts.jsonl", "judgements.jsonl", "rank-*/rollouts.jsonl", "replies.jsonl")
     if any(any(paths.stages.glob(f"*/{name}")) for name in kept):
         return True
     return any(read_json(path)["status"] == "done" for path in paths.stages.glob("*/status.json"))
