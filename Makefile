@@ -3,6 +3,7 @@
 PYTHON ?= python3
 SEED ?= 0
 ARGS ?=
+WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
@@ -24,8 +25,9 @@ types: .venv/.dev
 imports: .venv/.dev
 	$(BIN)/lint-imports
 
+# On up to four cores, one thread each: `make unit WORKERS=0` is one process.
 unit: .venv/.dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
 # Our formulas against the peers' own functions, and the optional optimisers for real; installs them, which nothing else
 # needs.
