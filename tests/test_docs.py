@@ -196,9 +196,10 @@ def known(key: str) -> bool:
     """
     parts = [part for part in key.split(".") if not part.isdecimal()]
     parts = parts[1:] if parts[0] == "stages" and len(parts) > 1 else parts
-    if parts[0] in stage_models() and len(parts) > 1 and ".".join(parts) not in paths():
+    if parts[0] in (*stage_models(), "round") and len(parts) > 1 and ".".join(parts) not in paths():
         parts = parts[1:]
-    if parts[0] in ("tasks", "watch") and len(parts) > 2 and parts[1] in ("exact", "overlap", "perplexity", "win_rate"):
+    tasks = ("exact", "overlap", "perplexity", "win_rate", "judgement")
+    if parts[0] in ("tasks", "watch") and len(parts) > 2 and parts[1] in tasks:
         parts.pop(1)
     path = ".".join(parts)
     return path in paths() or path.rpartition(".")[0] in ("data.columns", "tasks.data.columns")
@@ -301,7 +302,7 @@ def _listed(path: str) -> bool:
     own pages."""
     repeated = (
         "watch", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.", "objective.parts.objective.",
-        "reward.", "engine.", "judge.engine.", "rollout.engine.",
+        "reward.", "engine.", "judge.engine.", "rollout.engine.", "source.rollout.", "exclude.", "seen.",
     )  # fmt: skip
     sections = (
         "model", "data", "train", "objective", "reference", "head", "rollout", "judge", "pairs", "reward", "value",

@@ -62,7 +62,7 @@ def test_the_list_of_everything_names_every_plain_key() -> None:
     text = explain()
     repeated = (
         "watch.", "tasks.data.", "tasks.judge.", "tasks.checker.", "data.eval_files.", "objective.parts.objective.",
-        "reward.parts.reward.", "engine.", "judge.engine.", "reward.engine.",
+        "reward.parts.reward.", "engine.", "judge.engine.", "reward.engine.", "source.rollout.", "exclude.", "seen.",
     )  # fmt: skip
     for path in paths():
         assert path in text or path.startswith(repeated)

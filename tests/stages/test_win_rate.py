@@ -91,6 +91,17 @@ def test_unreadable_verdicts_are_ties_and_counted(monkeypatch, subject, prompts)
     assert (values["win_rate"].value, values["unreadable"].value, values["consistency"].value) == (0.5, 1.0, 0.0)
 
 
+def test_a_checker_decides_without_a_judge(monkeypatch, subject, prompts, tmp_path):
+    rule = tmp_path / "rule.py"
+    right = "float(completion in ('dpo 0', 'dpo 1', 'base 1'))"
+    rule.write_text(f"def right(prompt, completion, **_):\n    return {right}\n")
+    values, samples = judged(monkeypatch, subject, prompts, None, checker={"type": "custom", "path": f"{rule}:right"})
+    assert {name: measure.value for name, measure in values.items()} == {
+        "win_rate": 0.625, "win": 0.25, "tie": 0.75, "loss": 0.0,
+    }  # fmt: skip
+    assert len(samples) == 2
+
+
 def test_verdict_arithmetic():
     assert [Comparison("first", "first").points, Comparison("second", "second").points] == [1.0, 0.0]
     assert (

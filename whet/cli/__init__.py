@@ -94,6 +94,12 @@ def sft(args: Args = None, fresh: Fresh = False) -> None:
 
 
 @app.command()
+def prompts(args: Args = None, fresh: Fresh = False) -> None:
+    """Choose prompts that were not seen before, or let the model make new ones."""
+    _run(*_plan_and_overrides(args), "prompts", fresh)
+
+
+@app.command()
 def prepare(args: Args = None, fresh: Fresh = False) -> None:
     """Answer prompts, judge the answers, make pairs of them."""
     _run(*_plan_and_overrides(args), "prepare", fresh)
@@ -244,11 +250,19 @@ def demo(
     args: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,
     run: Annotated[Path | None, typer.Option(help="Run directory; by default runs/demo, or runs/demo-SEED.")] = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Self-rewarding over and over: this many rounds.")] = None,
 ) -> None:
     """Watch the whole loop on a small model that ships with whet."""
-    from whet.demo.plan import run_demo
+    name = "runs/demo" if rounds is None else "runs/demo-rounds"
+    folder = run or Path(name if seed == 0 else f"{name}-{seed}")
+    if rounds is None:
+        from whet.demo.plan import run_demo
 
-    run_demo(run or Path("runs/demo" if seed == 0 else f"runs/demo-{seed}"), seed, tuple(args or ()))
+        run_demo(folder, seed, tuple(args or ()))
+    else:
+        from whet.demo.rounds import run_rounds
+
+        run_rounds(folder, seed, rounds, tuple(args or ()))
 
 
 def _plan_and_overrides(args: Sequence[str] | None) -> tuple[str | None, list[str]]:

@@ -14,7 +14,7 @@ from whet.errors import UserError
 if TYPE_CHECKING:
     from whet.config.data import Data
 
-data_app = typer.Typer(help="Look at a data file: check, preview, convert.", rich_markup_mode=None)
+data_app = typer.Typer(help="Look at a data file: check, preview, convert; fetch public ones.", rich_markup_mode=None)
 
 DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.")]
 DataKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Data keys, e.g. format=alpaca.")]
@@ -88,6 +88,23 @@ def pair(
     if out is None:
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out pairs.jsonl")
     print(f"{out}: {join(chosen, rejected, out, num=num).describe()}")
+
+
+@data_app.command("fetch")
+def fetch(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="openorca, pku-saferlhf, ultrafeedback, hh-rlhf, ...")],
+    num: Annotated[int, typer.Option(min=0, help="Records to take, drawn by the seed; 0 takes all.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which records are taken.")] = 42,
+    out: Annotated[Path | None, typer.Option(help="File to write; by default one in data/.")] = None,
+    split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
+    revision: Annotated[str | None, typer.Option(help="Commit, branch or tag; by default the newest commit.")] = None,
+    source: Annotated[str | None, typer.Option("--from", metavar="FOLDER", help="A local copy instead.")] = None,
+) -> None:
+    """Fetch a public data set from the hub into a file that plans read."""
+    from whet.data.fetch import fetch as get
+
+    fetched = get(name, num=num or None, seed=seed, out=out, split=split, revision=revision, source=source)
+    print(fetched.describe())
 
 
 def data_section(keys: Sequence[str] | None) -> Data:

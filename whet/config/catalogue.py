@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from whet.config.base import Section
 from whet.config.plan import Plan
-from whet.config.stage import Stage
+from whet.config.repeat import Repeat
+from whet.config.stage import MergeStage, PolicyStage, Stage
 
 # What the same thing is called in tools people come from; only ever used to suggest a key.
 ELSEWHERE = {
@@ -115,7 +116,15 @@ def entries() -> tuple[Entry, ...]:
         for name in model.model_fields:
             if name != "kind":
                 found.extend(_below(model, name, "", kind, ""))
+    for name in Repeat.model_fields:
+        found.extend(_below(Repeat, name, "", "repeat", ""))
     return tuple(found)
+
+
+def model_kinds() -> frozenset[str]:
+    """Kinds of stage that leave a language model."""
+    makers = (*sections(PolicyStage), *sections(MergeStage))
+    return frozenset(str(model.model_fields["kind"].default) for model in makers)
 
 
 def section_keys() -> frozenset[str]:
@@ -129,11 +138,11 @@ def section_keys() -> frozenset[str]:
 
 def top_keys() -> frozenset[str]:
     """Every key that may stand at the top of a plan file."""
-    return section_keys() | {"run", "model", "seed", "stages"}
+    return section_keys() | {"run", "model", "seed", "stages", "loops"}
 
 
 def paths() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(["run", "seed", "stages", *(entry.path for entry in entries())]))
+    return tuple(dict.fromkeys(["run", "seed", "stages", "loops", *(entry.path for entry in entries())]))
 
 
 def suggest(path: str) -> str | None:

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from whet.config.base import Section
 from whet.config.catalogue import section_keys, sections, stage_models
-from whet.config.node import Node, describe
-from whet.config.override import stage_names
+from whet.config.node import Node, describe, plain
+from whet.config.override import is_repeat, stage_names
+from whet.config.unroll import unroll
 from whet.errors import ConfigError
 
 SEEDED = ("data", "train", "rollout")
@@ -24,14 +25,16 @@ TYPED = ("objective", "value", "judge")
 
 def compose(root: Node, *, kind: str | None = None) -> Node:
     """The plan with one node per stage and nothing of a stage left at the top, in the shape of `config.plan.Plan`."""
-    stages = _listed_stages(root) if kind is None else [_only_stage(root, kind)]
+    loops: list[Node] = []
     if kind is None:
-        for name in sorted(section_keys() & root.value.keys()):
-            stages = _share(stages, name, root.value[name])
+        stages, loops = unroll(_with_shared(_listed_stages(root), root))
+    else:
+        stages = [_only_stage(root, kind)]
     stages = [_with_type(stage) for stage in stages]
     if "seed" in root.value:
         seed = _checked_seed(root.value["seed"])
         stages = [_seeded(stage, seed) for stage in stages]
+    stages = [_excluding(stage, stages) for stage in stages]
     named = [
         stage.with_entry("name", stage.replace(name)) if stage.is_dict and not stage.get("name") else stage
         for stage, name in zip(stages, stage_names(stages), strict=True)
@@ -42,7 +45,36 @@ def compose(root: Node, *, kind: str | None = None) -> Node:
     if "run" not in top:
         top["run"] = root.replace(_default_run(root, kind))
     origin = root.value.get("stages", root)
+    if loops:
+        top["loops"] = origin.replace(loops)
     return root.replace({**top, "stages": origin.replace(named)})
+
+
+def _with_shared(entries: list[Node], root: Node) -> list[Node]:
+    """Every section at the top laid under the stages that have it, those of a `repeat` too."""
+    bodies = [_body(entry) for entry in entries]
+    flat = [stage for body in bodies for stage in body]
+    for name in sorted(section_keys() & root.value.keys()):
+        flat = _share(flat, name, root.value[name])
+    rest = iter(flat)
+    return [
+        entry.with_entry("stages", entry.value["stages"].replace([next(rest) for _ in body]))
+        if is_repeat(entry) and body else entry if is_repeat(entry) else next(rest)
+        for entry, body in zip(entries, bodies, strict=True)
+    ]  # fmt: skip
+
+
+def _body(entry: Node) -> list[Node]:
+    """The stages of an entry of `stages`: itself, or those that it repeats."""
+    if not is_repeat(entry):
+        return [entry]
+    listed = entry.value.get("stages")
+    return _as_sections(listed.value) if listed is not None and isinstance(listed.value, list) else []
+
+
+def _as_sections(stages: list[Node]) -> list[Node]:
+    """A bare word is a stage of that kind."""
+    return [stage.replace({"kind": stage}) if isinstance(stage.value, str) else stage for stage in stages]
 
 
 def _default_run(root: Node, kind: str | None) -> str:
@@ -64,7 +96,7 @@ def _listed_stages(root: Node) -> list[Node]:
         )
     if not isinstance(stages.value, list):
         raise stages.error("must be a list", found=describe(stages.value), fix="write e.g. `stages: [sft, dpo]`")
-    return [stage.replace({"kind": stage}) if isinstance(stage.value, str) else stage for stage in stages.value]
+    return _as_sections(stages.value)
 
 
 def _only_stage(root: Node, kind: str) -> Node:
@@ -131,6 +163,25 @@ def _with_type(stage: Node) -> Node:
         if section is not None and default is not None and "type" not in section.value:
             stage = stage.with_entry(name, section.with_entry("type", section.replace(default)))
     return stage
+
+
+def _excluding(stage: Node, stages: list[Node]) -> Node:
+    """A stage of prompts that does not say what it leaves out leaves out what every task of the plan asks."""
+    if stage.get("kind") != "prompts" or stage.get("exclude") is not None:
+        return stage
+    lists = [other.value.get(name) for other in stages if other.is_dict for name in TASK_LISTS]
+    tasks = [task for found in lists if found is not None and isinstance(found.value, list) for task in found.value]
+    data = [task.value["data"] for task in tasks if task.is_dict and "data" in task.value]
+    different = [one for index, one in enumerate(data) if plain(one) not in [plain(other) for other in data[:index]]]
+    outside = [one for one in different if not any(file.startswith("@") for file in _files(one))]
+    return stage.with_entry("exclude", stage.replace(outside))
+
+
+def _files(data: Node) -> list[str]:
+    """The files of a data section as they are written."""
+    files = data.value.get("files") if data.is_dict else None
+    listed = files.value if files is not None and isinstance(files.value, list) else [files] if files else []
+    return [str(entry.get("path") if entry.is_dict else entry.value) for entry in listed]
 
 
 def _checked_seed(seed: Node) -> Node:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.data import Data
-from whet.config.judge import Asking
+from whet.config.judge import Asking, PointwiseForm
 from whet.config.rollout import Checker
 
 
@@ -56,6 +56,32 @@ class WinRateTask(_Generated):
     """`pairwise`, or a text file with {instruction}, {first} and {second}."""
     judge: Asking = Asking(votes=1, temperature=0.0, model="base")
     """Who judges, and how. In this task `judge.model` may also be `self`, the model under evaluation."""
+    checker: Checker | None = None
+    """Decides instead of a judge: the answer that it gives more wins."""
+
+
+class JudgementTask(Section):
+    """How well the model judges: the chance that an answer called good scores above one called bad (AUC)."""
+
+    type: Literal["judgement"] = "judgement"
+    name: str | None = None
+    """Name in tables; null takes the type."""
+    data: Data = Data()
+    """Answers with a label, good or bad: rows {prompt, completion, label}."""
+    judge: PointwiseForm = PointwiseForm(votes=1, temperature=0.0, model="self")
+    """How it is asked: a pointwise judge. `judge.model` is `self`, the model under evaluation."""
+    batch_size: int = Field(64, ge=1)
+    """Judgements decoded at the same time."""
+    seed: int = 42
+    """Seed of the sampling."""
+
+    @model_validator(mode="after")
+    def _judges_itself(self) -> Self:
+        if self.judge.model not in ("self", "start") or self.judge.engine is not None:
+            raise ValueError("`judgement` measures how the models of the stage judge: name the judge under `models`")
+        if self.judge.needs_probabilities:
+            raise ValueError("`judgement` reads scores as they are written: leave judge.scores at parse")
+        return self
 
 
 class PerplexityTask(Section):
@@ -70,4 +96,4 @@ class PerplexityTask(Section):
     """Records per forward pass."""
 
 
-Task = Annotated[ExactTask | OverlapTask | WinRateTask | PerplexityTask, Field(discriminator="type")]
+Task = Annotated[ExactTask | OverlapTask | WinRateTask | JudgementTask | PerplexityTask, Field(discriminator="type")]

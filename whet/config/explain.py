@@ -22,17 +22,20 @@ from whet.errors import ConfigError
 WIDTH = 100
 PLAN_KEYS = {
     "seed": "Fills every seed of the plan that is not set: data, train, rollout and tasks. A whole number.",
-    "stages": "What is done, in order: sections with a `kind`; a bare word, such as `sft`, is that kind's defaults.",
+    "stages": "What is done, in order: sections with a `kind`; a bare word, such as `sft`, is that kind's defaults. "
+    "A section with `repeat` and `stages` of its own is rounds (`whet explain repeat`).",
+    "loops": "In plan.yaml of a run: what each `repeat` became, its stages by name. Not written by hand.",
 }
 REPEATED = (
     "watch", "tasks.data", "tasks.judge", "tasks.checker", "data.eval_files", "objective.parts.objective",
-    "reward.parts.reward", "engine", "judge.engine", "reward.engine",
+    "reward.parts.reward", "engine", "judge.engine", "reward.engine", "source.rollout", "exclude", "seen",
 )  # fmt: skip
 """Sections with keys that stand elsewhere too; a long list leaves them out."""
 SAME = (
     "watch.* has the keys of tasks.*; tasks.data.*, tasks.judge.*, tasks.checker.* those of data.*, judge.*,\n"
     "checker.*; objective.parts.objective.* those of objective.*; reward.parts.reward.* those of reward.*;\n"
-    "engine.*, judge.engine.*, reward.engine.* those of rollout.engine.*"
+    "engine.*, judge.engine.*, reward.engine.* those of rollout.engine.*; source.rollout.* those of rollout.*;\n"
+    "exclude.*, seen.* those of data.*"
 )
 HEAD = """\
 Keys of a plan. A section at the top (data, train, ...) is a default for every stage that has it; what a stage says

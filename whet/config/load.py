@@ -23,6 +23,7 @@ from whet.config.data import Data, Source
 from whet.config.node import Node, plain
 from whet.config.override import apply_overrides
 from whet.config.plan import Plan
+from whet.config.prompts import SelfInstruct
 from whet.config.rewards import Composite, RewardModel
 from whet.config.source import read_source, to_yaml
 from whet.config.stage import (
@@ -32,6 +33,7 @@ from whet.config.stage import (
     OnlineStage,
     PolicyStage,
     PrepareStage,
+    PromptsStage,
     RejectStage,
     Stage,
     TrainStage,
@@ -80,7 +82,7 @@ def dump_section(section: Section) -> str:
 
 
 def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
-    if isinstance(stage, TrainStage | PrepareStage | JudgeExamplesStage):
+    if isinstance(stage, TrainStage | PromptsStage | PrepareStage | JudgeExamplesStage):
         _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
         _check_references(stage.data, node, "data", earlier)
     if isinstance(stage, RejectStage):
@@ -88,6 +90,10 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
             _need_files(stage.data, node, "data", "name the file of prompts, e.g. data.files=FILE.jsonl")
         _check_references(stage.data, node, "data", earlier)
         _check_judges_alone(stage, node)
+    if isinstance(stage, PromptsStage):
+        _check_references(stage.seen, node, "seen", earlier)
+        if isinstance(stage.source, SelfInstruct) and stage.num is None:
+            raise _error_at(node, "num", "is required to make new prompts", fix="say how many, e.g. num: 500")
     if isinstance(stage, OnlineStage):
         _check_learns(stage, node)
     if isinstance(stage, EvaluateStage) and not stage.tasks:

@@ -28,14 +28,20 @@ def apply_overrides(root: Node, overrides: Sequence[str], *, kind: str | None = 
     return root
 
 
+def is_repeat(stage: Node) -> bool:
+    """Whether an entry of `stages` is rounds of stages instead of one."""
+    return stage.is_dict and "repeat" in stage.value
+
+
 def stage_names(stages: Sequence[Node]) -> list[str]:
-    """The name of each stage: its own, else its kind, with a number where that is taken."""
+    """The name of each stage: its own, else its kind, with a number where that is taken. Rounds are called `round`."""
     taken = [str(stage.get("name")) for stage in stages if stage.get("name")]
     names = []
     for stage in stages:
         name = stage.get("name")
         if not name:
             kind = str(stage.value if isinstance(stage.value, str) else stage.get("kind"))
+            kind = "round" if is_repeat(stage) else kind
             name = next(option for option in _numbered(kind, len(taken)) if option not in taken)
             taken.append(name)
         names.append(str(name))
@@ -56,12 +62,15 @@ def _address(root: Node, key: str, kind: str | None) -> list[str]:
         return segments
     stages = root.value.get("stages")
     listed = stage_names(stages.value) if stages is not None and isinstance(stages.value, list) else []
-    names = listed if kind is None else [kind, str(root.get("name"))]
+    inside = _in_rounds(stages.value, listed) if listed and kind is None and stages is not None else {}
+    names = [*listed, *inside] if kind is None else [kind, str(root.get("name"))]
     both = segments[0] in top_keys() and segments[0] in names
     if segments[0] in top_keys() and not (both and ".".join(segments[:2]) not in paths()):
         return segments
     if kind is not None:
         return segments[1:] if segments[0] in names else segments
+    if segments[0] in inside and segments[0] not in listed:
+        return ["stages", inside[segments[0]], "stages", *segments]
     if segments[0] in names:
         return ["stages", *segments]
     near = nearest(segments[0], names)
@@ -70,6 +79,16 @@ def _address(root: Node, key: str, kind: str | None) -> list[str]:
             "unknown key", file="override", field=key, fix=f"did you mean {'.'.join([near, *segments[1:]])}?"
         )
     return segments
+
+
+def _in_rounds(stages: Sequence[Node], names: Sequence[str]) -> dict[str, str]:
+    """Names of stages that are repeated, and of the rounds they belong to."""
+    found: dict[str, str] = {}
+    for stage, name in zip(stages, names, strict=True):
+        body = stage.value.get("stages") if is_repeat(stage) else None
+        if body is not None and isinstance(body.value, list):
+            found |= dict.fromkeys(stage_names(body.value), name)
+    return found
 
 
 def _set(node: Node | None, segments: Sequence[str], value: Node, key: str, depth: int = 0) -> Node:
@@ -108,7 +127,8 @@ def _index(node: Node, name: str, key: str) -> int:
         if int(name) > len(node.value):
             raise ConfigError(f"no entry {name}", file="override", field=key, found=f"{len(node.value)} entries")
         return int(name)
-    names = stage_names(node.value) if node.path == "stages" else [_entry_name(entry) for entry in node.value]
+    of_stages = node.path.split(".")[-1] == "stages"
+    names = stage_names(node.value) if of_stages else [_entry_name(entry) for entry in node.value]
     if name in names:
         return names.index(name)
     near = nearest(name, names)

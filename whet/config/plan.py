@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.model import Model
+from whet.config.repeat import Rounds
 from whet.config.stage import EvaluateStage, MergeStage, Stage, TrainStage
 
 
@@ -23,9 +24,13 @@ class Plan(Section):
     stages: tuple[Stage, ...] = Field(min_length=1)
     """What is done, in order; a bare word such as `sft` is a stage with that kind's defaults."""
 
+    loops: tuple[Rounds, ...] = ()
+    """What each `repeat` became: see `config.unroll`."""
+
     @model_validator(mode="after")
     def _named_once_and_in_order(self) -> Self:
         models, names = ["base", "previous"], {"base", "previous"}
+        ends = {loop.rounds[-1][-1]: loop.name for loop in self.loops}
         for stage in self.stages:
             if stage.name in names:
                 raise ValueError(f"two models or stages are called {stage.name!r}")
@@ -35,6 +40,11 @@ class Plan(Section):
             names.add(stage.name)
             if isinstance(stage, TrainStage | MergeStage):
                 models.append(stage.name)
+            if stage.name in ends:
+                if ends[stage.name] in names:
+                    raise ValueError(f"two models or stages are called {ends[stage.name]!r}")
+                names.add(ends[stage.name])
+                models.append(ends[stage.name])
         return self
 
     @classmethod

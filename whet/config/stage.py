@@ -22,6 +22,7 @@ from whet.config.objective import (
 )
 from whet.config.pairwise import Sigmoid
 from whet.config.policy import GroupObjective, Grpo, Gspo, Ppo, SequenceObjective
+from whet.config.prompts import GivenPrompts, PromptSource
 from whet.config.reference import OnlineReference, Reference
 from whet.config.reject import Accept, Functions
 from whet.config.reward import RewardHead
@@ -159,6 +160,22 @@ class OnlineDpoStage(_OnlineStage):
     pairs: OnlinePairs = OnlinePairs()
 
 
+class PromptsStage(_Stage):
+    """Prompts for the stages behind it: none that was seen before, none that an evaluation asks."""
+
+    kind: Literal["prompts"] = "prompts"
+    data: Data = Data()
+    num: int | None = Field(None, ge=1)
+    """How many to leave in prompts.jsonl; null leaves all that `data.files` have. Needed to make new ones."""
+    source: PromptSource = GivenPrompts()
+    """`files`: the prompts of `data.files`; `self_instruct`: new ones, made by the model in their manner."""
+    exclude: tuple[Data, ...] | None = None
+    """What evaluations ask: never taken, and prompts.json proves it. null takes the data of every task of the plan,
+    `watch` included."""
+    seen: Data = Data()
+    """Prompts used before; in rounds the prompts of all earlier rounds are among them."""
+
+
 class PrepareStage(_Stage):
     """Self-rewarding data: the model answers, judges its answers, and pairs are made from the scores."""
 
@@ -263,10 +280,10 @@ TrainStage = OfflineStage | OnlineStage
 SharedStage = PrepareStage | RejectStage
 """Stages whose prompts several processes may share."""
 Stage = Annotated[
-    TrainStage | PrepareStage | JudgeExamplesStage | RejectStage | EvaluateStage | MergeStage,
+    TrainStage | PromptsStage | PrepareStage | JudgeExamplesStage | RejectStage | EvaluateStage | MergeStage,
     Field(discriminator="kind"),
 ]
 STAGE_KINDS = (
-    "sft", "prepare", "reject", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo", "ppo",
-    "online_dpo", "judge_examples", "evaluate", "merge",
+    "sft", "prompts", "prepare", "reject", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo",
+    "ppo", "online_dpo", "judge_examples", "evaluate", "merge",
 )  # fmt: skip

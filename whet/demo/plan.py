@@ -39,21 +39,31 @@ def write_inputs(folder: Path, seed: int) -> None:
     write_text(folder / "judge.txt", playground.JUDGE_PROMPT + "\n")
 
 
-def demo_plan(run: Path, seed: int) -> dict[str, Any]:
-    """The demo as a plan, in the words of a plan file."""
-    folder = RunPaths(run).inputs
-    checker = {"type": "custom", "path": "whet.demo.playground:check"}
+CHECKER = {"type": "custom", "path": "whet.demo.playground:check"}
+"""The playground's checker, which knows what is right."""
 
-    def accuracy(name: str, file: str, temperature: float, num_samples: int = 1) -> dict[str, Any]:
-        return {
-            "type": "exact", "name": name, "data": prompts(file), "checker": checker, "by": "task",
-            "temperature": temperature, "num_samples": num_samples, "max_new_tokens": 40, "batch_size": 256,
-        }  # fmt: skip
 
-    def prompts(file: str) -> dict[str, Any]:
-        return {"files": [str(folder / file)], "format": "prompt"}
+def prompts(file: str) -> dict[str, Any]:
+    """The data of prompts in a file."""
+    return {"files": [file], "format": "prompt"}
 
-    sft = {
+
+def accuracy(name: str, file: Path, temperature: float, num_samples: int = 1) -> dict[str, Any]:
+    """The task of answering the prompts of a file."""
+    return {
+        "type": "exact", "name": name, "data": prompts(str(file)), "checker": CHECKER, "by": "task",
+        "temperature": temperature, "num_samples": num_samples, "max_new_tokens": 40, "batch_size": 256,
+    }  # fmt: skip
+
+
+def judge(folder: Path) -> dict[str, Any]:
+    """The model as a judge, asked as it was taught."""
+    return {"template": str(folder / "judge.txt"), "votes": 1, "max_new_tokens": 48, "temperature": 0.0}
+
+
+def sft_stage(folder: Path) -> dict[str, Any]:
+    """Answers and judgements from examples of both."""
+    return {
         "kind": "sft",
         "data": {
             "files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")],
@@ -61,15 +71,25 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
         },
         "train": {"batch_size": 32, "epochs": 1, "learning_rate": 2e-3, "warmup_ratio": 0.05},
     }
-    prepare = {
+
+
+def prepare_stage(folder: Path, file: str) -> dict[str, Any]:
+    """Self-judged pairs from the prompts of a file."""
+    return {
         "kind": "prepare",
-        "data": prompts("prompts.jsonl"),
+        "data": prompts(file),
         "rollout": {
             "group_size": 6, "max_new_tokens": 40, "temperature": TEMPERATURE, "top_p": 1.0, "batch_size": 256,
         },
-        "judge": {"template": str(folder / "judge.txt"), "votes": 1, "max_new_tokens": 48, "temperature": 0.0},
-        "checker": checker,
+        "judge": judge(folder),
+        "checker": CHECKER,
     }  # fmt: skip
+
+
+def demo_plan(run: Path, seed: int) -> dict[str, Any]:
+    """The demo as a plan, in the words of a plan file."""
+    folder = RunPaths(run).inputs
+    watch = [accuracy("validation", folder / "validation.jsonl", TEMPERATURE, num_samples=2)]
     dpo = {
         "kind": "dpo",
         "data": {"files": ["@prepare/dpo_training.jsonl"], "eval_fraction": 0.1},
@@ -78,33 +98,33 @@ def demo_plan(run: Path, seed: int) -> dict[str, Any]:
             "batch_size": 32, "epochs": 3, "learning_rate": 2e-4, "warmup_ratio": 0.05, "eval_every": 12,
             "best_metric": "watch/validation/accuracy",
         },
-        "watch": [accuracy("validation", "validation.jsonl", TEMPERATURE, num_samples=2)],
+        "watch": watch,
     }  # fmt: skip
     grpo = {
         "kind": "grpo",
-        "data": prompts("rl_prompts.jsonl"),
-        "reward": checker,
+        "data": prompts(str(folder / "rl_prompts.jsonl")),
+        "reward": CHECKER,
         "rollout": {"group_size": 8, "max_new_tokens": 40, "batch_size": 256},
         "objective": {"type": "grpo", "kl_weight": 0.0},
         "train": {
             "batch_size": 32, "max_steps": 90, "learning_rate": 1e-3, "eval_every": 30,
             "best_metric": "watch/validation/accuracy",
         },
-        "watch": [accuracy("validation", "validation.jsonl", TEMPERATURE, num_samples=2)],
+        "watch": watch,
     }  # fmt: skip
     evaluate = {
         "kind": "evaluate",
         "models": ["base", "sft", "dpo", "grpo"],
         "tasks": [
-            accuracy("sampled", "held_out.jsonl", TEMPERATURE, num_samples=4),
-            accuracy("greedy", "held_out.jsonl", 0.0),
+            accuracy("sampled", folder / "held_out.jsonl", TEMPERATURE, num_samples=4),
+            accuracy("greedy", folder / "held_out.jsonl", 0.0),
         ],
     }
     return {
         "run": str(run),
         "seed": seed,
         "model": {"path": str(BASE), "lora": {"rank": 32, "alpha": 64}},
-        "stages": [sft, prepare, dpo, grpo, evaluate],
+        "stages": [sft_stage(folder), prepare_stage(folder, str(folder / "prompts.jsonl")), dpo, grpo, evaluate],
     }
 
 

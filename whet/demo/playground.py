@@ -115,3 +115,12 @@ def judge_examples(num: int, seed: int) -> list[Row]:
         asked = JUDGE_PROMPT.format(instruction=row["prompt"], response=response)
         rows.append({"prompt": asked, "completion": review(response, row), "task": f"judge {row['task']}"})
     return rows
+
+
+def judged_answers(num: int, seed: int) -> list[Row]:
+    """Answers to held-out tasks, about half of them right, each with the checker's word on it: {"label": bool}."""
+    rng, rows = Random(f"judged {seed}"), []
+    for row in prompts("heldout", num, seed + 2_000_000):
+        answer = attempt(rng, row, slip=rng.choice((0.0, 1.0, 1.5)), ramble=0.05)
+        rows.append({**row, "completion": answer, "label": check(row["prompt"], answer, **row) == 1.0})
+    return rows

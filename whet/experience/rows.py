@@ -76,6 +76,13 @@ def gspo_row(group: Group, temperature: float) -> Row | None:
     return _prompt(group.prompt, "prompt") | {"responses": [c.text for c in usable], "weights": weights}
 
 
+def prompt_row(prompt: Prompt) -> Row:
+    """A prompt alone, with the columns of the row it came from, so that checkers and rewards find theirs."""
+    reference = {} if prompt.reference is None else {"reference": prompt.reference}
+    columns = {name: value for name, value in prompt.columns.items() if name not in ("prompt", "tools")}
+    return _prompt(prompt, "prompt") | reference | columns
+
+
 def softmax(values: Sequence[float]) -> list[float]:
     highest = max(values)
     shares = [math.exp(value - highest) for value in values]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -10,10 +10,10 @@ from whet.report.figures import Bar, Chart, Intervals
 from whet.schema.artifacts import Measure
 
 LOWER_IS_BETTER = ("perplexity",)
-MAIN = ("accuracy", "perplexity", "rougeL", "bleu", "win_rate")
+MAIN = ("accuracy", "perplexity", "rougeL", "bleu", "win_rate", "agreement")
 """Metrics that get a sentence and a place in the chart; the others stand in the table."""
-DETAIL = ("win", "tie", "loss", "consistency", "unreadable")
-"""Parts of a win rate: shown on demand, without praise or blame."""
+DETAIL = ("win", "tie", "loss", "consistency", "unreadable", "unscored")
+"""Parts of a win rate, and what a judge left without a score: shown on demand, without praise or blame."""
 PERCENT = ("rouge1", "rouge2", "rougeL", "bleu")
 """Metrics on a scale of 0 to 100."""
 
@@ -63,12 +63,13 @@ class Verdict:
     text: str
 
 
-def table(measures: Sequence[Measure], order: Sequence[str]) -> Table:
-    """`order` gives the models' places; what is measured but not in it comes last."""
+def table(measures: Sequence[Measure], order: Sequence[str], unlike: Collection[str] = ()) -> Table:
+    """`order` gives the models' places; what is measured but not in it comes last. In tasks that are `unlike` from
+    model to model (each round against the one before) models are not compared."""
     models = models_in_order(measures, order)
     keys = list(dict.fromkeys((one.task, one.metric) for one in measures))
     known = {(one.task, one.metric, one.stage): one for one in measures}
-    rows = [_row([known.get((*key, model)) for model in models]) for key in keys]
+    rows = [_row([known.get((*key, model)) for model in models], compared=key[0] not in unlike) for key in keys]
     return Table(
         models=models,
         rows=tuple(row for row in rows if not row.detail),
@@ -97,7 +98,7 @@ def verdicts(measures: Sequence[Measure], order: Sequence[str]) -> list[Verdict]
 
 def intervals_chart(measures: Sequence[Measure], order: Sequence[str]) -> Chart | None:
     """Shares with their intervals; other scales would not share the axis."""
-    shares = [one for one in measures if one.metric in ("accuracy", "win_rate")]
+    shares = [one for one in measures if one.metric in ("accuracy", "win_rate", "agreement")]
     models = models_in_order(shares, order)
     groups = []
     for task, metric in dict.fromkeys((one.task, one.metric) for one in shares):
@@ -149,12 +150,12 @@ def trend(before: Measure, after: Measure) -> str:
     return "same"
 
 
-def _row(line: Sequence[Measure | None]) -> TableRow:
+def _row(line: Sequence[Measure | None], *, compared: bool) -> TableRow:
     present = [one for one in line if one is not None]
     metric, _, group = present[0].metric.partition("/")
     sign = -1 if metric in LOWER_IS_BETTER else 1
     values = sorted((sign * one.value for one in present), reverse=True)
-    best = values[0] if len(values) > 1 and values[0] > values[1] and metric not in DETAIL else None
+    best = values[0] if len(values) > 1 and values[0] > values[1] and metric not in DETAIL and compared else None
     left: Measure | None = None
     cells: list[Cell | None] = []
     for one in line:
@@ -162,7 +163,7 @@ def _row(line: Sequence[Measure | None]) -> TableRow:
             cells.append(None)
             continue
         cells.append(_cell(one, left, best=sign * one.value == best))
-        left = one
+        left = one if compared else None
     return TableRow(
         task=present[0].task,
         metric=words(metric),

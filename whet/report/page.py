@@ -25,6 +25,7 @@ from whet.report.completions import Browser, read_browser
 from whet.report.figures import Chart
 from whet.report.header import header
 from whet.report.plots import DARK, LIGHT, draw
+from whet.report.rounds import RoundsSection, read_rounds
 from whet.report.rows import ledger_rows
 from whet.runs.files import write_text, writing
 from whet.runs.reader import RunView, StageView, read_run
@@ -63,6 +64,14 @@ class StageSection:
         return [*found, *([poor] if poor else [])]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnRounds:
+    """What the page says about one loop."""
+
+    section: RoundsSection
+    charts: list[Drawn]
+
+
 def write_report(run: Path) -> Path:
     """Write the report of a run directory; returns the page. Raises RunError where `run` is none."""
     view = read_run(run)
@@ -88,15 +97,29 @@ def render(run: RunView, folder: Path) -> str:
         "css": files("whet.report").joinpath("templates", "page.css").read_text(encoding="utf-8"),
         "run": run,
         "header": header(run),
-        "table": evaluation.table(run.evaluation, order) if run.evaluation else None,
+        "table": evaluation.table(run.evaluation, order, unlike_tasks(run)) if run.evaluation else None,
         "verdicts": [*evaluation.verdicts(run.evaluation, order), *judging.verdicts(run.stages)],
         "intervals": _drawn(chart, folder, "00") if chart else None,
         "alarms": [(section.stage.name, alarm) for section in sections for alarm in section.alarms],
+        "rounds": [
+            DrawnRounds(section=one, charts=[_drawn(chart, folder, f"00-{one.name}") for chart in one.charts])
+            for one in read_rounds(run)
+        ],
         "answers": side_by_side([row for stage in run.stages for row in stage.samples], order),
         "sections": [section for section in sections if section.charts or section.judging or section.rejection],
         "ledgers": [row for stage in run.stages for row in ledger_rows(stage)],
     }
     return environment.get_template("page.html").render(context)
+
+
+def unlike_tasks(run: RunView) -> set[str]:
+    """Matches that the plan's stages play against different models."""
+    against: dict[str, set[str]] = {}
+    for stage in run.plan.get("stages", ()):
+        for task in stage.get("tasks") or ():
+            if task.get("type") == "win_rate":
+                against.setdefault(task.get("name") or "win_rate", set()).add(task.get("against", ""))
+    return {name for name, models in against.items() if len(models) > 1}
 
 
 def model_order(run: RunView) -> list[str]:

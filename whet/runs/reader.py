@@ -9,7 +9,7 @@ Reading never needs a finished run: what is not there yet is None or empty.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ class StageView:
     name: str
     kind: str
     status: str
-    """`waiting`, `running`, `done`, `failed` or `stale`."""
+    """`waiting`, `running`, `done`, `failed`, `stale`, or `left out`: of a round that was not made."""
     seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the stage reported at its end."""
@@ -94,8 +94,8 @@ class RunView:
 
     @property
     def status(self) -> str:
-        """`done` when every stage is, else the first state that keeps the run from it."""
-        return next((stage.status for stage in self.stages if stage.status != "done"), "done")
+        """`done` when every stage is, but those left out; else the first state that keeps the run from it."""
+        return next((stage.status for stage in self.stages if stage.status not in ("done", "left out")), "done")
 
 
 def read_run(root: Path) -> RunView:
@@ -106,15 +106,21 @@ def read_run(root: Path) -> RunView:
         fix = "give the directory that the plan names under `run`"
         raise RunError("not a run directory", file=str(root), found=found, fix=fix)
     plan_text = paths.plan.read_text(encoding="utf-8") if paths.plan.exists() else ""
-    plan = yaml.safe_load(plan_text) or {}
+    plan, summary = yaml.safe_load(plan_text) or {}, _json(paths.summary)
     return RunView(
         paths=paths,
         plan=plan,
         plan_text=plan_text,
         environment=_json(paths.environment) or {},
-        summary=_json(paths.summary),
-        stages=_stages(paths, plan),
+        summary=summary,
+        stages=tuple(_left_out(stage, summary or {}) for stage in _stages(paths, plan)),
     )
+
+
+def _left_out(stage: StageView, summary: Row) -> StageView:
+    """A stage without a folder may be one that the rounds ended before."""
+    states = {known["name"]: known["status"] for known in summary.get("stages", ())}
+    return replace(stage, status="left out") if states.get(stage.name) == "left out" else stage
 
 
 def _stages(paths: RunPaths, plan: Row) -> tuple[StageView, ...]:

@@ -10,6 +10,7 @@ from whet.config.data import Data, Source
 from whet.config.evaluate import WinRateTask
 from whet.config.judge import Asking, Listwise, Meta, Pairwise, PointwiseForm, RewardJudge
 from whet.config.model import Model
+from whet.config.prompts import SelfInstruct
 from whet.config.reference import OnlineReference
 from whet.config.reject import Functions
 from whet.config.rewards import Custom, RewardModel
@@ -69,6 +70,8 @@ def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[st
                     yield source.path, place_of(source, found, folders)
                 if registry:
                     yield registry, registry
+            case SelfInstruct(template=template):
+                yield template, template
             case Checker(path=str(path)) | Custom(path=path):
                 yield from _python_file(path)
             case Functions():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from functools import partial
@@ -19,6 +19,7 @@ import yaml
 
 from whet.config.load import dump_plan
 from whet.config.plan import Plan
+from whet.config.repeat import Rounds
 from whet.config.stage import (
     EvaluateStage,
     JudgeExamplesStage,
@@ -26,6 +27,7 @@ from whet.config.stage import (
     OfflineStage,
     OnlineStage,
     PrepareStage,
+    PromptsStage,
     RejectStage,
     RewardStage,
     SharedStage,
@@ -33,14 +35,15 @@ from whet.config.stage import (
 )
 from whet.errors import ConfigError, RunError, UserError, nearest
 from whet.runs.environment import describe_environment
-from whet.runs.files import read_json, write_json, write_text, writing
+from whet.runs.files import read_json, read_jsonl, write_json, write_text, writing
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, first_difference, now, read_status, record_event, write_status
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.build import build_model
 from whet.stages.context import Context
-from whet.stages.inputs import input_hashes
-from whet.stages.ranks import join_ranks
+from whet.stages.inputs import files_in, input_hashes, models_in
+from whet.stages.loops import Outcome, ended_round, judge_rounds
+from whet.stages.ranks import Ranks, join_ranks
 
 
 def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> dict[str, Any]:
@@ -55,30 +58,64 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
     with only_one_process(paths) if ranks.is_main else nullcontext():
         ranks.on_main(partial(claim, paths, plan, fresh=fresh))
         ranks.on_main(partial(build_model, plan.model))
-        base = ModelRef(path=plan.model.path, adapter=plan.model.adapter)
-        models, folders = {"base": base, "previous": base}, dict[str, Path]()
-        done: list[Status] = []
-        classifiers = set[str]()
+        walk = Walk(plan, paths, ranks)
         for number, stage in enumerate(stages, start=1):
-            stage_paths = paths.stage(number, stage.name)
-            context = Context(
-                model=plan.model, start=models[stage.start], models=dict(models), paths=stage_paths,
-                folders=dict(folders), stage=stage, ranks=ranks,
-            )  # fmt: skip
-            try:
-                status = run_stage(paths, stage, context)
-            finally:
-                if ranks.is_main:
-                    write_summary(paths, plan, done)
-            done.append(status)
-            folders[stage.name] = stage_paths.root
-            if status.result.model is not None:
-                models[stage.name] = status.result.model
-                if isinstance(stage, RewardStage) or (isinstance(stage, MergeStage) and stage.start in classifiers):
-                    classifiers.add(stage.name)  # what follows goes on from a language model
-                else:
-                    models["previous"] = status.result.model
-        return ranks.on_main(partial(write_summary, paths, plan, done))
+            walk.step(number, stage)
+        return ranks.on_main(partial(write_summary, paths, plan, walk.done, walk.loops))
+
+
+class Walk:
+    """The way through a plan: what is there for the next stage, and whether it is due."""
+
+    def __init__(self, plan: Plan, paths: RunPaths, ranks: Ranks) -> None:
+        base = ModelRef(path=plan.model.path, adapter=plan.model.adapter)
+        self.plan, self.paths, self.ranks = plan, paths, ranks
+        self.models = {"base": base, "previous": base}
+        self.folders: dict[str, Path] = {}
+        self.done: list[Status] = []
+        self.loops: dict[str, Outcome] = {}
+        self._left_out: set[str] = set()
+        self._classifiers: set[str] = set()
+
+    def step(self, number: int, stage: Stage) -> None:
+        """Do a stage, unless its rounds have stopped, and take over what it left."""
+        if (stopped := stopped_before(self.plan, stage.name, self.loops)) is not None:
+            self.ranks.on_main(partial(print, f"{stage.name}: left out, {stopped}"))
+            self._left_out.add(stage.name)
+            return
+        refuse_left_out(stage, self._left_out, self.folders)
+        stage_paths = self.paths.stage(number, stage.name)
+        context = Context(
+            model=self.plan.model, start=self.models[stage.start], models=dict(self.models), paths=stage_paths,
+            folders=dict(self.folders), stage=stage, ranks=self.ranks,
+        )  # fmt: skip
+        try:
+            status = run_stage(self.paths, stage, context)
+        finally:
+            if self.ranks.is_main:
+                write_summary(self.paths, self.plan, self.done, self.loops)
+        self.done.append(status)
+        self.folders[stage.name] = stage_paths.root
+        self._take_model(stage, status)
+        if (ended := ended_round(self.plan, stage.name)) is not None:
+            self._end_round(*ended)
+
+    def _take_model(self, stage: Stage, status: Status) -> None:
+        if status.result.model is None:
+            return
+        self.models[stage.name] = status.result.model
+        if isinstance(stage, RewardStage) or (isinstance(stage, MergeStage) and stage.start in self._classifiers):
+            self._classifiers.add(stage.name)  # what follows goes on from a language model
+        else:
+            self.models["previous"] = status.result.model
+
+    def _end_round(self, loop: Rounds, number: int) -> None:
+        """Compare the rounds; behind the last one their name is the model they leave."""
+        self.loops[loop.name] = outcome = judge_rounds(loop, number, self.done, self.folders)
+        if number == loop.repeat or outcome.stopped:
+            self.models[loop.name] = self.models["previous"] = self.models[outcome.kept]
+        if outcome.stopped:
+            self.ranks.on_main(partial(tell_stopped, self.paths, loop, number, outcome.stopped))
 
 
 def stages_until(plan: Plan, last: str | None) -> tuple[Stage, ...]:
@@ -93,6 +130,33 @@ def stages_until(plan: Plan, last: str | None) -> tuple[Stage, ...]:
             fix=f"did you mean {near}?" if near else f"its stages are {', '.join(names)}",
         )  # fmt: skip
     return plan.stages[: names.index(last) + 1]
+
+
+def stopped_before(plan: Plan, stage: str, loops: Mapping[str, Outcome]) -> str | None:
+    """Why this stage is not done: its loop has stopped before its round. None where it is due."""
+    for loop in plan.loops:
+        if stage in loop.stages and loop.name in loops and loops[loop.name].stopped:
+            return f"{loop.name} has stopped: {loops[loop.name].stopped}"
+    return None
+
+
+def tell_stopped(paths: RunPaths, loop: Rounds, number: int, why: str) -> None:
+    """Say it, and write it to the ledger where it was not written for this round before."""
+    print(f"{loop.name}: stopped after round {number} of {loop.repeat}, {why}")
+    known = [row for row in read_jsonl(paths.ledger) if (row["event"], row.get("loop")) == ("stopped", loop.name)]
+    if not known or (known[-1]["round"], known[-1]["why"]) != (number, why):
+        record_event(paths, "stopped", loop=loop.name, round=number, why=why)
+
+
+def refuse_left_out(stage: Stage, left_out: Collection[str], folders: Mapping[str, Path]) -> None:
+    """A stage may ask for a model or a file of a round that was never made. Raises RunError for it."""
+    files = [name[1:].partition("/")[0] for name, _ in files_in(stage, folders) if name.startswith("@")]
+    for name in (stage.start, *models_in(stage), *files):
+        if name in left_out:
+            raise RunError(
+                f"stage {stage.name!r} asks for {name!r}, a round that was not made: the rounds stopped before it",
+                fix="ask for the rounds by their name, e.g. `start: round`: that is the model they left",
+            )  # fmt: skip
 
 
 def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
@@ -173,6 +237,10 @@ def dispatch(stage: Stage, context: Context) -> StageResult:
 
         return online.run(stage, context)
     match stage:
+        case PromptsStage():
+            from whet.stages import make_prompts
+
+            return make_prompts.run(stage, context)
         case PrepareStage():
             from whet.stages import prepare
 
@@ -222,7 +290,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
 
 def holds_work(paths: RunPaths) -> bool:
     """Whether anything was computed here. A plan refused for its data may be corrected and run in the same place."""
-    kept = ("checkpoints", "rollouts.jsonl", "judgements.jsonl", "rank-*/rollouts.jsonl", "replies.jsonl")
+    kept = ("checkpoints", "rollouts.jsonl", "judgements.jsonl", "rank-*/rollouts.jsonl", "made", "replies.jsonl")
     if any(any(paths.stages.glob(f"*/{name}")) for name in kept):
         return True
     return any(read_json(path)["status"] == "done" for path in paths.stages.glob("*/status.json"))
@@ -245,17 +313,24 @@ def archive(run: RunPaths, path: Path) -> Path:
     return target
 
 
-def write_summary(paths: RunPaths, plan: Plan, done: list[Status]) -> dict[str, Any]:
-    """summary.json: every stage of the plan with its state, and all measured values."""
+def write_summary(
+    paths: RunPaths, plan: Plan, done: list[Status], loops: Mapping[str, Outcome]
+) -> dict[str, Any]:  # fmt: skip
+    """summary.json: every stage of the plan with its state, all measured values, and how rounds compare."""
     stages = []
     for number, stage in enumerate(plan.stages, start=1):
+        left_out = stopped_before(plan, stage.name, loops) and stage.name not in [status.name for status in done]
         status = next((s for s in done if s.name == stage.name), None) or read_status(paths.stage(number, stage.name))
+        status = None if left_out else status
         stages.append({
-            "name": stage.name, "kind": stage.kind, "status": status.status if status else "waiting",
+            "name": stage.name, "kind": stage.kind,
+            "status": "left out" if left_out else status.status if status else "waiting",
             "seconds": status.seconds if status else None, "metrics": dict(status.metrics) if status else {},
         })  # fmt: skip
     evaluation = [dict(measure) for status in done for measure in status.evaluation]
     summary = {"run": plan.run, "stages": stages, "evaluation": evaluation}
+    if plan.loops:
+        summary["loops"] = [loops[loop.name].to_json(loop) for loop in plan.loops if loop.name in loops]
     write_json(paths.summary, summary)
     return summary
 

@@ -16,6 +16,7 @@ from rouge_score.tokenizers import Tokenizer
 from sacrebleu.metrics import BLEU
 
 from whet.config.evaluate import OverlapTask
+from whet.data.words import CJK, words
 from whet.schema.artifacts import Measure
 from whet.stages.measure.answers import Measured, answer_all, references, sample_rows
 from whet.stages.measure.interval import Interval, bootstrap
@@ -24,8 +25,6 @@ from whet.stages.measure.store import Reply, ReplyStore
 from whet.stages.measure.subject import Subject
 
 ROUGE = ("rouge1", "rouge2", "rougeL")
-CJK = "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\u3040-\u30ff\uac00-\ud7af\U00020000-\U0003134f"
-WORD = re.compile(rf"[{CJK}]|[^\W_{CJK}]+")
 BLEU_ORDER = 4
 
 
@@ -33,7 +32,7 @@ class AnyScript(Tokenizer):  # type: ignore[misc]
     """Lower-cased words of any script; CJK by character."""
 
     def tokenize(self, text: str) -> list[str]:
-        return WORD.findall(text.lower())
+        return words(text)
 
 
 def measure_overlap(

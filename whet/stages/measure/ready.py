@@ -8,11 +8,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config.evaluate import PerplexityTask, Task
+from whet.config.evaluate import JudgementTask, PerplexityTask, Task
 from whet.data.ledger import Ledger
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError
-from whet.schema.records import Conversation, Prompt
+from whet.schema.records import Conversation, Origin, Prompt, Rating
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,9 +23,11 @@ class ReadyTask:
     task: Task
     prompts: tuple[Prompt, ...] = ()
     keys: tuple[str, ...] = ()
-    """One name per prompt, unique within the task."""
+    """One name per prompt (judgement: per answer), unique within the task."""
     conversations: tuple[Conversation, ...] = ()
     """Perplexity only."""
+    ratings: tuple[Rating, ...] = ()
+    """Judgement only."""
     ledger: Ledger
 
     def logged(self, num: int) -> list[int]:
@@ -52,10 +54,16 @@ def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = No
         records, ledger = read_records(task.data, ("conversation",), folders=folders)
         conversations = tuple(record for record in records if isinstance(record, Conversation))
         kept = ReadyTask(name=name, task=task, conversations=conversations, ledger=ledger)
+    elif isinstance(task, JudgementTask):
+        records, ledger = read_records(task.data, ("rating",), folders=folders)
+        ratings = tuple(record for record in records if isinstance(record, Rating))
+        places = _keys([rating.origin for rating in ratings])
+        kept = ReadyTask(name=name, task=task, ratings=ratings, keys=places, ledger=ledger)
     else:
         records, ledger = read_records(task.data, ("prompt",), folders=folders)
         prompts = tuple(record for record in records if isinstance(record, Prompt))
-        kept = ReadyTask(name=name, task=task, prompts=prompts, keys=_keys(prompts), ledger=ledger)
+        keys = _keys([prompt.origin for prompt in prompts])
+        kept = ReadyTask(name=name, task=task, prompts=prompts, keys=keys, ledger=ledger)
     if len(records) < 2:
         found = f"{len(records)} in {', '.join(map(str, task.data.files)) or 'no file'}"
         raise DataError("an evaluation needs at least 2 records", field=f"tasks.{name}.data.files", found=found)
@@ -63,7 +71,7 @@ def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = No
 
 
 def _check(task: Task, name: str) -> None:
-    if not isinstance(task, PerplexityTask) and task.num_samples > 1 and task.temperature == 0:
+    if not isinstance(task, PerplexityTask | JudgementTask) and task.num_samples > 1 and task.temperature == 0:
         raise ConfigError(
             "greedy answers to one prompt are all the same",
             field=f"tasks.{name}.num_samples",
@@ -72,12 +80,12 @@ def _check(task: Task, name: str) -> None:
         )
 
 
-def _keys(prompts: Sequence[Prompt]) -> tuple[str, ...]:
-    """`FILE:LINE`, with a number behind it where two prompts share a place (one row may hold several)."""
+def _keys(origins: Sequence[Origin]) -> tuple[str, ...]:
+    """`FILE:LINE`, with a number behind it where two records share a place (one row may hold several)."""
     seen: Counter[str] = Counter()
     keys = []
-    for prompt in prompts:
-        place = str(prompt.origin)
+    for origin in origins:
+        place = str(origin)
         seen[place] += 1
         keys.append(place if seen[place] == 1 else f"{place}~{seen[place]}")
     return tuple(keys)

@@ -13,7 +13,7 @@ from typing import assert_never
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from whet.config.evaluate import ExactTask, OverlapTask, PerplexityTask, Task, WinRateTask
+from whet.config.evaluate import ExactTask, JudgementTask, OverlapTask, PerplexityTask, Task, WinRateTask
 from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.rollout.build import Answering
@@ -21,6 +21,7 @@ from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure
 from whet.stages.measure.answers import Measured
 from whet.stages.measure.exact import measure_exact
+from whet.stages.measure.judgement import measure_judgement
 from whet.stages.measure.overlap import measure_overlap
 from whet.stages.measure.perplexity import measure_perplexity
 from whet.stages.measure.ready import ReadyTask, ready_task
@@ -65,6 +66,8 @@ def measure(
             return measure_exact(ready, task, subject, store, num_logged)
         case OverlapTask() as task:
             return measure_overlap(ready, task, subject, store, num_logged)
+        case JudgementTask() as task:
+            return measure_judgement(ready, task, subject, store)
         case PerplexityTask() as task:
             return measure_perplexity(ready, task, subject)
         case WinRateTask() as task:

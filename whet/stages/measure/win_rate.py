@@ -12,6 +12,7 @@ from functools import partial
 
 from whet.config.evaluate import WinRateTask
 from whet.data.render import Renderer
+from whet.rewards.check import Check, build_checker
 from whet.rewards.pairwise import Comparison, majority, swapped
 from whet.rewards.parse import parse_verdict
 from whet.rewards.template import SHIPPED, fill, read_template
@@ -30,7 +31,8 @@ def measure_win_rate(
     ready: ReadyTask, task: WinRateTask, subject: Subject, store: ReplyStore, num_logged: int, load: RefLoader
 ) -> Measured:
     """`win_rate` (win + tie / 2), its parts `win`, `tie`, `loss`, and how far the judge can be trusted:
-    `consistency` (both orders, same verdict) and `unreadable` (a verdict could not be parsed in some order).
+    `consistency` (both orders, same verdict) and `unreadable` (a verdict could not be parsed in some order). Where a
+    checker decides there is no judge, and its numbers are left out.
     """
     ours = answer_all(ready, task, subject, store)
     subject.voice.close()  # two servers at a time may not fit the device
@@ -38,21 +40,42 @@ def measure_win_rate(
     with closing(against.voice):
         theirs = answer_all(ready, task, against, store)
     pairs = [(mine[0], other[0]) for mine, other in zip(ours, theirs, strict=True)]
+    if task.checker is not None:
+        points = checked(ready, build_checker(task.checker), pairs)
+        samples = sample_rows(ready, subject.label, ours, points, num_logged)
+        return Measured(measures=_shares(subject.label, ready.name, points), samples=samples, ledger=ready.ledger)
     judge = subject if task.judge.model == "self" else load(task.judge.model, task.judge.engine)
     with closing(judge.voice):
         compared = compare(ready, task, pairs, judge, store, label=subject.label)
     points = [comparison.points for comparison in compared]
     columns = {
+        "consistency": [float(comparison.consistent) for comparison in compared],
+        "unreadable": [float(None in (comparison.shown_first, comparison.shown_second)) for comparison in compared],
+    }
+    measures = _shares(subject.label, ready.name, points)
+    measures += [_measure(subject.label, ready.name, metric, values) for metric, values in columns.items()]
+    samples = sample_rows(ready, subject.label, ours, points, num_logged)
+    return Measured(measures=measures, samples=samples, ledger=ready.ledger)
+
+
+def checked(ready: ReadyTask, check: Check, pairs: Sequence[tuple[Reply, Reply]]) -> list[float]:
+    """1 where the checker gives the first of a pair more than the second, 0 where it gives less, else a half."""
+    points = []
+    for prompt, (mine, other) in zip(ready.prompts, pairs, strict=True):
+        ours, theirs = (0.0 if reply.error else check(prompt, reply.text) for reply in (mine, other))
+        points.append(0.5 if ours == theirs else float(ours > theirs))
+    return points
+
+
+def _shares(label: str, task_name: str, points: Sequence[float]) -> list[Measure]:
+    """The win rate and what it is made of."""
+    columns = {
         "win_rate": points,
         "win": [float(point == 1.0) for point in points],
         "tie": [float(point == 0.5) for point in points],
         "loss": [float(point == 0.0) for point in points],
-        "consistency": [float(comparison.consistent) for comparison in compared],
-        "unreadable": [float(None in (comparison.shown_first, comparison.shown_second)) for comparison in compared],
     }
-    measures = [_measure(subject.label, ready.name, metric, values) for metric, values in columns.items()]
-    samples = sample_rows(ready, subject.label, ours, points, num_logged)
-    return Measured(measures=measures, samples=samples, ledger=ready.ledger)
+    return [_measure(label, task_name, metric, values) for metric, values in columns.items()]
 
 
 def _measure(label: str, task_name: str, metric: str, values: Sequence[float]) -> Measure:
