@@ -38,7 +38,7 @@ class RoundRow:
     kept: bool
     cells: tuple[RoundCell | None, ...]
     links: tuple[tuple[str, str], ...]
-    """Words and anchors of the stages of this round on the page."""
+    """Names and anchors of the stages of this round on the page."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +79,7 @@ def _section(run: RunView, loop: Mapping[str, Any], plan: Mapping[str, Any]) -> 
         RoundRow(
             name=f"M{one.number}", model=one.model, kept=one.model == loop["kept"],
             cells=tuple(_cell(column, rounds, index) for column in columns),
-            links=tuple((stage.kind, f"#{stage.name}") for stage in one.stages.values() if _has_section(stage)),
+            links=tuple((stage.name, f"#{stage.name}") for stage in one.stages.values() if _has_section(stage)),
         )
         for index, one in enumerate(rounds)
     ]  # fmt: skip
