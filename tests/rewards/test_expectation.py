@@ -54,7 +54,7 @@ def test_what_is_asked_stands_where_the_score_stood(renderer: Renderer) -> None:
     decode = renderer.template.tokenizer.decode
     for score, ids in enumerate(request.continuations):
         whole = (*request.prompt_ids, *ids)
-        assert whole == renderer.prompt(MESSAGES, begun=f"Fine.\n**Score:** {score}")
+        assert [whole] == renderer.begun(MESSAGES, [f"Fine.\n**Score:** {score}"])
         assert decode(list(whole)).endswith(f"Fine.\n**Score:** {score}")
     with pytest.raises(ValueError, match="no score"):
         expectation(renderer).request(ASKED, MESSAGES, "Fine.")

@@ -99,12 +99,16 @@ class Renderer:
         return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(
-        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, begun: str = "",
-        origin: Origin = NOWHERE,
-    ) -> tuple[int, ...]:  # fmt: skip
-        """Ids up to where the assistant begins to speak, or to the end of what it has begun to say."""
-        text = self.template.text(self._with_system(messages), tools, ask=True, origin=origin)
-        return tuple(self.template.ids(text + begun))
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
+    ) -> tuple[int, ...]:
+        """Ids up to where the assistant begins to speak."""
+        return tuple(self.template.ids(self.template.text(self._with_system(messages), tools, ask=True, origin=origin)))
+
+    def begun(self, messages: Sequence[Message], answers: Sequence[str]) -> list[tuple[int, ...]]:
+        """Ids of the prompt and the beginning of an answer, for each of several beginnings."""
+        asked = self.template.text(self._with_system(messages), (), ask=True, origin=NOWHERE)
+        ids = self.template.pieces.ids(asked + answer for answer in answers)
+        return [tuple(ids[asked + answer]) for answer in answers]
 
     def ask(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE

@@ -41,11 +41,11 @@ class Expectation:
         if found is None:
             raise ValueError("the reply has no score")
         begun = reply[: found.start]
-        ids = [self.renderer.prompt(messages, begun=f"{begun}{score}") for score in self.scale]
+        ids = self.renderer.begun(messages, [f"{begun}{score}" for score in self.scale])
         shared = _shared(ids)
         rests = [tuple(one[shared:]) for one in ids]
         if any(a != b and b[: len(a)] == a for a in rests for b in rests):
-            rests = [self._ended(messages, begun, score)[shared:] for score in self.scale]
+            rests = [tuple(one[shared:]) for one in self._ended(messages, begun)]
         return replace(asked, key=f"{asked.key}/scores", prompt_ids=tuple(ids[0][:shared]), continuations=tuple(rests))
 
     def weighed(self, judgement: Judgement, said: Completion) -> Judgement:
@@ -57,10 +57,12 @@ class Expectation:
         expected = sum(score * share for score, share in zip(self.scale, shares, strict=True)) / sum(shares)
         return replace(judgement, reading=(expected,), mass=min(1.0, math.exp(highest) * sum(shares)))
 
-    def _ended(self, messages: tuple[Message, ...], begun: str, score: int) -> tuple[int, ...]:
+    def _ended(self, messages: tuple[Message, ...], begun: str) -> list[tuple[int, ...]]:
+        """The scores of the scale with what ends each."""
         if self.config.template == "score_first":
-            return self.renderer.prompt(messages, begun=f"{begun}{score}\n")
-        return (*self.renderer.prompt(messages, begun=f"{begun}{score}"), self.renderer.end_id)
+            return self.renderer.begun(messages, [f"{begun}{score}\n" for score in self.scale])
+        ids = self.renderer.begun(messages, [f"{begun}{score}" for score in self.scale])
+        return [(*one, self.renderer.end_id) for one in ids]
 
 
 def _shared(rows: Sequence[Sequence[int]]) -> int:
