@@ -11,9 +11,10 @@ from tests.rewards.spoken import completion, group_of, said
 from whet.config.judge import Pointwise, RewardJudge
 from whet.data.render import Renderer
 from whet.errors import ConfigError
-from whet.rewards.judge import AskedJudge, RewardAsJudge, build_judge, transcript
+from whet.rewards.judge import AskedJudge, RewardAsJudge, build_judge
 from whet.rewards.reward import RuleReward
 from whet.rewards.template import SHIPPED, fill, read_template
+from whet.rewards.transcript import transcript
 from whet.schema.records import Message
 from whet.schema.rollouts import Completion, Judgement, Score
 

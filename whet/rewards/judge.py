@@ -20,11 +20,8 @@ from whet.rewards.pairwise import PairForm
 from whet.rewards.pointwise import PointForm
 from whet.rewards.reward import Reward
 from whet.rewards.template import SHIPPED, read_template
-from whet.rewards.transcript import transcript
 from whet.schema.records import Message, Prompt
 from whet.schema.rollouts import Asked, Completion, Group, Judgement, Request, Sampling, Score
-
-__all__ = ["Answer", "AskedJudge", "Judge", "RewardAsJudge", "build_judge", "transcript", "unjudged"]
 
 Answer = Callable[[Sequence[Request]], list[Completion]]
 """Whoever speaks for the judge: one completion a request, in their order."""
