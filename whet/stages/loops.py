@@ -15,7 +15,8 @@ from typing import Any
 from whet.config.plan import Plan
 from whet.config.repeat import Rounds
 from whet.runs.files import read_jsonl
-from whet.runs.ledger import Status
+from whet.runs.layout import RunPaths
+from whet.runs.ledger import Status, record_event
 from whet.schema.artifacts import Measure
 
 LOWER_IS_BETTER = ("perplexity", "loss")
@@ -61,6 +62,22 @@ def ended_round(plan: Plan, stage: str) -> tuple[Rounds, int] | None:
             if names[-1] == stage:
                 return loop, number
     return None
+
+
+def stopped_before(plan: Plan, stage: str, loops: Mapping[str, Outcome]) -> str | None:
+    """Why this stage is not done: its loop has stopped before its round. None where it is due."""
+    for loop in plan.loops:
+        if stage in loop.stages and loop.name in loops and loops[loop.name].stopped:
+            return f"{loop.name} has stopped: {loops[loop.name].stopped}"
+    return None
+
+
+def tell_stopped(paths: RunPaths, loop: Rounds, number: int, why: str) -> None:
+    """Say it, and write it to the ledger where it was not written for this round before."""
+    print(f"{loop.name}: stopped after round {number} of {loop.repeat}, {why}")
+    known = [row for row in read_jsonl(paths.ledger) if (row["event"], row.get("loop")) == ("stopped", loop.name)]
+    if not known or (known[-1]["round"], known[-1]["why"]) != (number, why):
+        record_event(paths, "stopped", loop=loop.name, round=number, why=why)
 
 
 def judge_rounds(loop: Rounds, done: int, stages: Sequence[Status], folders: Mapping[str, Path]) -> Outcome:

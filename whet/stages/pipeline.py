@@ -35,14 +35,14 @@ from whet.config.stage import (
 )
 from whet.errors import ConfigError, RunError, UserError, nearest
 from whet.runs.environment import describe_environment
-from whet.runs.files import read_json, read_jsonl, write_json, write_text, writing
+from whet.runs.files import read_json, write_json, write_text, writing
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, first_difference, now, read_status, record_event, write_status
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.build import build_model
 from whet.stages.context import Context
 from whet.stages.inputs import files_in, input_hashes, models_in
-from whet.stages.loops import Outcome, ended_round, judge_rounds
+from whet.stages.loops import Outcome, ended_round, judge_rounds, stopped_before, tell_stopped
 from whet.stages.ranks import Ranks, join_ranks
 
 
@@ -130,22 +130,6 @@ def stages_until(plan: Plan, last: str | None) -> tuple[Stage, ...]:
             fix=f"did you mean {near}?" if near else f"its stages are {', '.join(names)}",
         )  # fmt: skip
     return plan.stages[: names.index(last) + 1]
-
-
-def stopped_before(plan: Plan, stage: str, loops: Mapping[str, Outcome]) -> str | None:
-    """Why this stage is not done: its loop has stopped before its round. None where it is due."""
-    for loop in plan.loops:
-        if stage in loop.stages and loop.name in loops and loops[loop.name].stopped:
-            return f"{loop.name} has stopped: {loops[loop.name].stopped}"
-    return None
-
-
-def tell_stopped(paths: RunPaths, loop: Rounds, number: int, why: str) -> None:
-    """Say it, and write it to the ledger where it was not written for this round before."""
-    print(f"{loop.name}: stopped after round {number} of {loop.repeat}, {why}")
-    known = [row for row in read_jsonl(paths.ledger) if (row["event"], row.get("loop")) == ("stopped", loop.name)]
-    if not known or (known[-1]["round"], known[-1]["why"]) != (number, why):
-        record_event(paths, "stopped", loop=loop.name, round=number, why=why)
 
 
 def refuse_left_out(stage: Stage, left_out: Collection[str], folders: Mapping[str, Path]) -> None:
