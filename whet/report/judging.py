@@ -162,7 +162,8 @@ def _charts(histograms: Row) -> Iterator[Chart]:
             name="scores",
             title="Scores",
             about=(
-                "Mean of the readable votes for each candidate. Healthy: spread over the scale. "
+                "Of each candidate: the mean of its readable votes, or what comparisons or a reward model made of it. "
+                "Healthy: spread over the scale. "
                 "Red flag: one bar, since a judge that gives everyone the same mark makes no pairs."
             ),
             figure=Histogram(**histograms["score"], xlabel="score", ylabel="candidates"),
