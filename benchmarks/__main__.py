@@ -1,5 +1,5 @@
-"""The command line: `python -m benchmarks sft|dpo|reward|grpo` compares training, `generate` compares engines, and
-`python -m benchmarks table` renders README.md."""
+"""The command line: `python -m benchmarks sft|dpo|reward|grpo` compares training, `generate` compares engines,
+`serve` compares clients of a vLLM server, and `python -m benchmarks table` renders README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from benchmarks import generate, grpo
+from benchmarks import generate, grpo, serve
 from benchmarks.compare import Comparison, compare
 from benchmarks.job import TASKS, Side
 from benchmarks.shapes import SHAPES
@@ -41,6 +41,8 @@ def run(options: argparse.Namespace, work: Path) -> None:
         generate.generate(options, work)
     elif options.command == "grpo":
         grpo.grpo(options, work)
+    elif options.command == "serve":
+        serve.serve(options, work)
     else:
         compare(comparison(options), work)
 
@@ -52,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     commands.add_parser("table", help="render README.md's table from results/*.json")
     generate.add_options(commands.add_parser("generate", help="compare engines"))
     grpo.add_options(commands.add_parser("grpo", help="compare online RL"))
+    serve.add_options(commands.add_parser("serve", help="compare clients of a vLLM server"))
     for task in TASKS:
         add_options(commands.add_parser(task, help=f"compare {task}"))
     return top

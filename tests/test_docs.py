@@ -297,6 +297,17 @@ def test_every_key_is_explained_with_its_default(page: Page) -> None:
         assert not true or not said or said == true, f"{page.name}: {key} has the default {true}, not {said}"
 
 
+@pytest.mark.parametrize("page", both("engines.md"), ids=lambda page: page.name)
+def test_every_key_of_an_engine_is_explained_with_its_default(page: Page) -> None:
+    rows = {SPAN.findall(row[0])[0]: row[1] for table in page.tables() if len(table[0]) == 3 for row in table[1:]}
+    expected = {entry.path for entry in entries() if entry.path.startswith("rollout.engine.")}
+    assert rows.keys() & expected == expected, f"not explained: {', '.join(sorted(expected - rows.keys()))}"
+    for key in expected:
+        said = {_value(span) for span in SPAN.findall(rows[key])}
+        true = {_value(json.dumps(e.default)) for e in entries() if e.path == key and not e.info.is_required()}
+        assert key.endswith(".type") or not true or said == true, f"{page.name}: {key} has {true}, not {said}"
+
+
 def _listed(path: str) -> bool:
     """Keys with a row of their own: sections that repeat another one are explained there, `reward` and engines on their
     own pages."""

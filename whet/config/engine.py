@@ -59,6 +59,8 @@ class Vllm(_Server):
     """Requests that wait for an answer at the same time."""
     url: str | None = Field(None, pattern=r"^https?://")
     """Base URL, up to and with `/v1`, of a server that runs already and serves this very model; null starts one."""
+    token_env: str | None = None
+    """Environment variable with the bearer token of a server that runs already."""
     python: str | None = None
     """Interpreter of the environment that holds vLLM; null takes whet's own."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"

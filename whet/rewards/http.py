@@ -24,14 +24,12 @@ from whet.config.rewards import Http
 from whet.errors import ConfigError
 from whet.rewards.reward import no_answer, question
 from whet.rewards.value import read_value
+from whet.rollout.retry import AGAIN, retry_after
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
 
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
 CHUNK_BYTES, LARGEST_BYTES = 1 << 16, 1 << 26
-AGAIN = frozenset({408, 429, 500, 502, 503, 504})
-"""Status codes of a server that may answer later."""
-
 Pair = tuple[Prompt, Completion]
 
 
@@ -92,7 +90,7 @@ class HttpReward:
                 return _read(reply, deadline)
         except urllib.error.HTTPError as error:
             with error:
-                again, after = error.code in AGAIN, _seconds(error.headers.get("Retry-After"))
+                again, after = error.code in AGAIN, retry_after(error.headers.get("Retry-After"))
                 raise NoReply(f"status {error.code}", again=again, after=after) from None
         except (OSError, http.client.HTTPException) as error:
             raise NoReply(f"{type(error).__name__}: {error}", again=True) from None
@@ -144,7 +142,3 @@ def _read(reply: http.client.HTTPResponse, deadline: float) -> bytes:
             raise OSError(f"the reply is larger than {LARGEST_BYTES:,} bytes")
     return b"".join(pieces)
 
-
-def _seconds(retry_after: str | None) -> float:
-    """Retry-After in seconds; a date is not read."""
-    return float(retry_after) if retry_after is not None and retry_after.strip().isdecimal() else 0.0

@@ -13,7 +13,7 @@ from typing import assert_never
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedTokenizerBase
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.engine import Engine as EngineConfig
 from whet.config.engine import Http, Native, Vllm
@@ -23,7 +23,10 @@ from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, end_ids, load_model, pick_device
 from whet.models.memory import has_room_for_copy
 from whet.rollout.engine import Engine
+from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
+from whet.rollout.server import ServerEngine
+from whet.rollout.vllm import Checkpoint, Followed, VllmEngine
 from whet.schema.artifacts import ModelRef
 
 
@@ -56,10 +59,59 @@ def open_engine(config: EngineConfig, served: Served, answering: Answering) -> E
     match config:
         case Native():
             return native_engine(load_for_generation(served, config.precision), answering)
-        case Http() | Vllm():
-            raise ConfigError("is not there yet", field="rollout.engine", found=config.type)
+        case Http():
+            return http_engine(config)
+        case Vllm():
+            return VllmEngine(config, checkpoint_of(served, answering))
         case _:
             assert_never(config)
+
+
+def policy_engine(
+    config: EngineConfig,
+    model: PreTrainedModel | PeftModel,
+    served: Served,
+    answering: Answering,
+    *,
+    dtype: torch.dtype,
+) -> Engine:
+    """The engine of a model that trains here, and that `sync` follows. `dtype` is that of the training's products."""
+    match config:
+        case Native():
+            return NativeEngine(
+                model, answering.tokenizer, batch_size=answering.batch_size,
+                end_ids=end_ids(answering.tokenizer, model, answering.end_id), dtype=dtype,
+                pack_frozen=has_room_for_copy(unwrapped(model), dtype),
+            )  # fmt: skip
+        case Vllm():
+            follows = Followed(model=model, tokenizer=answering.tokenizer)
+            return VllmEngine(config, checkpoint_of(served, answering), follows=follows)
+        case Http():
+            raise ConfigError("cannot take weights", field="rollout.engine", found=config.type)
+        case _:
+            assert_never(config)
+
+
+def checkpoint_of(served: Served, answering: Answering) -> Checkpoint:
+    """What a server is started with."""
+    try:
+        configured = GenerationConfig.from_pretrained(served.ref.path).eos_token_id
+    except OSError:
+        configured = None
+    known = [answering.end_id, answering.tokenizer.eos_token_id]
+    known += configured if isinstance(configured, list) else [configured]
+    return Checkpoint(
+        path=served.ref.path, adapter=served.ref.adapter, folder=served.folder,
+        end_ids=tuple(dict.fromkeys(token for token in known if token is not None)),
+        trust_remote_code=served.model.trust_remote_code,
+    )  # fmt: skip
+
+
+def server_counts(engine: Engine) -> dict[str, float]:
+    """What a server was asked and counted, for the metrics of a stage; nothing for an engine of this process."""
+    if not isinstance(engine, ServerEngine | VllmEngine):
+        return {}
+    return {f"server_{name}": value for name, value in engine.counts.items()}
 
 
 def engine_of_another(config: EngineConfig) -> EngineConfig:

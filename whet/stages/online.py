@@ -10,6 +10,7 @@ prompts -> completions -> rewards -> advantages -> steps -> the best checkpoint 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,13 @@ from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
 from whet.errors import DataError
 from whet.models.backbone import unwrapped
-from whet.models.load import compute_dtype, end_ids, load_tokenizer, pick_device
-from whet.models.memory import FreedMemory, activation_bytes, has_room_for_copy
+from whet.models.load import compute_dtype, load_tokenizer, pick_device
+from whet.models.memory import FreedMemory, activation_bytes
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
 from whet.rewards.reward import Reward
+from whet.rollout.build import Answering, Served, policy_engine
 from whet.rollout.engine import Engine
-from whet.rollout.native import NativeEngine
 from whet.runs.files import read_jsonl
 from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import StageResult
@@ -64,14 +65,18 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
     asked = checked(stage, context, renderer, reward)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=stage.train.keep_checkpoints)
     policy = load_policy(stage, context, checkpoints, tokenizer, device=device, dtype=dtype)
-    engine = NativeEngine(
-        policy.model, tokenizer, batch_size=stage.rollout.batch_size,
-        end_ids=end_ids(tokenizer, policy.model, renderer.end_id), dtype=dtype,
-        pack_frozen=has_room_for_copy(unwrapped(policy.model), dtype),
+    engine = policy_engine(
+        stage.rollout.engine, policy.model,
+        Served(ref=context.start, model=context.model, folder=context.paths.root),
+        Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size), dtype=dtype,
     )  # fmt: skip
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
     latest = checkpoints.latest()
-    with MetricsFile(context.paths.metrics) as metrics, MetricsFile(context.paths.completions) as completions:
+    with (
+        closing(engine),
+        MetricsFile(context.paths.metrics) as metrics,
+        MetricsFile(context.paths.completions) as completions,
+    ):
         completions.truncate_after(latest.step if latest is not None else 0)
         work = online_work(
             stage,

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
@@ -40,7 +40,7 @@ from whet.experience.summary import chosen_length_ratio, group_metrics, histogra
 from whet.models.load import load_tokenizer
 from whet.rewards.check import build_checker
 from whet.rewards.judge import AskedJudge, Judge
-from whet.rollout.build import Answering, Served, open_engine
+from whet.rollout.build import Answering, Served, open_engine, server_counts
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.layout import StagePaths
 from whet.runs.sinks import Progress
@@ -108,10 +108,13 @@ def collect_groups(
     begun = time.perf_counter()
     answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size)
     served = Served(ref=context.start, model=context.model, folder=root)
-    with closing(open_engine(stage.rollout.engine, served, answering)) as engine:
+    with ExitStack() as opened:
+        engine = opened.enter_context(closing(open_engine(stage.rollout.engine, served, answering)))
         speaking = engine
         if not isinstance(stage.judge, RewardJudge):
             speaking = judge_engine(stage.judge, stage.rollout, context, engine)
+        if speaking is not engine:
+            opened.enter_context(closing(speaking))
         loading = time.perf_counter() - begun
         judged_by = recalling(speaking, put_aside(root, "judgements*.jsonl", "probabilities*.jsonl"))
 
@@ -134,8 +137,9 @@ def collect_groups(
         metrics = {f"seconds_{part}": round(value, 3) for part, value in mine.seconds.items()}
         if stage.meta is not None and isinstance(judge, AskedJudge) and ranks.is_main:
             metrics |= judge_judgements(build_meta_judge(stage.meta, judge), groups, mine.judging, context.paths)
+        metrics |= server_counts(engine)
         if speaking is not engine:
-            speaking.close()
+            metrics |= {f"judge_{name}": value for name, value in server_counts(speaking).items()}
     return groups, {"seconds_load": round(loading, 3)} | metrics
 
 

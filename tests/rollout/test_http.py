@@ -1,0 +1,288 @@
+"""The http engine against a server on this machine in every mood."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rollout.stub import Reply, Spoiler, Stub, good
+from whet.config.engine import Http
+from whet.errors import ConfigError, RunError
+from whet.experience.store import RolloutStore
+from whet.rollout import endpoints, retry
+from whet.rollout.engine import answers
+from whet.rollout.http import http_engine
+from whet.rollout.server import ServerEngine
+from whet.schema.records import Message
+from whet.schema.rollouts import Completion, Request, Sampling
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(endpoints, "FIRST_REST", 0.01)
+
+
+def requests(num: int, **sampling: Any) -> list[Request]:
+    how = Sampling(**{"max_new_tokens": 8, "temperature": 0.7, "top_p": 0.9} | sampling)
+    said = (Message("system", "Be short."), Message("user", "Hi"))
+    return [Request(key=f"p#{n}", prompt_ids=(1, 2), messages=said, sampling=how, seed=3) for n in range(num)]
+
+
+@pytest.fixture
+def opened() -> Iterator[list[ServerEngine]]:
+    engines: list[ServerEngine] = []
+    yield engines
+    for engine in engines:
+        engine.close()
+
+
+def engine_of(opened: list[ServerEngine], *urls: str, **config: Any) -> ServerEngine:
+    opened.append(http_engine(Http(urls=urls, model="m", **{"timeout": 5.0} | config)))
+    return opened[-1]
+
+
+def test_what_a_chat_server_is_sent_and_what_comes_back(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        engine = engine_of(opened, stub.url, fields={"reasoning_effort": "low", "top_p": None})
+        (completion,) = answers(engine, requests(1, stop=("END",)))
+    body = stub.bodies[0]
+    assert body == {
+        "model": "m", "max_tokens": 8, "temperature": 0.7, "stop": ["END"], "reasoning_effort": "low",
+        "messages": [{"role": "system", "content": "Be short."}, {"role": "user", "content": "Hi"}],
+        "seed": body["seed"],
+    }  # fmt: skip
+    assert completion.text.startswith("answer ") and completion.finish_reason == "stop"
+    assert (completion.ids, completion.num_tokens) == ((), 3)
+
+
+def test_token_ids_where_the_server_takes_them(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        (completion,) = answers(engine_of(opened, stub.url, api="completions"), requests(1, top_k=5))
+    assert stub.bodies[0]["prompt"] == [1, 2] and stub.bodies[0]["top_k"] == 5
+    assert (completion.ids, completion.logprobs) == ((5, 6, 2), (-0.5, -0.5, -0.5))
+
+
+def test_seeds_are_a_function_of_seed_and_key(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        engine = engine_of(opened, stub.url, concurrency=1)
+        first, second = answers(engine, requests(9)), answers(engine, requests(9)[::-1])
+    assert first == second[::-1]
+    assert len({body["seed"] for body in stub.bodies}) == 9 and all(0 <= b["seed"] < 2**31 for b in stub.bodies)
+
+
+def test_never_more_open_than_asked_for_and_pulled_as_needed(opened: list[ServerEngine]) -> None:
+    pulled = 0
+
+    def endless() -> Iterator[Request]:
+        nonlocal pulled
+        for request in requests(5000):
+            pulled += 1
+            yield request
+
+    with Stub(seconds=0.002) as stub:
+        running = engine_of(opened, stub.url, concurrency=4).generate(endless())
+        for _ in range(40):
+            next(running)
+        assert pulled <= 40 + 2 * 4
+        assert stub.most_open == 4
+        running.close()
+
+
+def test_a_slow_answer_is_not_outrun_for_ever(opened: list[ServerEngine]) -> None:
+    """What waits for its turn stays bounded."""
+
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        if number == 1:
+            stub.stopped.wait(0.5)
+        return good(path, body)
+
+    with Stub(answer) as stub:
+        order = [c.key for c in engine_of(opened, stub.url, concurrency=2).generate(requests(200))]
+    slow = next(place for place, key in enumerate(order) if key in ("p#0", "p#1") and place > 3)
+    assert 20 <= slow <= 2 * 16 and sorted(order) == sorted(f"p#{n}" for n in range(200))
+
+
+@pytest.mark.parametrize("spoilt", [
+    (429, b"", {"Retry-After": "0"}), (500, b"oops", {}), (503, b"", {}), (200, b"cut", {}), (200, b"<html>", {}),
+    (200, b"{}", {}), (200, b'{"choices": []}', {}), (200, b'{"choices": [{"text": "a", "token_ids": "x"}]}', {}),
+    (200, b'{"choices": [{"text": 5}]}', {}), (200, b'{"choices": [{"text": "", "finish_reason": "abort"}]}', {}),
+])  # fmt: skip
+def test_it_is_asked_again(opened: list[ServerEngine], spoilt: Reply) -> None:
+    with Stub(lambda path, body, number: spoilt if number < 3 else good(path, body)) as stub:
+        engine = engine_of(opened, stub.url)
+        (completion,) = answers(engine, requests(1))
+    assert completion.finish_reason == "stop" and len(stub.bodies) == 3
+    assert engine.counts["retries"] == 2 and len({body["seed"] for body in stub.bodies}) == 1
+
+
+def test_it_waits_as_long_as_it_is_told(opened: list[ServerEngine]) -> None:
+    told = (429, b"", {"Retry-After": "1"})
+    with Stub(lambda path, body, number: told if number == 1 else good(path, body)) as stub:
+        begun = time.perf_counter()
+        answers(engine_of(opened, stub.url), requests(1))
+        assert time.perf_counter() - begun >= 1.0
+
+
+def test_pauses_grow_and_differ() -> None:
+    pauses = [retry.pause(attempt, "a") for attempt in range(20)]
+    assert pauses == [retry.pause(attempt, "a") for attempt in range(20)] and retry.pause(0, "b") != pauses[0]
+    assert all(0 < pause <= retry.LONGEST_PAUSE for pause in pauses) and pauses[5] > pauses[0]
+
+
+def test_no_answer_in_time(opened: list[ServerEngine]) -> None:
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        if number == 1:
+            stub.stopped.wait(10)
+        return good(path, body)
+
+    with Stub(answer) as stub:
+        engine = engine_of(opened, stub.url, timeout=0.3)
+        (completion,) = answers(engine, requests(1))
+        assert completion.finish_reason == "stop" and engine.counts["retries"] == 1
+
+
+def test_what_fails_for_ever_is_data(opened: list[ServerEngine]) -> None:
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        bad = body["max_tokens"] == 9
+        return (500, b'{"error": {"message": "out\\nof memory"}}', {}) if bad else good(path, body)
+
+    with Stub(answer) as stub:
+        engine = engine_of(opened, stub.url, retries=2)
+        asked = [*requests(3), Request(key="bad", prompt_ids=(1,), sampling=Sampling(max_new_tokens=9), seed=0)]
+        *well, bad = answers(engine, asked)
+    assert [completion.finish_reason for completion in well] == ["stop"] * 3
+    assert (bad.finish_reason, bad.error) == ("error", f"{stub.url}: status 500 out of memory")
+    assert engine.counts["failed"] == 1 and engine.counts["answered"] == 3
+
+
+def test_a_request_the_server_cannot_take_is_not_made_again(opened: list[ServerEngine]) -> None:
+    with Stub(lambda path, body, number: (400, b'{"message": "too long"}', {})) as stub:
+        (completion,) = answers(engine_of(opened, stub.url), requests(1))
+    assert (completion.error, len(stub.bodies)) == (f"{stub.url}: status 400 too long", 1)
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (401, "the server refuses the key .*status 401 who are you.*token_env"),
+        (404, "the server has no such model or path .*status 404 who are you.*check the model's name"),
+    ],
+)
+def test_what_stands_in_the_plan_is_said_in_one_line(opened: list[ServerEngine], status: int, said: str) -> None:
+    reply = status, b'{"error": {"message": "who are you"}}', dict[str, str]()
+    with Stub(lambda path, body, number: reply) as stub, pytest.raises(ConfigError, match=said) as caught:
+        answers(engine_of(opened, stub.url), requests(50))
+    assert "\n" not in str(caught.value)
+
+
+def test_nobody_there_is_said_in_one_line(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        url = stub.url
+    with pytest.raises(RunError, match=r"rollout\.engine: the server does not answer \(found http://127"):
+        answers(engine_of(opened, url, retries=1), requests(3))
+
+
+def test_the_key_comes_from_the_environment(opened: list[ServerEngine], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "abc")
+    with Stub() as stub:
+        answers(engine_of(opened, stub.url, token_env="MY_KEY"), requests(1))
+    assert stub.headers[0]["Authorization"] == "Bearer abc"
+    monkeypatch.delenv("MY_KEY")
+    with pytest.raises(ConfigError, match="is not set in the environment"):
+        http_engine(Http(urls=("http://a/v1",), model="m", token_env="MY_KEY"))
+
+
+def test_tokens_and_cost_are_counted(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        prices = {"price_per_million_prompt_tokens": 2.0, "price_per_million_completion_tokens": 10.0}
+        engine = engine_of(opened, stub.url, **prices)
+        answers(engine, requests(1000))
+    assert (engine.counts["prompt_tokens"], engine.counts["completion_tokens"]) == (10_000, 3_000)
+    assert engine.counts["cost"] == pytest.approx(0.02 + 0.03)
+
+
+def test_several_servers_share_the_work_and_a_dead_one_is_set_aside(opened: list[ServerEngine]) -> None:
+    with Stub(seconds=0.002) as one, Stub(seconds=0.002) as two, Stub() as dead:
+        dead.answer = lambda path, body, number: (503, b"", {})
+        engine = engine_of(opened, one.url, two.url, dead.url, concurrency=8)
+        done = answers(engine, requests(200))
+    assert all(completion.finish_reason == "stop" for completion in done)
+    assert min(len(one.bodies), len(two.bodies)) > 60 and len(dead.bodies) < 60
+
+
+def test_endpoints_rest_longer_each_time_and_come_back() -> None:
+    now = [0.0]
+    some = endpoints.Endpoints(["http://a/", "http://b"], now=lambda: now[0])
+    first, second = some.take(), some.take()
+    assert {first.url, second.url} == {"http://a", "http://b"}
+    some.answered(second)
+    for _ in range(2):
+        some.failed(first)
+        first = some.take() if first.num_open == 0 else first
+        first.num_open = 1
+    some.failed(first)
+    rest = first.rests_until
+    assert rest > 0 and all(some.take() is second for _ in range(5))
+    now[0] = rest
+    assert some.take() is first, "it has the fewest open"
+    some.failed(first)
+    assert first.rests_until - now[0] > rest
+    some.failed(second), setattr(second, "failures", 9), some.failed(second)
+    assert some.take() is min((first, second), key=lambda endpoint: endpoint.rests_until)
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_through_faults_every_prompt_has_exactly_its_samples(
+    opened: list[ServerEngine], tmp_path: Path, share: float
+) -> None:
+    asked = requests(300)
+    with Stub() as stub, Spoiler(stub.root, share, slow=0.02) as proxy:
+        engine = engine_of(opened, proxy.url, concurrency=16, retries=20)
+        store = RolloutStore(tmp_path / "rollouts.jsonl")
+        done = list(store.stream(engine, asked, chunk=1))
+        expected = answers(engine_of(opened, stub.url), asked)
+    assert [c.key for c in done] == [r.key for r in asked]
+    assert [c.text for c in done] == [c.text for c in expected], "an answer is its own, whatever happened on the way"
+    assert all(proxy.faults[kind] for kind in Spoiler.KINDS) and engine.counts["failed"] == 0
+
+
+def test_tool_calls_and_images_in_a_servers_words(tmp_path: Path) -> None:
+    from whet.rollout.wire import messages_of
+    from whet.schema.records import Part
+
+    (tmp_path / "a.png").write_bytes(b"png")
+    said = messages_of([
+        Message("user", (Part("text", "What is this?"), Part("image", str(tmp_path / "a.png")))),
+        Message("assistant", "", tool_calls=(
+            {"name": "look", "arguments": {"at": 1}}, {"name": "ask", "arguments": {}},
+        )),
+        Message("tool", "a cat"), Message("tool", "yes"),
+    ])  # fmt: skip
+    assert said[0]["content"][1]["image_url"]["url"] == "data:image/png;base64,cG5n"
+    calls = said[1]["tool_calls"]
+    assert [call["function"] for call in calls] == [
+        {"name": "look", "arguments": '{"at": 1}'}, {"name": "ask", "arguments": "{}"}
+    ]  # fmt: skip
+    assert [turn["tool_call_id"] for turn in said[2:]] == [call["id"] for call in calls]
+
+
+def completion_of(engine: ServerEngine) -> Completion:
+    return answers(engine, requests(1))[0]
+
+
+def test_an_error_of_the_caller_leaves_nothing_running(opened: list[ServerEngine]) -> None:
+    def broken() -> Iterator[Request]:
+        yield from requests(3)
+        raise ValueError("broken prompts")
+
+    with Stub() as stub:
+        engine = engine_of(opened, stub.url)
+        with pytest.raises(ValueError, match="broken prompts"):
+            list(engine.generate(broken()))
+        assert completion_of(engine).finish_reason == "stop"

@@ -1,0 +1,48 @@
+"""Any server that speaks OpenAI's API, as an engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from whet.config.engine import Http
+from whet.errors import ConfigError
+from whet.rollout.server import Manner, ServerEngine
+from whet.rollout.wire import chat_body, completions_body
+from whet.schema.rollouts import Request
+
+PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+
+
+def http_engine(config: Http) -> ServerEngine:
+    """Raises ConfigError where the token's variable is not set."""
+    written = chat_body if config.api == "chat" else completions_body
+
+    def body(request: Request) -> Mapping[str, Any]:
+        """A field that is null in the plan is not sent."""
+        whole = {"model": config.model} | written(request) | config.fields
+        return {name: value for name, value in whole.items() if value is not None}
+
+    return ServerEngine(
+        config.urls,
+        Manner(
+            path=PATHS[config.api],
+            body=body,
+            headers=headers_of(config.token_env),
+            prices=(config.price_per_million_prompt_tokens, config.price_per_million_completion_tokens),
+        ),
+        concurrency=config.concurrency,
+        timeout=config.timeout,
+        retries=config.retries,
+    )
+
+
+def headers_of(token_env: str | None) -> dict[str, str]:
+    """The key stands in the environment, and nowhere else."""
+    if token_env is None:
+        return {}
+    token = os.environ.get(token_env)
+    if not token:
+        raise ConfigError("is not set in the environment", field="rollout.engine.token_env", found=token_env)
+    return {"Authorization": f"Bearer {token}"}

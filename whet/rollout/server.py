@@ -1,0 +1,256 @@
+"""The engine behind an API: requests go out as they are pulled, answers come back in any order.
+
+    engine = ServerEngine(urls, wire, concurrency=16, timeout=600, retries=6)
+    for completion in engine.generate(requests): ...
+
+One thread runs an event loop with all open connections; the caller's thread pulls requests and takes completions, so
+nothing above needs to know of either. What fails is made again; what fails for ever is a completion with its reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from queue import SimpleQueue
+from typing import Any
+
+import httpx2
+
+from whet.errors import ConfigError, RunError
+from whet.rollout.endpoints import Endpoint, Endpoints
+from whet.rollout.retry import AGAIN, pause, retry_after
+from whet.rollout.wire import NotReadable, Usage, complaint, failed, read_reply
+from whet.schema.rollouts import Completion, Request
+
+AHEAD = 2
+"""Requests that are pulled at a time, in multiples of those that wait for an answer: none of these then waits for the
+caller."""
+WINDOW = 16
+"""How far the newest request may be from the oldest unanswered one, in the same multiples."""
+CANNOT_MEASURE = "a server does not tell the log-probs of given continuations"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manner:
+    """How a kind of server is talked to."""
+
+    path: str
+    """Of the API, behind the base URL: `/chat/completions`."""
+    body: Callable[[Request], Mapping[str, Any]]
+    headers: Mapping[str, str]
+    local: bool = False
+    """On this machine: proxies of the environment are not asked."""
+    field: str = "rollout.engine"
+    """What to name in an error."""
+    prices: tuple[float, float] = (0.0, 0.0)
+    """Of a million prompt tokens and of a million generated ones."""
+    problem: Callable[[Request], str | None] = lambda request: None
+    """What is wrong with a request that need not be sent."""
+
+
+class _Again(Exception):
+    """An attempt that failed and may be made again, after some seconds at least."""
+
+    def __init__(self, reason: str, *, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class _Refused(Exception):
+    """An answer that will not change: this request has no completion."""
+
+
+class ServerEngine:
+    """An `Engine` over one or several servers of the same model."""
+
+    batched = False
+
+    def __init__(
+        self, urls: tuple[str, ...], manner: Manner, *, concurrency: int, timeout: float, retries: int
+    ) -> None:
+        self.manner, self.version = manner, 0
+        self._endpoints = Endpoints(urls)
+        self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
+        self._counts = {"answered": 0.0, "failed": 0.0, "retries": 0.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}
+        self._running: _Running | None = None
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield completions as they come. Raises ConfigError where the server refuses the key or the model, and
+        RunError where it has never answered."""
+        if self._running is None:
+            self._running = _Running(self._concurrency, self._timeout, local=self.manner.local)
+        running, arrived = self._running, SimpleQueue[tuple[int, Completion | BaseException]]()
+        rest, ended, pulled = iter(requests), False, 0
+        tasks: dict[int, asyncio.Future[None]] = {}
+        try:
+            while True:
+                while not ended and self._may_pull(tasks, pulled):
+                    request = next(rest, None)
+                    if request is None:
+                        ended = True
+                    else:
+                        tasks[pulled] = running.start(self._complete(request, pulled, arrived))
+                        pulled += 1
+                if not tasks:
+                    return
+                number, result = arrived.get()
+                del tasks[number]
+                if isinstance(result, BaseException):
+                    raise result
+                yield result
+        finally:
+            running.cancel(tasks.values())
+
+    def _may_pull(self, tasks: Mapping[int, object], pulled: int) -> bool:
+        if not tasks:
+            return True
+        oldest = next(iter(tasks))  # they are put in by number
+        return len(tasks) < AHEAD * self._concurrency and pulled - oldest < WINDOW * self._concurrency
+
+    def sync(self, version: int) -> None:
+        """The servers' weights are their own."""
+        self.version = version
+
+    def close(self) -> None:
+        if self._running is not None:
+            self._running.stop()
+        self._running = None
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        """Of this process: requests answered and failed, attempts made again, tokens as the servers counted them, and
+        what they cost where that is known."""
+        prompt, completion = self.manner.prices
+        cost = (self._counts["prompt_tokens"] * prompt + self._counts["completion_tokens"] * completion) / 1e6
+        return self._counts | ({"cost": round(cost, 6)} if prompt or completion else {})
+
+    async def _complete(
+        self, request: Request, number: int, arrived: SimpleQueue[tuple[int, Completion | BaseException]]
+    ) -> None:
+        try:
+            arrived.put((number, await self._answer(request)))
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:  # whatever it is, the caller's thread must hear of it
+            arrived.put((number, error))
+
+    async def _answer(self, request: Request) -> Completion:
+        assert self._running is not None
+        if problem := CANNOT_MEASURE if request.continuations else self.manner.problem(request):
+            self._counts["failed"] += 1
+            return failed(request, problem)
+        async with self._running.places:
+            reason = ""
+            for attempt in range(self._retries + 1):
+                try:
+                    completion, usage = await self._ask(request)
+                except _Refused as error:
+                    self._counts["failed"] += 1
+                    return failed(request, str(error))
+                except _Again as error:
+                    reason = str(error)
+                    if attempt < self._retries:
+                        self._counts["retries"] += 1
+                        await asyncio.sleep(max(pause(attempt, request.key), error.after))
+                    continue
+                self._count(usage, completion)
+                return replace(completion, policy_version=self.version)
+        if not self._endpoints.num_answered:
+            raise RunError("the server does not answer", field=self.manner.field, found=reason)
+        self._counts["failed"] += 1
+        return failed(request, reason)
+
+    def _count(self, usage: Usage, completion: Completion) -> None:
+        self._counts["answered"] += 1
+        self._counts["failed"] += completion.finish_reason == "error"
+        self._counts["prompt_tokens"] += usage.prompt_tokens
+        self._counts["completion_tokens"] += usage.completion_tokens
+
+    async def _ask(self, request: Request) -> tuple[Completion, Usage]:
+        endpoint = self._endpoints.take()
+        done = False
+        try:
+            status, headers, body = await self._post(endpoint, request)
+            if status in AGAIN:
+                raise _Again(
+                    f"{endpoint.url}: status {status} {complaint(body)}".rstrip(),
+                    after=retry_after(headers.get("retry-after")),
+                )
+            if status != 200:
+                self._refuse(endpoint, status, body)
+            completion, usage = read_reply(request, body)
+            done = True
+        except NotReadable as error:
+            raise _Again(f"{endpoint.url}: {error}") from None
+        except _Refused:
+            done = True
+            raise
+        finally:
+            (self._endpoints.answered if done else self._endpoints.failed)(endpoint)
+        return completion, usage
+
+    async def _post(self, endpoint: Endpoint, request: Request) -> tuple[int, Mapping[str, str], bytes]:
+        assert self._running is not None
+        try:
+            async with asyncio.timeout(self._timeout):
+                reply = await self._running.client.post(
+                    endpoint.url + self.manner.path, json=self.manner.body(request), headers=self.manner.headers
+                )
+                return reply.status_code, reply.headers, reply.content
+        except TimeoutError:
+            raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s") from None
+        except httpx2.InvalidURL as error:
+            raise ConfigError("is no URL", field=self.manner.field, found=f"{endpoint.url}: {error}") from None
+        except (httpx2.HTTPError, OSError) as error:
+            raise _Again(f"{endpoint.url}: {type(error).__name__} {error}".rstrip()) from None
+
+    def _refuse(self, endpoint: Endpoint, status: int, body: bytes) -> None:
+        """Raises UserError for what stands in the plan, _Refused for what is in the request alone."""
+        said = complaint(body)
+        found = f"{endpoint.url}: status {status} {said}".rstrip()
+        if endpoint.num_answered:
+            raise _Again(found) if status in (401, 403, 404) else _Refused(found)
+        raise_for(status, found, self.manner.field)
+        raise _Refused(found)
+
+
+def raise_for(status: int, found: str, field: str) -> None:
+    """Raises ConfigError for what no request to this server can mend."""
+    if status in (401, 403):
+        raise ConfigError(
+            "the server refuses the key", field=field, found=found, fix="name the variable that holds one: token_env"
+        )
+    if status in (404, 405):
+        raise ConfigError(
+            "the server has no such model or path", field=field, found=found,
+            fix="check the model's name, and that the URL ends in /v1",
+        )  # fmt: skip
+
+
+class _Running:
+    """An event loop in a thread of its own, with the connections."""
+
+    def __init__(self, concurrency: int, timeout: float, *, local: bool) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="requests", daemon=True)
+        self._thread.start()
+        self.places = asyncio.Semaphore(concurrency)
+        self.client = httpx2.AsyncClient(
+            timeout=timeout, trust_env=not local,
+            limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+        )  # fmt: skip
+
+    def start(self, task: Any) -> Any:
+        return asyncio.run_coroutine_threadsafe(task, self._loop)
+
+    def cancel(self, tasks: Iterable[Any]) -> None:
+        for task in tasks:
+            task.cancel()
+
+    def stop(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.client.aclose(), self._loop).result(timeout=10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+        self._loop.close()

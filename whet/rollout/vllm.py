@@ -1,0 +1,248 @@
+"""A vLLM server as an engine: asked by token ids, and brought up to date while a model trains.
+
+    engine = VllmEngine(config, Checkpoint(path=..., adapter=..., end_ids=..., folder=...))
+    engine = VllmEngine(config, checkpoint, follows=Followed(model=policy, tokenizer=tokenizer))
+    engine.sync(version=40)
+
+How the weights get there: an adapter is written to a folder and loaded into the running server under a name of its own
+(`/v1/load_lora_adapter`); whole weights are written as a checkpoint which the server reads again in place
+(`reload_weights` by `/collective_rpc`, between `/pause` and `/resume`). Either way the server is then asked for the
+log-probs of a probe text, and the run stops where they are not the trainer's (`whet.rollout.probe`).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import secrets
+import shutil
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from whet.config.engine import Vllm
+from whet.errors import ConfigError, RunError
+from whet.models.load import save_trained
+from whet.rollout.http import headers_of
+from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
+from whet.rollout.process import ServerProcess
+from whet.rollout.server import Manner, ServerEngine
+from whet.rollout.wire import complaint, completions_body
+from whet.schema.rollouts import Completion, Request
+
+BASE, POLICY = "whet", "whet-policy"
+"""Names at the server: the checkpoint, and the adapter on it."""
+RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""Largest adapter ranks that vLLM can be started with."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """What the server serves."""
+
+    path: str
+    adapter: str | None
+    end_ids: tuple[int, ...]
+    folder: Path
+    """Where its log goes, and weights on their way."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Followed:
+    """The model in training that the server must be like."""
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+
+
+class VllmEngine:
+    """An `Engine` over a server that whet starts and ends, or that runs already."""
+
+    batched = False
+
+    def __init__(self, config: Vllm, checkpoint: Checkpoint, *, follows: Followed | None = None) -> None:
+        """Comes back when the server answers. Raises ConfigError or RunError where it cannot."""
+        self._config, self._checkpoint, self._follows = config, checkpoint, follows
+        self._by_adapter = _by_adapter(config, follows)
+        self._process: ServerProcess | None = None
+        token = secrets.token_urlsafe(24) if config.url is None else ""
+        if config.url is None:
+            self._process = _start(config, checkpoint, follows, token)
+        self.headers = {"Authorization": f"Bearer {token}"} if token else headers_of(config.token_env)
+        self.root = self._process.url if self._process is not None else str(config.url).removesuffix("/v1")
+        self._seen: Seen | None = None
+        self._folder = checkpoint.folder / "sync"
+        self._num_synced = 0
+        try:
+            served = self._call("GET", "/v1/models")["data"][0]
+            self._name, self._max_length = str(served["id"]), int(served.get("max_model_len") or 1 << 30)
+            if checkpoint.adapter is not None and follows is None:
+                self._load_adapter(Path(checkpoint.adapter))
+        except BaseException:
+            self.close()
+            raise
+        self._engine = ServerEngine(
+            (f"{self.root}/v1",),
+            Manner(path="/completions", body=self._body, headers=self.headers, local=True, problem=self._problem),
+            concurrency=config.concurrency, timeout=config.timeout, retries=config.retries,
+        )  # fmt: skip
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Yield completions as they come."""
+        return self._engine.generate(requests)
+
+    def sync(self, version: int) -> None:
+        """Give the server the weights of the model in training. Raises RunError where they do not arrive."""
+        self._engine.sync(version)
+        if self._follows is None:
+            return
+        # A path of its own each time: the server keeps what it computed with an adapter under the adapter's path. The
+        # last one stays as long as it is used, since a server may read an adapter again.
+        place, earlier = self._folder / f"{self._num_synced:06d}", self._folder / f"{self._num_synced - 1:06d}"
+        self._num_synced += 1
+        shutil.rmtree(place, ignore_errors=True)
+        save_trained(self._follows.model, self._follows.tokenizer, place)
+        if self._by_adapter:
+            self._load_adapter(place)
+        else:
+            self._reload_weights(place)
+        before, self._seen = self._seen, self._probe(self._follows)
+        check_sync(self._seen, before, self._config.sync_tolerance)
+        shutil.rmtree(earlier, ignore_errors=True)
+
+    def close(self) -> None:
+        """End the server where whet started it."""
+        if hasattr(self, "_engine"):
+            self._engine.close()
+        if self._process is not None:
+            self._process.close()
+        self._process = None
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    @property
+    def counts(self) -> Mapping[str, float]:
+        return self._engine.counts
+
+    @property
+    def sync_difference(self) -> float | None:
+        """Mean difference of the probe's log-probs at the last sync, in nats a token."""
+        return self._seen.difference if self._seen is not None else None
+
+    def _body(self, request: Request) -> Mapping[str, Any]:
+        room = self._max_length - len(request.prompt_ids)
+        return completions_body(request) | {
+            "model": self._name,
+            "max_tokens": min(request.sampling.max_new_tokens, room),
+            "top_k": request.sampling.top_k,
+            "min_p": request.sampling.min_p,
+            "stop_token_ids": list(self._checkpoint.end_ids),
+        }
+
+    def _problem(self, request: Request) -> str | None:
+        num = len(request.prompt_ids)
+        if num == 0:
+            return "the prompt has no tokens"
+        if num >= self._max_length:
+            return f"the prompt has {num} tokens and the server takes {self._max_length}"
+        return None
+
+    def _load_adapter(self, place: Path) -> None:
+        asked = {"lora_name": POLICY, "lora_path": str(place.resolve()), "load_inplace": True}
+        self._call("POST", "/v1/load_lora_adapter", asked)
+        self._name = POLICY
+
+    def _reload_weights(self, place: Path) -> None:
+        self._call("POST", "/pause?mode=wait", {})
+        asked = {"method": "reload_weights", "kwargs": {"weights_path": str(place.resolve())}}
+        self._call("POST", "/collective_rpc", asked)
+        self._call("POST", "/reset_prefix_cache", {})
+        self._call("POST", "/resume", {})
+
+    def _probe(self, follows: Followed) -> Seen:
+        ids = follows.tokenizer(TEXT).input_ids
+        asked = {"model": self._name, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+        known = self._call("POST", "/v1/completions", asked)["choices"][0]["prompt_logprobs"][1:]
+        server = tuple(float(known[place][str(token)]["logprob"]) for place, token in enumerate(ids[1:]))
+        return Seen(trainer=trainer_logprobs(follows.model, ids), server=server)
+
+    def _call(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        """One request about the server itself. Raises RunError with what it says."""
+        where = self.root + path
+        fix = "see its log" if self._process is not None else "is it a vLLM server, started as whet would start it?"
+        try:
+            reply = httpx2.request(
+                method, where, json=body, headers=self.headers, timeout=self._config.timeout, trust_env=False
+            )
+        except (httpx2.HTTPError, OSError) as error:
+            raise RunError("the server does not answer", field=where, found=str(error), fix=fix) from None
+        if reply.status_code != 200:
+            found = f"status {reply.status_code} {complaint(reply.content)}"
+            raise RunError("the server refuses", field=where, found=found, fix=fix)
+        try:
+            return reply.json()
+        except json.JSONDecodeError:
+            return reply.text
+
+
+def _by_adapter(config: Vllm, follows: Followed | None) -> bool:
+    """Raises ConfigError for a way that what trains does not allow."""
+    if follows is None:
+        return False
+    adapted = isinstance(follows.model, PeftModel)
+    if config.sync != "auto" and (config.sync == "adapter") != adapted:
+        raise ConfigError(
+            "cannot follow what trains", field="rollout.engine.sync", found=config.sync,
+            fix=f"{'an adapter trains' if adapted else 'all weights train'}: take auto",
+        )  # fmt: skip
+    return adapted
+
+
+def _start(config: Vllm, checkpoint: Checkpoint, follows: Followed | None, token: str) -> ServerProcess:
+    if config.python is None and importlib.util.find_spec("vllm") is None:
+        raise ConfigError(
+            "vLLM is not installed beside whet", field="rollout.engine.python",
+            fix="name the interpreter of the environment that has it, or a server's url",
+        )  # fmt: skip
+    environment = {
+        "VLLM_API_KEY": token, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_SERVER_DEV_MODE": "1" if follows is not None else "0", "PYTHONPATH": "",
+    }  # fmt: skip
+    process = ServerProcess(
+        lambda port: command(config, checkpoint, _rank(checkpoint, follows), port),
+        environment, checkpoint.folder / "vllm.log",
+    )  # fmt: skip
+    process.wait("/health", config.start_timeout)
+    return process
+
+
+def command(config: Vllm, checkpoint: Checkpoint, rank: int | None, port: int) -> Sequence[str]:
+    """The words that start the server. Its own defaults of sampling stay out: a plan says how it samples."""
+    words = [config.python or sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", checkpoint.path]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", BASE, "--dtype", config.dtype]
+    words += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
+    if config.max_length is not None:
+        words += ["--max-model-len", str(config.max_length)]
+    if checkpoint.trust_remote_code:
+        words += ["--trust-remote-code"]
+    if rank is not None:
+        room = next((most for most in RANKS if most >= rank), rank)
+        words += ["--enable-lora", "--max-lora-rank", str(room)]
+    return [*words, *config.options]
+
+
+def _rank(checkpoint: Checkpoint, follows: Followed | None) -> int | None:
+    """The adapter's rank; None where there is no adapter."""
+    if follows is not None and isinstance(follows.model, PeftModel):
+        config = follows.model.peft_config["default"]
+        return max([int(config.r), *map(int, config.rank_pattern.values())])
+    if follows is None and checkpoint.adapter is not None:
+        stored = json.loads((Path(checkpoint.adapter) / "adapter_config.json").read_text(encoding="utf-8"))
+        return max([int(stored["r"]), *map(int, (stored.get("rank_pattern") or {}).values())])
+    return None

@@ -1,0 +1,145 @@
+"""Requests and completions in the words of OpenAI's API, as chat messages or as token ids.
+
+    POST /v1/chat/completions    {"model": ..., "messages": [...], "max_tokens": 256, "temperature": 0.7, "seed": ...}
+    POST /v1/completions         {"model": ..., "prompt": [12, 7, ...], "logprobs": 0, "return_token_ids": true, ...}
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import mimetypes
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from whet.schema.records import Message
+from whet.schema.rollouts import Completion, FinishReason, Request
+
+ENDINGS: Mapping[str, FinishReason] = {"length": "length", "content_filter": "error", "abort": "error"}
+"""What a server calls the end of an answer; everything else is a stop."""
+
+
+class NotReadable(Exception):
+    """A reply of another form than the API's: it may have been cut short, or come from something in between."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Usage:
+    """Tokens that a server counted."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+def seed_of(request: Request) -> int:
+    """A whole number of 31 bits for servers, a function of (seed, key)."""
+    digest = hashlib.sha256(f"{request.seed}/{request.key}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def chat_body(request: Request) -> dict[str, Any]:
+    """Raises OSError where an image cannot be read."""
+    tools = {"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}
+    return {"messages": messages_of(request.messages)} | _sampling(request) | tools
+
+
+def completions_body(request: Request) -> dict[str, Any]:
+    asked = {"prompt": list(request.prompt_ids), "logprobs": 0, "return_token_ids": True}
+    return asked | _sampling(request)
+
+
+def _sampling(request: Request) -> dict[str, Any]:
+    """What is as usual is not said: not every server knows the words."""
+    how = request.sampling
+    rarer = {"top_k": how.top_k, "min_p": how.min_p, "min_tokens": how.min_new_tokens, "stop": list(how.stop)}
+    said = {"max_tokens": how.max_new_tokens, "temperature": how.temperature, "top_p": how.top_p}
+    return said | {"seed": seed_of(request)} | {name: value for name, value in rarer.items() if value}
+
+
+def messages_of(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Calls get numbers, and the turns of tools answer them in their order."""
+    said: list[dict[str, Any]] = []
+    open_calls: list[str] = []
+    num_calls = 0
+    for message in messages:
+        turn: dict[str, Any] = {"role": message.role, "content": _content(message)}
+        if message.tool_calls:
+            turn["tool_calls"] = []
+            for call in message.tool_calls:
+                name, num_calls = f"call_{num_calls}", num_calls + 1
+                arguments = call.get("arguments", {})
+                text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+                function = {"name": call["name"], "arguments": text}
+                turn["tool_calls"].append({"id": name, "type": "function", "function": function})
+                open_calls.append(name)
+        if message.role == "tool" and open_calls:
+            turn["tool_call_id"] = open_calls.pop(0)
+        said.append(turn)
+    return said
+
+
+def _content(message: Message) -> str | list[dict[str, Any]]:
+    if isinstance(message.content, str):
+        return message.content
+    return [
+        {"type": "text", "text": part.value} if part.type == "text"
+        else {"type": "image_url", "image_url": {"url": _data_url(part.value)}}
+        for part in message.content
+    ]  # fmt: skip
+
+
+def _data_url(place: str) -> str:
+    kind = mimetypes.guess_type(place)[0] or "image/png"
+    return f"data:{kind};base64,{base64.b64encode(Path(place).read_bytes()).decode()}"
+
+
+def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
+    return tool if "function" in tool else {"type": "function", "function": dict(tool)}
+
+
+def read_reply(request: Request, body: bytes) -> tuple[Completion, Usage]:
+    """The first choice of a reply. Raises NotReadable."""
+    try:
+        reply = json.loads(body)
+        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        counted = Usage(**{name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")})
+        ids = tuple(int(token) for token in choice.get("token_ids") or ())
+        known = choice.get("logprobs") or {}
+        logprobs = tuple(float(value) for value in known.get("token_logprobs") or ()) if ids else ()
+        ending = str(choice.get("finish_reason") or "stop")
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+        raise NotReadable(f"the reply cannot be read ({type(error).__name__}: {error})") from None
+    if not isinstance(text, str | None) or (ids and len(logprobs) not in (0, len(ids))):
+        raise NotReadable("the reply cannot be read: no text, or ids and log-probs of different lengths")
+    if ending == "abort":
+        raise NotReadable("the server broke the answer off")
+    finish = ENDINGS.get(ending, "stop")
+    return Completion(
+        key=request.key,
+        ids=ids,
+        text=text or "",
+        logprobs=logprobs,
+        finish_reason=finish,
+        counted_tokens=None if ids else counted.completion_tokens,
+        error=f"the server ended the answer: {ending}" if finish == "error" else None,
+    ), counted
+
+
+def failed(request: Request, reason: str) -> Completion:
+    """A request that was not answered, as data."""
+    return Completion(key=request.key, ids=(), text="", logprobs=(), finish_reason="error", error=reason)
+
+
+def complaint(body: bytes) -> str:
+    """What a server says is wrong: its message, or the beginning of what it sent, on one line."""
+    try:
+        said = json.loads(body)
+        error = said.get("error", said) if isinstance(said, dict) else said
+        text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
+    except (ValueError, RecursionError, AttributeError):
+        text = body.decode("utf-8", "replace")
+    return " ".join(str(text or "").split())[:300]
