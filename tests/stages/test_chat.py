@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from tests.rollout.stub import Stub
 from whet.config.data import Data
 from whet.config.model import Lora, Model
 from whet.data.sources import read_records
@@ -140,3 +141,18 @@ def test_mistakes_are_one_clear_line(talk, tiny_checkpoint, tmp_path):
         talk(compare=True)
     with pytest.raises(ModelError, match="no such directory"):
         talk(model=tmp_path / "absent")
+
+
+def test_a_model_behind_a_server(talk, monkeypatch, tmp_path):
+    monkeypatch.setenv("no_proxy", "*")
+    with Stub() as stub:
+        said = talk("Hi", "And now?", "exit", model="m", system="Be short.", server=stub.url)
+    roles = [[message["role"] for message in body["messages"]] for body in stub.bodies]
+    assert roles == [["system", "user"], ["system", "user", "assistant", "user"]]
+    assert stub.bodies[0]["model"] == "m" and said.count("answer ") == 2
+
+
+@pytest.mark.parametrize("words", [{"server": "localhost"}, {"server": "http://a/v1", "adapter": "x"}])
+def test_a_server_is_a_url_and_has_no_adapters_of_ours(talk, words):
+    with pytest.raises(UserError, match="--server"):
+        talk("exit", **words)

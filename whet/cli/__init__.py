@@ -222,6 +222,8 @@ def chat(
     seed: Annotated[int, typer.Option(help="Same seed and words, same answers.")] = 42,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
     save: Annotated[Path, typer.Option(help="File that /save adds a training row to.")] = Path("chat.jsonl"),
+    server: Annotated[str | None, typer.Option(metavar="URL", help="Ask the model of this name at a server.")] = None,
+    token_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
 ) -> None:
     """Talk to a model.
 
@@ -233,7 +235,7 @@ def chat(
 
     talk(
         model, adapter=adapter, system=system, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
-        seed=seed, compare=compare, precision=precision, save=save,
+        seed=seed, compare=compare, precision=precision, save=save, server=server, token_env=token_env,
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
     whet chat runs/first/stages/02-dpo/adapter
     whet chat Qwen/Qwen3-0.6B --adapter runs/first/stages/01-sft/adapter --compare
+    whet chat NAME --server http://127.0.0.1:8000/v1
 
 It reads lines from standard input, so it can be piped: `echo "2 plus 3?" | whet chat MODEL`.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from typing import Any
 import torch
 from peft import PeftModel
 
+from whet.config.engine import Http
 from whet.config.model import Model
 from whet.data.render import Renderer
 from whet.errors import UserError
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device
 from whet.rollout.build import Answering, native_engine
+from whet.rollout.engine import Engine, answers
+from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
 from whet.runs.files import appending, json_line
 from whet.schema.records import Message
-from whet.schema.rollouts import Sampling
+from whet.schema.rollouts import Asked, Sampling
 from whet.stages.given import resolve
 
 HELP = """\
@@ -52,8 +56,21 @@ def chat(
     compare: bool,
     precision: str,
     save: Path,
+    server: str | None = None,
+    token_env: str | None = None,
 ) -> None:
-    """Talk until `exit`, `quit` or the end of the input. Raises ModelError where the model cannot be loaded."""
+    """Talk until `exit`, `quit` or the end of the input. With `server` the model is the one of that name there.
+
+    Raises ModelError where the model cannot be loaded.
+    """
+    sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
+    if server is not None:
+        if compare or adapter is not None:
+            raise UserError("a server answers with its own model", field="--server", fix="leave --adapter, --compare out")
+        with closing(http_engine(served(server, model, token_env))) as engine:
+            spoken = ServerSpeaker(engine=engine, sampling=sampling, seed=seed)
+            Conversation(speaker=spoken, save=save, system=system).run(lines())
+        return
     ref = resolve(model, adapter)
     if compare and ref.adapter is None:
         raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
@@ -65,10 +82,17 @@ def chat(
         model=loaded,
         engine=native_engine(loaded, Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True)),
         renderer=renderer,
-        sampling=Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p),
+        sampling=sampling,
         seed=seed,
     )
     Conversation(speaker=speaker, save=save, compare=compare, system=system).run(lines())
+
+
+def served(server: str, model: str, token_env: str | None) -> Http:
+    """Raises UserError where it is no URL."""
+    if not server.startswith(("http://", "https://")):
+        raise UserError("must be a URL", field="--server", found=repr(server), fix="e.g. http://127.0.0.1:8000/v1")
+    return Http(urls=(server,), model=model, token_env=token_env, retries=2)
 
 
 def lines() -> Iterator[str]:
@@ -108,11 +132,28 @@ class Speaker:
         return off
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSpeaker:
+    """A model behind an API: its answer comes in one piece."""
+
+    engine: Engine
+    sampling: Sampling
+    seed: int
+
+    def say(self, messages: tuple[Message, ...], *, adapted: bool = True) -> Iterator[str]:
+        """Raises ValueError with the reason where there is no answer."""
+        asked = Asked(prompt_ids=(), messages=messages).request(f"turn {len(messages)}", self.sampling, self.seed)
+        (completion,) = answers(self.engine, [asked])
+        if completion.error is not None:
+            raise ValueError(completion.error)
+        yield completion.text
+
+
 @dataclass(slots=True, kw_only=True)
 class Conversation:
     """What was said so far, and the commands."""
 
-    speaker: Speaker
+    speaker: Speaker | ServerSpeaker
     save: Path
     compare: bool = False
     system: str | None = None
