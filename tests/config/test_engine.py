@@ -61,6 +61,11 @@ def test_online_rl_needs_an_engine_that_takes_weights() -> None:
         plan({"engine": HTTP}, kind="grpo", reward={"type": "numeric"})
 
 
+def test_an_http_server_is_one_model() -> None:
+    with pytest.raises(ValueError, match="name one in models"):
+        EvaluateStage(engine=HTTP, models=("base", "sft"))  # type: ignore[arg-type]
+
+
 def test_the_stages_that_have_one() -> None:
     assert EvaluateStage(engine="vllm").engine == Vllm()  # type: ignore[arg-type]
     assert PrepareStage().judge.engine is None and PrepareStage().judge.model == "start"

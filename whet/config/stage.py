@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.data import Data
-from whet.config.engine import Engine, Native
+from whet.config.engine import Engine, Http, Native
 from whet.config.evaluate import Task
 from whet.config.judge import Judge, Meta, Pointwise
 from whet.config.objective import (
@@ -253,6 +253,12 @@ class EvaluateStage(_Stage):
     """Who generates the models' answers."""
     num_logged: int = Field(20, ge=0)
     """Answers per model and task kept for reading in the report."""
+
+    @model_validator(mode="after")
+    def _a_server_has_one_model(self) -> Self:
+        if isinstance(self.engine, Http) and len(self.models) > 1:
+            raise ValueError("an engine of type http answers with the model it serves: name one in models")
+        return self
 
 
 class MergeStage(_Stage):

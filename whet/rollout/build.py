@@ -115,8 +115,9 @@ def server_counts(engine: Engine) -> dict[str, float]:
 
 
 def engine_of_another(config: EngineConfig) -> EngineConfig:
-    """The engine of a model beside the one that `config` is for. A server of type http has a model of its own."""
-    return Native() if isinstance(config, Http) else config
+    """The engine of a model beside the one that `config` is for: a server that runs already has a model of its own."""
+    attached = isinstance(config, Http) or (isinstance(config, Vllm) and config.url is not None)
+    return Native() if attached else config
 
 
 def native_engine(model: torch.nn.Module, answering: Answering) -> NativeEngine:

@@ -83,6 +83,7 @@ class VllmEngine:
         try:
             served = self._call("GET", "/v1/models")["data"][0]
             self._name, self._max_length = str(served["id"]), int(served.get("max_model_len") or 1 << 30)
+            self._check_model(str(served.get("root")))
             if checkpoint.adapter is not None and follows is None:
                 self._load_adapter(Path(checkpoint.adapter))
         except BaseException:
@@ -152,6 +153,15 @@ class VllmEngine:
         if num >= self._max_length:
             return f"the prompt has {num} tokens and the server takes {self._max_length}"
         return None
+
+    def _check_model(self, root: str) -> None:
+        """Raises ConfigError where a server that runs already has another checkpoint of this machine."""
+        place = Path(root)
+        if place.is_dir() and place.resolve() != Path(self._checkpoint.path).resolve():
+            raise ConfigError(
+                "the server has another model", field="rollout.engine.url", found=root,
+                fix=f"start it with {self._checkpoint.path}",
+            )  # fmt: skip
 
     def _load_adapter(self, place: Path) -> None:
         asked = {"lora_name": POLICY, "lora_path": str(place.resolve()), "load_inplace": True}

@@ -10,7 +10,7 @@ prompts -> completions -> rewards -> advantages -> steps -> the best checkpoint 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -54,6 +54,12 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
 
     Raises DataError where the reward does not give full marks to the prompts' own references.
     """
+    with ExitStack() as opened:
+        return train(stage, context, opened)
+
+
+def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResult:
+    """The work of `run`. Engines are closed with `opened`."""
     device = pick_device(context.model.device)
     dtype = compute_dtype(stage.train.arithmetic, device)
     parallel = Parallel(device, dtype)
@@ -61,7 +67,7 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
     renderer = Renderer(tokenizer, system=stage.data.system)
-    reward = build_reward(stage.reward, setting=setting(stage, context))
+    reward = build_reward(stage.reward, setting=setting(stage, context, opened))
     asked = checked(stage, context, renderer, reward)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=stage.train.keep_checkpoints)
     policy = load_policy(stage, context, checkpoints, tokenizer, device=device, dtype=dtype)
@@ -70,13 +76,10 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
         Served(ref=context.start, model=context.model, folder=context.paths.root),
         Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size), dtype=dtype,
     )  # fmt: skip
+    opened.callback(engine.close)
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
     latest = checkpoints.latest()
-    with (
-        closing(engine),
-        MetricsFile(context.paths.metrics) as metrics,
-        MetricsFile(context.paths.completions) as completions,
-    ):
+    with MetricsFile(context.paths.metrics) as metrics, MetricsFile(context.paths.completions) as completions:
         completions.truncate_after(latest.step if latest is not None else 0)
         work = online_work(
             stage,
@@ -101,16 +104,20 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
     return finish(stage, context, checkpoints, position, artefact_name(policy.model))
 
 
-def setting(stage: OnlineStage, context: Context) -> RewardSetting:
+def setting(stage: OnlineStage, context: Context, opened: ExitStack) -> RewardSetting:
     """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge."""
     return RewardSetting(
-        models=context.models, max_new_tokens=stage.rollout.max_new_tokens, judge=partial(judge_of, stage, context)
+        models=context.models, max_new_tokens=stage.rollout.max_new_tokens, judge=partial(judge_of, stage, context, opened)
     )
 
 
-def judge_of(stage: OnlineStage, context: Context, judge: PointwiseForm) -> tuple[Engine, Renderer]:
+def judge_of(
+    stage: OnlineStage, context: Context, opened: ExitStack, judge: PointwiseForm
+) -> tuple[Engine, Renderer]:
     """A language model that judges."""
-    return judge_engine(judge, stage.rollout, context), judge_renderer(judge, context)
+    engine = judge_engine(judge, stage.rollout, context)
+    opened.callback(engine.close)
+    return engine, judge_renderer(judge, context)
 
 
 def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Reward) -> PromptSet:
