@@ -19,7 +19,8 @@ class Asking(Section):
     model: str = "start"
     """Who judges: `start` (the model the stage starts from), `base`, a stage's name, or a checkpoint directory."""
     engine: Engine | None = None
-    """What runs the judge; null takes the stage's own engine where `start` judges, else one of its kind. A server of
+    """What runs the judge; null takes the stage's own engine where `start` judges, else one of its kind, or, where
+    the stage's is a server that runs already, one inside this process. A server of
     type http judges with the model it serves."""
     votes: int = Field(3, ge=1)
     """Judgements of the same thing; those that can be read are put together."""

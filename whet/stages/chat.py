@@ -66,7 +66,7 @@ def chat(
     sampling = Sampling(max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p)
     if server is not None:
         if compare or adapter is not None:
-            raise UserError("a server has a model of its own", field="--server", fix="leave --adapter and --compare out")
+            raise UserError("a server has a model of its own", field="--server", fix="leave out --adapter, --compare")
         with closing(http_engine(served(server, model, token_env))) as engine:
             spoken = ServerSpeaker(engine=engine, sampling=sampling, seed=seed)
             Conversation(speaker=spoken, save=save, system=system).run(lines())

@@ -107,7 +107,9 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
 def setting(stage: OnlineStage, context: Context, opened: ExitStack) -> RewardSetting:
     """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge."""
     return RewardSetting(
-        models=context.models, max_new_tokens=stage.rollout.max_new_tokens, judge=partial(judge_of, stage, context, opened)
+        models=context.models,
+        max_new_tokens=stage.rollout.max_new_tokens,
+        judge=partial(judge_of, stage, context, opened),
     )
 
 
