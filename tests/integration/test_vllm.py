@@ -40,6 +40,11 @@ CLOSE = 2e-3
 """Nats; both compute in fp32."""
 
 
+@pytest.fixture(autouse=True)
+def directly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "*")
+
+
 def policy(*, lora: Lora | None) -> Any:
     model = Model(path=str(BASE), device="cpu", lora=lora)
     return load_model(ModelRef(path=str(BASE)), model, dtype=torch.float32, trainable=True)
@@ -119,7 +124,7 @@ def test_prompts_that_do_not_fit_are_data(engine: VllmEngine) -> None:
     tight = Request(key="tight", prompt_ids=(5,) * 1020, sampling=how, seed=0)
     long = Request(key="long", prompt_ids=(5,) * 1024, sampling=how, seed=0)
     first, second = answers(engine, [tight, long])
-    assert first.finish_reason == "length" and len(first.ids) <= 4
+    assert first.error is None and 0 < len(first.ids) <= 4
     assert second.error == "the prompt has 1024 tokens and the server takes 1024"
 
 
@@ -196,12 +201,13 @@ def test_a_reload_that_the_server_refuses_is_said(engine: VllmEngine, tmp_path: 
 
 def test_grpo_through_the_server(engine: VllmEngine, tmp_path: Path) -> None:
     """Three steps: every round is drawn by the server with the adapter of that step."""
+    (tmp_path / "reward.py").write_text("def length(prompt, completion):\n    return min(1.0, len(completion) / 40)\n")
     write_jsonl(tmp_path / "prompts.jsonl", playground.prompts("train", 24, 0))
     plan = load_plan({
         "run": str(tmp_path / "run"), "model": {"path": str(BASE), "device": "cpu", "lora": {"rank": 8}},
         "stages": [{
             "kind": "grpo", "data": {"files": [str(tmp_path / "prompts.jsonl")], "format": "prompt"},
-            "reward": {"type": "custom", "path": "tests.integration.test_vllm:length"},
+            "reward": {"type": "custom", "path": f"{tmp_path / 'reward.py'}:length"},
             "rollout": {"group_size": 4, "max_new_tokens": 16, "engine": {
                 "type": "vllm", "url": f"{engine.root}/v1", "token_env": TOKEN}},
             "train": {"batch_size": 8, "max_steps": 3, "learning_rate": 1e-3, "precision": "fp32"},
@@ -212,13 +218,10 @@ def test_grpo_through_the_server(engine: VllmEngine, tmp_path: Path) -> None:
     lines = read_jsonl(stage / "metrics.jsonl")
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3]
     rounds = [read_jsonl(path) for path in sorted((stage / "rounds").glob("*.jsonl"))]
-    assert [{row["policy_version"] for row in rows if "key" in row} for rows in rounds] == [{0}, {1}, {2}]
+    versions = [sorted({row["policy_version"] for row in rows if "key" in row}) for rows in rounds]
+    assert versions == [[version] for version in range(versions[0][0], versions[0][0] + 3)], "weights of each step"
     assert all(len(rows) == 8 * 4 + 1 for rows in rounds)
     assert json.loads((stage / "status.json").read_text())["status"] == "done"
-
-
-def length(prompt: str, completion: str) -> float:
-    return min(1.0, len(completion) / 40)
 
 
 def test_prepare_and_evaluate_through_the_server(engine: VllmEngine, tmp_path: Path) -> None:

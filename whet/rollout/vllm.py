@@ -78,8 +78,12 @@ class VllmEngine:
         self.headers = {"Authorization": f"Bearer {token}"} if token else headers_of(config.token_env)
         self.root = self._process.url if self._process is not None else str(config.url).removesuffix("/v1")
         self._seen: Seen | None = None
-        self._folder = checkpoint.folder / "sync"
-        self._num_synced = 0
+        self._folder, self._num_synced = checkpoint.folder / "sync", 0
+        self._engine = ServerEngine(
+            (f"{self.root}/v1",),
+            Manner(path="/completions", body=self._body, headers=self.headers, local=True, problem=self._problem),
+            concurrency=config.concurrency, timeout=config.timeout, retries=config.retries,
+        )  # fmt: skip
         try:
             served = self._call("GET", "/v1/models")["data"][0]
             self._name, self._max_length = str(served["id"]), int(served.get("max_model_len") or 1 << 30)
@@ -89,11 +93,6 @@ class VllmEngine:
         except BaseException:
             self.close()
             raise
-        self._engine = ServerEngine(
-            (f"{self.root}/v1",),
-            Manner(path="/completions", body=self._body, headers=self.headers, local=True, problem=self._problem),
-            concurrency=config.concurrency, timeout=config.timeout, retries=config.retries,
-        )  # fmt: skip
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions as they come."""
@@ -120,8 +119,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """End the server where whet started it."""
-        if hasattr(self, "_engine"):
-            self._engine.close()
+        self._engine.close()
         if self._process is not None:
             self._process.close()
         self._process = None
