@@ -17,7 +17,7 @@ def pause(attempt: int, name: str) -> float:
     >>> 0.25 <= pause(0, "a") <= 0.5 and 2 <= pause(3, "a") <= 4, pause(9, "a") <= 30
     (True, True)
     """
-    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2**attempt)
+    longest = min(LONGEST_PAUSE, FIRST_PAUSE * 2.0**attempt)
     return longest * (1 + fraction(f"{name}/{attempt}")) / 2
 
 
