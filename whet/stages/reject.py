@@ -34,6 +34,7 @@ from whet.experience.store import RolloutStore
 from whet.models.load import load_tokenizer
 from whet.rewards.build import build_reward
 from whet.rewards.reward import Reward
+from whet.rollout.build import server_counts
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import StageResult
@@ -77,7 +78,8 @@ def run(stage: RejectStage, context: Context) -> StageResult:
 def answer_share(
     stage: RejectStage, context: Context, questions: Questions, reward: Reward, engines: RejectEngines, folder: Path
 ) -> dict[str, float]:
-    """Answer and score this rank's share of the prompts; returns the seconds each part took in this process."""
+    """Answer and score this rank's share of the prompts; returns the seconds each part took in this process, and what
+    a server was asked."""
     ranks, begun = context.ranks, time.perf_counter()
     engine = recalling(engines.answering, put_aside(context.paths.root, "rollouts*.jsonl"))
     loading = time.perf_counter() - begun
@@ -92,7 +94,8 @@ def answer_share(
         )  # fmt: skip
         sampler.run(islice(questions, ranks.rank, None, ranks.world))
     parts = {"load": loading, "generate": store.seconds, **sampler.seconds}
-    return {f"seconds_{part}": round(value, 3) for part, value in parts.items()}
+    seconds = {f"seconds_{part}": round(value, 3) for part, value in parts.items()}
+    return seconds | server_counts(engines.answering)
 
 
 def sort_all(stage: RejectStage, context: Context, save: FunctionSave | None) -> dict[str, float]:
