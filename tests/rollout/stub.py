@@ -107,7 +107,7 @@ class Stub(Local):
 
 
 def good(path: str, body: dict[str, Any]) -> Reply:
-    """A text made of the seed; ids and log-probs where ids were sent."""
+    """A text made of the seed; ids where ids were sent, and log-probs where they are wanted."""
     digest = hashlib.sha256(str(body["seed"]).encode()).hexdigest()
     words = f"answer {digest[:8]} Score: {int(digest, 16) % 6}"
     choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
@@ -115,7 +115,9 @@ def good(path: str, body: dict[str, Any]) -> Reply:
         choice["message"] = {"role": "assistant", "content": words}
     else:
         ids = [5, 6, 2]
-        choice |= {"text": words, "token_ids": ids, "logprobs": {"token_logprobs": [-0.5] * len(ids)}}
+        choice |= {"text": words, "token_ids": ids}
+        if "logprobs" in body:
+            choice["logprobs"] = {"token_logprobs": [-0.5] * len(ids)}
     usage = {"prompt_tokens": 10, "completion_tokens": 3}
     return 200, json.dumps({"choices": [choice], "usage": usage}).encode(), {}
 

@@ -68,6 +68,14 @@ def test_token_ids_where_the_server_takes_them(opened: list[ServerEngine]) -> No
     assert (completion.ids, completion.logprobs) == ((5, 6, 2), (-0.5, -0.5, -0.5))
 
 
+def test_log_probs_that_a_stage_throws_away_are_not_asked_for(opened: list[ServerEngine], tmp_path: Path) -> None:
+    with Stub() as stub:
+        engine = engine_of(opened, stub.url, api="completions")
+        stored = list(RolloutStore(tmp_path / "rollouts.jsonl").stream(engine, requests(4), chunk=1))
+    assert [completion.ids for completion in stored] == [(5, 6, 2)] * 4
+    assert not any("logprobs" in body for body in stub.bodies)
+
+
 def test_seeds_are_a_function_of_seed_and_key(opened: list[ServerEngine]) -> None:
     with Stub() as stub:
         engine = engine_of(opened, stub.url, concurrency=1)

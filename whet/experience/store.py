@@ -22,6 +22,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -115,7 +116,7 @@ class RolloutStore:
                     self._check(early.key, request)
                 else:
                     asked[request.key] = place
-                    yield request
+                    yield replace(request, logprobs=False)  # the file would not hold them
                 place, begun = place + 1, time.perf_counter()
 
         begun = time.perf_counter()

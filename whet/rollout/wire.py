@@ -47,8 +47,8 @@ def chat_body(request: Request) -> dict[str, Any]:
 
 
 def completions_body(request: Request) -> dict[str, Any]:
-    asked = {"prompt": list(request.prompt_ids), "logprobs": 0, "return_token_ids": True}
-    return asked | _sampling(request)
+    asked = {"prompt": list(request.prompt_ids), "return_token_ids": True} | _sampling(request)
+    return asked | ({"logprobs": 0} if request.logprobs else {})
 
 
 def _sampling(request: Request) -> dict[str, Any]:

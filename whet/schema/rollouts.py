@@ -45,6 +45,8 @@ class Request:
     """What `prompt_ids` says, for servers that take no ids and render for themselves."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Tools the messages may call, as in a prompt."""
+    logprobs: bool = True
+    """Whether the log-probs of the drawn ids are wanted: a server computes and sends them for that alone."""
     continuations: tuple[tuple[int, ...], ...] = ()
     """Where there are any, nothing is drawn: the log-prob of each after the prompt is asked for instead. An engine that
     cannot say answers with an error."""
