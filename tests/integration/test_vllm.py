@@ -169,9 +169,7 @@ def test_an_adapter_follows_training_and_a_broken_sync_stops_the_run(
     engine.sync(5)
 
 
-def test_whole_weights_are_checked(
-    engine: VllmEngine, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
-) -> None:
+def test_whole_weights_are_checked(engine: VllmEngine, tokenizer: PreTrainedTokenizerBase, tmp_path: Path) -> None:
     """The CPU build of vLLM 0.32 does not renew all weights of this model, whose head is tied to its embeddings: the
     very thing that the check is for."""
     model: PreTrainedModel = policy(lora=None)
@@ -186,6 +184,27 @@ def test_whole_weights_are_checked(
         model.load_state_dict(policy(lora=None).state_dict())
         whole.sync(3)  # what the other tests find
         whole.close()
+
+
+def test_whole_weights_follow_by_a_server_started_anew(
+    engine: VllmEngine, tokenizer: PreTrainedTokenizerBase, tmp_path: Path
+) -> None:
+    """Which works wherever a checkpoint can be served."""
+    model: PreTrainedModel = policy(lora=None)
+    config = engine._config.model_copy(update={"sync": "restart"})
+    checkpoint = Checkpoint(path=str(BASE), adapter=None, end_ids=(2,), folder=tmp_path)
+    anew = VllmEngine(config, checkpoint, follows=Followed(model=model, tokenizer=tokenizer))
+    try:
+        before = answers(anew, requests(tokenizer, 2))
+        move(model, 0.01)
+        anew.sync(1)
+        assert anew.sync_difference is not None and anew.sync_difference < CLOSE
+        after = answers(anew, requests(tokenizer, 2))
+    finally:
+        anew.close()
+    assert [c.policy_version for c in before + after] == [0, 0, 1, 1]
+    expected = trainer_logprobs(model, (*requests(tokenizer, 2)[0].prompt_ids, *after[0].ids))[-len(after[0].ids) :]
+    assert after[0].logprobs == pytest.approx(expected, abs=CLOSE)
 
 
 def test_a_reload_that_the_server_refuses_is_said(engine: VllmEngine, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import whet.rollout.build
 import whet.stages.offline
 import whet.stages.prepare
-from whet.config.plan import Plan
+from whet.config.load import load_plan
 from whet.rollout.native import NativeEngine
 from whet.runs.sinks import MetricsFile, Progress
 from whet.schema.rollouts import Completion, Request
@@ -77,7 +77,7 @@ def run_and_die(plan: Mapping[str, Any], word: str, number: int, log: str | None
 
     With `log`, the events are written there at the end, one per line.
     """
-    parsed = Plan.model_validate(plan)
+    parsed = load_plan(plan)
     doom = Doom(parsed.run, word, number)
     update, write = Progress.update, MetricsFile.write
 

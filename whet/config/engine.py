@@ -71,9 +71,10 @@ class Vllm(_Server):
     """Further words for `vllm serve`, e.g. [--tensor-parallel-size, "2"]."""
     start_timeout: float = Field(900.0, gt=0)
     """Seconds until a started server must answer."""
-    sync: Literal["auto", "adapter", "weights"] = "auto"
+    sync: Literal["auto", "adapter", "weights", "restart"] = "auto"
     """How the weights follow training: `adapter` loads the LoRA adapter into the running server, `weights` the whole
-    checkpoint; `auto` takes the adapter where one trains."""
+    checkpoint, `restart` serves that by a server started anew; `auto` takes the adapter where one trains, else
+    `weights`."""
     sync_tolerance: float = Field(0.1, gt=0)
     """After every sync the server's log-probs of probe tokens may differ from the trainer's by this much on average;
     more stops the run."""
@@ -82,6 +83,8 @@ class Vllm(_Server):
     def _starts_or_attaches(self) -> Vllm:
         if self.url is not None and (self.python is not None or self.options):
             raise ValueError("url names a server that runs already: python and options are for one that whet starts")
+        if self.url is not None and self.sync == "restart":
+            raise ValueError("url names a server that runs already: sync=restart is for one that whet starts")
         return self
 
 

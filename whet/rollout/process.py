@@ -23,8 +23,12 @@ LOG_LINES = 20
 class ServerProcess:
     """`command(port)` is what to run. Its output goes to the log."""
 
-    def __init__(self, command: Callable[[int], Sequence[str]], environment: Mapping[str, str], log: Path) -> None:
-        self.port, self._log = free_port(), log
+    def __init__(
+        self, command: Callable[[int], Sequence[str]], environment: Mapping[str, str], log: Path, *,
+        port: int | None = None,
+    ) -> None:  # fmt: skip
+        """Without a `port`, on one that is free."""
+        self.port, self._log = port if port is not None else free_port(), log
         with writing(log):
             log.parent.mkdir(parents=True, exist_ok=True)
             with log.open("a") as output:

@@ -6,8 +6,9 @@
 
 How the weights get there: an adapter is written to a folder and loaded into the running server under a name of its own
 (`/v1/load_lora_adapter`); whole weights are written as a checkpoint which the server reads again in place
-(`reload_weights` by `/collective_rpc`, between `/pause` and `/resume`). Either way the server is then asked for the
-log-probs of a probe text, and the run stops where they are not the trainer's (`whet.rollout.probe`).
+(`reload_weights` by `/collective_rpc`, between `/pause` and `/resume`), or which a server started anew serves. Whatever
+the way, the server is then asked for the log-probs of a probe text, and the run stops where they are not the trainer's
+(`whet.rollout.probe`).
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ import secrets
 import shutil
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import httpx2
 from peft import PeftModel
@@ -70,12 +71,12 @@ class VllmEngine:
     def __init__(self, config: Vllm, checkpoint: Checkpoint, *, follows: Followed | None = None) -> None:
         """Comes back when the server answers. Raises ConfigError or RunError where it cannot."""
         self._config, self._checkpoint, self._follows = config, checkpoint, follows
-        self._by_adapter = _by_adapter(config, follows)
+        self._way = _way(config, follows)
         self._process: ServerProcess | None = None
-        token = secrets.token_urlsafe(24) if config.url is None else ""
+        self._token = secrets.token_urlsafe(24) if config.url is None else ""
         if config.url is None:
-            self._process = _start(config, checkpoint, follows, token)
-        self.headers = {"Authorization": f"Bearer {token}"} if token else headers_of(config.token_env)
+            self._process = _start(config, checkpoint, follows, self._token)
+        self.headers = {"Authorization": f"Bearer {self._token}"} if self._token else headers_of(config.token_env)
         self.root = self._process.url if self._process is not None else str(config.url).removesuffix("/v1")
         self._seen: Seen | None = None
         self._folder, self._num_synced = checkpoint.folder / "sync", 0
@@ -109,10 +110,13 @@ class VllmEngine:
         self._num_synced += 1
         shutil.rmtree(place, ignore_errors=True)
         save_trained(self._follows.model, self._follows.tokenizer, place)
-        if self._by_adapter:
-            self._load_adapter(place)
-        else:
-            self._reload_weights(place)
+        match self._way:
+            case "adapter":
+                self._load_adapter(place)
+            case "weights":
+                self._reload_weights(place)
+            case "restart":
+                self._restart(place)
         before, self._seen = self._seen, self._probe(self._follows)
         check_sync(self._seen, before, self._config.sync_tolerance)
         shutil.rmtree(earlier, ignore_errors=True)
@@ -173,6 +177,13 @@ class VllmEngine:
         self._call("POST", "/reset_prefix_cache", {})
         self._call("POST", "/resume", {})
 
+    def _restart(self, place: Path) -> None:
+        """On the same port, so that nobody else has to know."""
+        assert self._process is not None, "a server that runs already is not ours to restart"
+        self._process.close()
+        served = replace(self._checkpoint, path=str(place), adapter=None)
+        self._process = _start(self._config, served, self._follows, self._token, port=self._process.port)
+
     def _probe(self, follows: Followed) -> Seen:
         ids = follows.tokenizer(TEXT).input_ids
         asked = {"model": self._name, "prompt": ids, "max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
@@ -199,20 +210,24 @@ class VllmEngine:
             return reply.text
 
 
-def _by_adapter(config: Vllm, follows: Followed | None) -> bool:
+def _way(config: Vllm, follows: Followed | None) -> Literal["adapter", "weights", "restart"] | None:
     """Raises ConfigError for a way that what trains does not allow."""
     if follows is None:
-        return False
+        return None
     adapted = isinstance(follows.model, PeftModel)
     if config.sync != "auto" and (config.sync == "adapter") != adapted:
         raise ConfigError(
             "cannot follow what trains", field="rollout.engine.sync", found=config.sync,
             fix=f"{'an adapter trains' if adapted else 'all weights train'}: take auto",
         )  # fmt: skip
-    return adapted
+    if config.sync == "auto":
+        return "adapter" if adapted else "weights"
+    return config.sync
 
 
-def _start(config: Vllm, checkpoint: Checkpoint, follows: Followed | None, token: str) -> ServerProcess:
+def _start(
+    config: Vllm, checkpoint: Checkpoint, follows: Followed | None, token: str, *, port: int | None = None
+) -> ServerProcess:
     if config.python is None and importlib.util.find_spec("vllm") is None:
         raise ConfigError(
             "vLLM is not installed beside whet", field="rollout.engine.python",
@@ -224,7 +239,7 @@ def _start(config: Vllm, checkpoint: Checkpoint, follows: Followed | None, token
     }  # fmt: skip
     process = ServerProcess(
         lambda port: command(config, checkpoint, _rank(checkpoint, follows), port),
-        environment, checkpoint.folder / "vllm.log",
+        environment, checkpoint.folder / "vllm.log", port=port,
     )  # fmt: skip
     process.wait("/health", config.start_timeout)
     return process
