@@ -42,6 +42,10 @@ class ServerProcess:
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
+    @property
+    def ended(self) -> bool:
+        return self._keeper.poll() is not None
+
     def wait(self, path: str, seconds: float) -> None:
         """Until `path` answers. Raises RunError where it ends or takes too long, after showing the end of its log."""
         deadline = time.monotonic() + seconds

@@ -96,8 +96,15 @@ class VllmEngine:
             raise
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
-        """Yield completions as they come."""
-        return self._engine.generate(requests)
+        """Yield completions as they come. Raises RunError where a server that whet started has ended: a failure of its
+        own is no property of the requests that wait for it."""
+        for completion in self._engine.generate(requests):
+            if completion.finish_reason == "error" and self._process is not None and self._process.ended:
+                raise RunError(
+                    "the server has ended", file=str(self._checkpoint.folder / "vllm.log"), found=completion.error,
+                    fix="its log says why; the same command goes on from here",
+                )  # fmt: skip
+            yield completion
 
     def sync(self, version: int) -> None:
         """Give the server the weights of the model in training. Raises RunError where they do not arrive."""
