@@ -15,8 +15,8 @@ import pytest
 from tests.rewards.made import completion, prompt
 from whet.config.rewards import Http
 from whet.errors import ConfigError
-from whet.rewards import http as module
 from whet.rewards.http import HttpReward
+from whet.rollout import retry
 from whet.schema.rollouts import Score
 
 Answer = Callable[[dict[str, Any], int], tuple[int, bytes, dict[str, str]]]
@@ -76,7 +76,7 @@ def good(body: dict[str, Any]) -> tuple[int, bytes, dict[str, str]]:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "*")
-    monkeypatch.setattr(module, "PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(retry, "FIRST_PAUSE", 0.01)
     running = Server()
     yield running
     running.close()

@@ -1,4 +1,4 @@
-"""A decoding step of the decoder that most checkpoints have, in a third of the operations.
+"""A decoding step of the decoder that most checkpoints have, in half of the operations.
 
 A step's products are short, and on a CPU half of it goes into the operations between them and into calling those. Here
 the products end in what follows them (the SiLU, its gate, the residual), queries and keys are normalised and turned

@@ -24,11 +24,10 @@ from whet.config.rewards import Http
 from whet.errors import ConfigError
 from whet.rewards.reward import no_answer, question
 from whet.rewards.value import read_value
-from whet.rollout.retry import AGAIN, retry_after
+from whet.rollout.retry import AGAIN, pause, retry_after
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
 
-PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 0.5, 60.0
 CHUNK_BYTES, LARGEST_BYTES = 1 << 16, 1 << 26
 Pair = tuple[Prompt, Completion]
 
@@ -69,7 +68,6 @@ class HttpReward:
     def _batch(self, pairs: Sequence[Pair]) -> list[Score]:
         """The scores of one request; where it fails, each says why."""
         body = json.dumps(payload(pairs), ensure_ascii=False, default=str).encode()
-        pause = PAUSE_SECONDS
         for attempt in range(self.config.retries + 1):
             try:
                 return read_scores(self._post(body), len(pairs))
@@ -77,8 +75,7 @@ class HttpReward:
                 reason = f"{self.config.url}: {error}"
                 if not error.again or attempt == self.config.retries:
                     break
-                time.sleep(min(LONGEST_PAUSE_SECONDS, max(pause, error.after)))
-                pause *= 2
+                time.sleep(max(pause(attempt, pairs[0][1].key), error.after))
         return [Score(value=None, error=reason) for _ in pairs]
 
     def _post(self, body: bytes) -> bytes:
