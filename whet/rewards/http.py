@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import time
 import urllib.error
 import urllib.request
@@ -21,9 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from whet.config.rewards import Http
-from whet.errors import ConfigError
 from whet.rewards.reward import no_answer, question
 from whet.rewards.value import read_value
+from whet.rollout.bearer import bearer
 from whet.rollout.retry import AGAIN, pause, retry_after
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
@@ -47,11 +46,7 @@ class HttpReward:
         """Raises ConfigError where the token's variable is not set."""
         self.config = config
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if config.token_env is not None:
-            token = os.environ.get(config.token_env)
-            if not token:
-                raise ConfigError("is not set in the environment", field="reward.token_env", found=config.token_env)
-            self._headers["Authorization"] = f"Bearer {token}"
+        self._headers |= bearer(config.token_env, "reward.token_env")
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         scores = [no_answer(completion) for completion in completions]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from whet.config.engine import Http
-from whet.errors import ConfigError
+from whet.rollout.bearer import bearer
 from whet.rollout.server import Manner, ServerEngine
 from whet.rollout.wire import chat_body, completions_body
 from whet.schema.rollouts import Request
@@ -29,20 +28,10 @@ def http_engine(config: Http) -> ServerEngine:
         Manner(
             path=PATHS[config.api],
             body=body,
-            headers=headers_of(config.token_env),
+            headers=bearer(config.token_env, "rollout.engine.token_env"),
             prices=(config.price_per_million_prompt_tokens, config.price_per_million_completion_tokens),
         ),
         concurrency=config.concurrency,
         timeout=config.timeout,
         retries=config.retries,
     )
-
-
-def headers_of(token_env: str | None) -> dict[str, str]:
-    """The key stands in the environment, and nowhere else."""
-    if token_env is None:
-        return {}
-    token = os.environ.get(token_env)
-    if not token:
-        raise ConfigError("is not set in the environment", field="rollout.engine.token_env", found=token_env)
-    return {"Authorization": f"Bearer {token}"}

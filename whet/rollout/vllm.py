@@ -30,7 +30,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from whet.config.engine import Vllm
 from whet.errors import ConfigError, RunError
 from whet.models.load import save_trained
-from whet.rollout.http import headers_of
+from whet.rollout.bearer import bearer
 from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
 from whet.rollout.process import ServerProcess
 from whet.rollout.server import Manner, ServerEngine
@@ -76,7 +76,8 @@ class VllmEngine:
         self._token = secrets.token_urlsafe(24) if config.url is None else ""
         if config.url is None:
             self._process = _start(config, checkpoint, follows, self._token)
-        self.headers = {"Authorization": f"Bearer {self._token}"} if self._token else headers_of(config.token_env)
+        own = {"Authorization": f"Bearer {self._token}"}
+        self.headers = own if self._token else bearer(config.token_env, "rollout.engine.token_env")
         self.root = self._process.url if self._process is not None else str(config.url).removesuffix("/v1")
         self._seen: Seen | None = None
         self._folder, self._num_synced = checkpoint.folder / "sync", 0
