@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whet.schema.pictures import Picture
 from whet.schema.records import NOWHERE, Origin
 
 
@@ -18,6 +19,8 @@ class Rendered:
     origin: Origin = NOWHERE
     last: bool = True
     """False where more rows of the same record follow."""
+    pictures: tuple[Picture, ...] = ()
+    """Those whose placeholders stand in `ids`, in their order."""
 
     @property
     def num_tokens(self) -> int:
@@ -35,6 +38,8 @@ class RenderedGroup:
     """What the data says of each response: ranks (1 the best), rewards or weights, 1.0 good and 0.0 bad for a rating.
     Of a preference (margin, 0.0), or nothing where no margin is known."""
     origin: Origin = NOWHERE
+    pictures: tuple[Picture, ...] = ()
+    """Those whose placeholders stand in `prompt_ids`, in their order; responses hold none."""
 
     @property
     def num_tokens(self) -> int:

@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from whet.schema.pictures import Media
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
@@ -58,7 +60,7 @@ class Packed:
     input_ids: Tensor
     """[T] int64."""
     position_ids: Tensor
-    """[T] int64."""
+    """[T] int64, each token's place in its own row; models that place pictures in a grid make theirs from it."""
     trees: tuple[Tree, ...]
     sources: Tensor
     """[N] int64, the position whose hidden state predicts the target."""
@@ -68,6 +70,8 @@ class Packed:
     """[N] int64, ascending: the row each target belongs to."""
     ends: Tensor
     """[R] int64, the position of each row's last token."""
+    media: Media | None = None
+    """The pictures that stand in the row."""
 
     @property
     def num_tokens(self) -> int:
@@ -86,4 +90,5 @@ class Packed:
             targets=self.targets.to(device),
             target_rows=self.target_rows.to(device),
             ends=self.ends.to(device),
+            media=None if self.media is None else self.media.to(device),
         )

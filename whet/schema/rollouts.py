@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from whet.schema.pictures import Picture
 from whet.schema.records import Message, Prompt
 
 FinishReason = Literal["stop", "length", "error"]
@@ -45,6 +46,8 @@ class Request:
     """What `prompt_ids` says, for servers that take no ids and render for themselves."""
     tools: tuple[Mapping[str, Any], ...] = ()
     """Tools the messages may call, as in a prompt."""
+    pictures: tuple[Picture, ...] = ()
+    """Those whose placeholders stand in `prompt_ids`, in their order."""
     logprobs: bool = True
     """Whether the log-probs of the drawn ids are wanted: a server computes and sends them for that alone."""
     continuations: tuple[tuple[int, ...], ...] = ()
@@ -59,11 +62,13 @@ class Asked:
     prompt_ids: tuple[int, ...]
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, Any], ...] = ()
+    pictures: tuple[Picture, ...] = ()
 
     def request(self, key: str, sampling: Sampling, seed: int) -> Request:
         return Request(
-            key=key, prompt_ids=self.prompt_ids, messages=self.messages, tools=self.tools, sampling=sampling, seed=seed
-        )
+            key=key, prompt_ids=self.prompt_ids, messages=self.messages, tools=self.tools, pictures=self.pictures,
+            sampling=sampling, seed=seed,
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
