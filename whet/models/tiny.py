@@ -10,7 +10,7 @@ texts it is handed, with a ChatML chat template. Everything downstream opens it 
 The same arguments give the same bytes: the seed reaches every random number, and nothing reads the clock.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import torch
@@ -109,15 +109,19 @@ def build_tiny(
     return directory
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_positions: int = 2048) -> PreTrainedTokenizerFast:
+def train_tokenizer(
+    texts: Iterable[str], *, vocab_size: int, max_positions: int = 2048, marks: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer: no unknown token, no normalisation, so decoding gives back every text exactly.
 
-    Digits stay apart, as in the Qwen tokenizers: a number is read digit by digit.
+    Digits stay apart, as in the Qwen tokenizers: a number is read digit by digit. `marks` are special tokens beside
+    those of the turns.
     """
-    specials = [PAD, TURN_START, TURN_END]
+    specials = [PAD, TURN_START, TURN_END, *marks]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    if vocab_size < len(alphabet) + len(specials):
-        raise ValueError(f"vocab_size={vocab_size}: at least {len(alphabet) + len(specials)} (256 bytes, 3 specials)")
+    least = len(alphabet) + len(specials)
+    if vocab_size < least:
+        raise ValueError(f"vocab_size={vocab_size}: at least {least} (256 bytes, {len(specials)} specials)")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -134,7 +138,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int, max_positions: int
         tokenizer_object=tokenizer,
         pad_token=PAD,
         eos_token=TURN_END,
-        additional_special_tokens=[TURN_START],
+        additional_special_tokens=[TURN_START, *marks],
         model_max_length=max_positions,
         clean_up_tokenization_spaces=False,
         chat_template=CHAT_TEMPLATE,
