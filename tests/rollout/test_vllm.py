@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from whet.config.engine import Vllm
 from whet.errors import RunError
 from whet.rollout.vllm import Checkpoint, VllmEngine
 from whet.rollout.wire import failed
@@ -25,3 +26,16 @@ def test_a_server_that_has_ended_ends_the_run_and_one_failure_does_not(ended: bo
         return
     with pytest.raises(RunError, match=r"vllm\.log: the server has ended \(found no answer\)"):
         list(engine.generate([request]))
+
+
+@pytest.mark.parametrize(("version", "whole"), [("0.32.0+cpu", True), ("0.32.0", False)])
+def test_the_cpu_build_is_told_not_to_split_prompts(version: str, whole: bool, tmp_path: Path) -> None:
+    interpreter = tmp_path / "python"
+    interpreter.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then echo {version}; else echo "started: $@"; exit 3; fi\n')
+    interpreter.chmod(0o755)
+    checkpoint = Checkpoint(path="model", adapter=None, end_ids=(), folder=tmp_path)
+    with pytest.raises(RunError, match="it ended with status 3"):
+        VllmEngine(Vllm(python=str(interpreter), options=("--seed", "1")), checkpoint)
+    started = (tmp_path / "vllm.log").read_text(encoding="utf-8")
+    assert ("--no-enable-chunked-prefill" in started) == whole
+    assert started.rstrip().endswith("--seed 1")  # a plan's own words come last: they may say otherwise

@@ -16,6 +16,8 @@ from whet.errors import RunError
 from whet.rollout import keeper
 from whet.runs.files import writing
 
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Opens URLs without the proxies of the environment."""
 LOG_LINES = 20
 """Lines of the log that are shown where a server does not come up."""
 
@@ -78,9 +80,8 @@ def free_port() -> int:
 
 
 def answers(url: str) -> bool:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(url, timeout=5) as reply:
+        with DIRECT.open(url, timeout=5) as reply:
             return bool(reply.status == 200)
     except (urllib.error.URLError, OSError):
         return False

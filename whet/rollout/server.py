@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from queue import SimpleQueue
 from typing import Any
 
-import httpx2
+import aiohttp
 
 from whet.errors import ConfigError, RunError
 from whet.rollout.endpoints import Endpoint, Endpoints
@@ -80,7 +80,7 @@ class ServerEngine:
         """Yield completions as they come. Raises ConfigError where the server refuses the key or the model, and
         RunError where it has never answered."""
         if self._running is None:
-            self._running = _Running(self._concurrency, self._timeout, local=self.manner.local)
+            self._running = _Running(self._concurrency, local=self.manner.local)
         running, arrived = self._running, SimpleQueue[tuple[int, Completion | BaseException]]()
         rest, ended, pulled = iter(requests), False, 0
         tasks: dict[int, asyncio.Future[None]] = {}
@@ -194,16 +194,19 @@ class ServerEngine:
     async def _post(self, endpoint: Endpoint, request: Request) -> tuple[int, Mapping[str, str], bytes]:
         assert self._running is not None
         try:
-            async with asyncio.timeout(self._timeout):
-                reply = await self._running.client.post(
-                    endpoint.url + self.manner.path, json=self.manner.body(request), headers=self.manner.headers
-                )
-                return reply.status_code, reply.headers, reply.content
+            async with (
+                asyncio.timeout(self._timeout),
+                self._running.session.post(
+                    endpoint.url + self.manner.path, json=self.manner.body(request), headers=self.manner.headers,
+                    allow_redirects=False,
+                ) as reply,
+            ):  # fmt: skip
+                return reply.status, reply.headers, await reply.read()
         except TimeoutError:
             raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s") from None
-        except httpx2.InvalidURL as error:
+        except aiohttp.InvalidURL as error:
             raise ConfigError("is no URL", field=self.manner.field, found=f"{endpoint.url}: {error}") from None
-        except (httpx2.HTTPError, OSError) as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise _Again(f"{endpoint.url}: {type(error).__name__} {error}".rstrip()) from None
 
     def _refuse(self, endpoint: Endpoint, status: int, body: bytes) -> None:
@@ -232,15 +235,12 @@ def raise_for(status: int, found: str, field: str) -> None:
 class _Running:
     """An event loop in a thread of its own, with the connections."""
 
-    def __init__(self, concurrency: int, timeout: float, *, local: bool) -> None:
+    def __init__(self, concurrency: int, *, local: bool) -> None:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="requests", daemon=True)
         self._thread.start()
         self.places = asyncio.Semaphore(concurrency)
-        self.client = httpx2.AsyncClient(
-            timeout=timeout, trust_env=not local,
-            limits=httpx2.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
-        )  # fmt: skip
+        self.session: aiohttp.ClientSession = self.start(_session(concurrency, local=local)).result()
 
     def start(self, task: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(task, self._loop)
@@ -250,7 +250,15 @@ class _Running:
             task.cancel()
 
     def stop(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.client.aclose(), self._loop).result(timeout=10)
+        self.start(self.session.close()).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
         self._loop.close()
+
+
+async def _session(concurrency: int, *, local: bool) -> aiohttp.ClientSession:
+    """Made inside the loop that it belongs to."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=concurrency), timeout=aiohttp.ClientTimeout(total=None),
+        cookie_jar=aiohttp.DummyCookieJar(), trust_env=not local,
+    )  # fmt: skip

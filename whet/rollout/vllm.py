@@ -17,13 +17,16 @@ import importlib.util
 import json
 import secrets
 import shutil
+import subprocess
 import sys
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
-import httpx2
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +35,7 @@ from whet.errors import ConfigError, RunError
 from whet.models.load import save_trained
 from whet.rollout.bearer import bearer
 from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
-from whet.rollout.process import ServerProcess
+from whet.rollout.process import DIRECT, ServerProcess
 from whet.rollout.server import Manner, ServerEngine
 from whet.rollout.wire import complaint, completions_body
 from whet.schema.rollouts import Completion, Request
@@ -203,19 +206,21 @@ class VllmEngine:
         """One request about the server itself. Raises RunError with what it says."""
         where = self.root + path
         fix = "see its log" if self._process is not None else "is it a vLLM server, started as whet would start it?"
+        headers = {"Content-Type": "application/json"} | self.headers
+        data = None if body is None else json.dumps(body).encode()
+        asked = urllib.request.Request(where, data, headers, method=method)
         try:
-            reply = httpx2.request(
-                method, where, json=body, headers=self.headers, timeout=self._config.timeout, trust_env=False
-            )
-        except (httpx2.HTTPError, OSError) as error:
+            with DIRECT.open(asked, timeout=self._config.timeout) as reply:
+                said: bytes = reply.read()
+        except urllib.error.HTTPError as error:
+            found = f"status {error.code} {complaint(error.read())}"
+            raise RunError("the server refuses", field=where, found=found, fix=fix) from None
+        except (OSError, HTTPException) as error:
             raise RunError("the server does not answer", field=where, found=str(error), fix=fix) from None
-        if reply.status_code != 200:
-            found = f"status {reply.status_code} {complaint(reply.content)}"
-            raise RunError("the server refuses", field=where, found=found, fix=fix)
         try:
-            return reply.json()
-        except json.JSONDecodeError:
-            return reply.text
+            return json.loads(said)
+        except ValueError:
+            return said.decode("utf-8", "replace")
 
 
 def _way(config: Vllm, follows: Followed | None) -> Literal["adapter", "weights", "restart"] | None:
@@ -245,15 +250,18 @@ def _start(
         "VLLM_API_KEY": token, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1" if follows is not None else "0", "PYTHONPATH": "",
     }  # fmt: skip
+    whole_prompts = _is_cpu_build(config.python or sys.executable)
     process = ServerProcess(
-        lambda port: command(config, checkpoint, _rank(checkpoint, follows), port),
+        lambda port: command(config, checkpoint, _rank(checkpoint, follows), port, whole_prompts=whole_prompts),
         environment, checkpoint.folder / "vllm.log", port=port,
     )  # fmt: skip
     process.wait("/health", config.start_timeout)
     return process
 
 
-def command(config: Vllm, checkpoint: Checkpoint, rank: int | None, port: int) -> Sequence[str]:
+def command(
+    config: Vllm, checkpoint: Checkpoint, rank: int | None, port: int, *, whole_prompts: bool = False
+) -> Sequence[str]:
     """The words that start the server. Its own defaults of sampling stay out: a plan says how it samples."""
     words = [config.python or sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", checkpoint.path]
     words += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", BASE, "--dtype", config.dtype]
@@ -265,7 +273,23 @@ def command(config: Vllm, checkpoint: Checkpoint, rank: int | None, port: int) -
     if rank is not None:
         room = next((most for most in RANKS if most >= rank), rank)
         words += ["--enable-lora", "--max-lora-rank", str(room)]
+    if whole_prompts:
+        words += ["--no-enable-chunked-prefill"]
     return [*words, *config.options]
+
+
+def _is_cpu_build(python: str) -> bool:
+    """Whether the interpreter's vLLM computes on the CPU, as vLLM itself tells it: by its version.
+
+    That build (0.32) ends where it splits the prompt of a request with a seed, as all of whet's are: it has to set the
+    random numbers back, and a generator on a CPU cannot be.
+    """
+    ask = "from importlib.metadata import version; print(version('vllm'))"
+    try:
+        asked = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
+    except (OSError, subprocess.TimeoutExpired):
+        return False  # starting the server will say what is wrong
+    return "cpu" in asked.stdout
 
 
 def _rank(checkpoint: Checkpoint, follows: Followed | None) -> int | None:
