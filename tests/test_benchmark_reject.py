@@ -25,10 +25,13 @@ def test_the_server_answers_and_counts() -> None:
     with Stub() as stub:
         assert ask(stub.url, 4, 2) == "Sample 2: 8" and stub.answered == 0, "it counts from when it is told to"
         stub.forget()
-        assert {ask(stub.url, 4, seed) for seed in (2, 3)} == {"Sample 2: 8", "Sample 3: 9"} == stub.asked
-        assert stub.answered == 2
+        assert [ask(stub.url, 4, seed) for seed in (2, 3)] == ["Sample 2: 8", "Sample 3: 9"]
+        assert stub.answered == 2 and stub.seeds == [2, 3]
+        with Stub(before=(stub.url.removesuffix("/v1"), {})) as relay:
+            relay.forget()
+            assert ask(relay.url, 5, 8) == "Sample 8: 10" and relay.seeds == [8] and stub.answered == 3
         stub.forget()
-        assert stub.asked == set()
+        assert stub.seeds == []
 
 
 def test_half_of_the_answers_are_right(tmp_path: Path) -> None:
@@ -42,7 +45,7 @@ def test_half_of_the_answers_are_right(tmp_path: Path) -> None:
 
 def test_what_is_stored_and_how_much_memory_it_took(tmp_path: Path) -> None:
     store = tmp_path / "rollouts.jsonl"
-    store.write_text('{"text": "a"}\n{"text": "b"}\n{"text": "cut')
-    (tmp_path / "rollouts.early.jsonl").write_text('{"place": 7, "text": "d"}\n')
-    assert keys_in(store) == {"a", "b", "d"}
+    store.write_text('{"key": "a"}\n{"key": "b"}\n{"key": "cut')
+    (tmp_path / "rollouts.early.jsonl").write_text('{"place": 7, "key": "d"}\n')
+    assert keys_in(store) == ["a", "b", "d"]
     assert resident_peak(-1) == 0
