@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,9 @@ from whet.rollout import endpoints, retry
 from whet.rollout.engine import answers
 from whet.rollout.http import http_engine
 from whet.rollout.server import ServerEngine
-from whet.schema.records import Message
+from whet.rollout.wire import chat_body, messages_of, read_reply
+from whet.schema.pictures import Picture
+from whet.schema.records import Message, Part
 from whet.schema.rollouts import Completion, Request, Sampling
 
 
@@ -261,9 +265,6 @@ def test_through_faults_every_prompt_has_exactly_its_samples(
 
 
 def test_tool_calls_and_images_in_a_servers_words(tmp_path: Path) -> None:
-    from whet.rollout.wire import messages_of
-    from whet.schema.records import Part
-
     (tmp_path / "a.png").write_bytes(b"png")
     said = messages_of([
         Message("user", (Part("text", "What is this?"), Part("image", str(tmp_path / "a.png")))),
@@ -278,6 +279,39 @@ def test_tool_calls_and_images_in_a_servers_words(tmp_path: Path) -> None:
         {"name": "look", "arguments": '{"at": 1}'}, {"name": "ask", "arguments": "{}"}
     ]  # fmt: skip
     assert [turn["tool_call_id"] for turn in said[2:]] == [call["id"] for call in calls]
+
+
+def with_picture(source: str) -> Request:
+    said = (Message("user", (Part("image", source), Part("text", "What is this?"))),)
+    picture = Picture(source=source, digest="d", num_tokens=2, grid=(1, 2))
+    return replace(requests(1)[0], messages=said, prompt_ids=(7, 9, 9, 8), pictures=(picture,))
+
+
+def test_a_picture_that_came_as_bytes_is_passed_on_as_it_is() -> None:
+    content = chat_body(with_picture("data:image/jpeg;base64,AAAA"))["messages"][0]["content"]
+    assert content[0] == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,AAAA"}}
+
+
+def test_pictures_that_cannot_be_sent_are_a_failure_of_their_request(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        (lost,) = answers(engine_of(opened, stub.url), [with_picture("/nowhere/a.png")])
+        (mute,) = answers(engine_of(opened, stub.url, api="completions"), [with_picture("data:,")])
+    assert lost.error is not None and "a picture cannot be read" in lost.error and "/nowhere/a.png" in lost.error
+    assert mute.error is not None and "take api=chat" in mute.error
+    assert stub.bodies == []
+
+
+def test_ids_and_log_probs_of_a_chat_reply_and_the_prompt_it_answers() -> None:
+    request = with_picture("data:,")
+    logprobs = {"content": [{"token": "x", "logprob": -0.25}, {"token": "y", "logprob": -1.5}]}
+    choice = {"message": {"content": "xy"}, "token_ids": [5, 6], "logprobs": logprobs, "finish_reason": "stop"}
+
+    def read(prompt: list[int]) -> Completion:
+        reply = {"choices": [choice], "usage": {"completion_tokens": 2}, "prompt_token_ids": prompt}
+        return read_reply(request, json.dumps(reply).encode(), same_prompt=True)[0]
+
+    assert (read([7, 9, 9, 8]).ids, read([7, 9, 9, 8]).logprobs) == ((5, 6), (-0.25, -1.5))
+    assert read([7, 9, 8]).error == "the server read another prompt: 3 tokens for our 4, other ones from token 2 on"
 
 
 def completion_of(engine: ServerEngine) -> Completion:

@@ -12,22 +12,26 @@ from whet.rollout.wire import chat_body, completions_body
 from whet.schema.rollouts import Request
 
 PATHS = {"chat": "/chat/completions", "completions": "/completions"}
+IDS_ALONE = "api=completions sends token ids alone, and the prompt has pictures: take api=chat"
 
 
 def http_engine(config: Http) -> ServerEngine:
     """Raises ConfigError where the token's variable is not set."""
-    written = chat_body if config.api == "chat" else completions_body
+    body = chat_body if config.api == "chat" else completions_body
 
-    def body(request: Request) -> Mapping[str, Any]:
+    def written(request: Request) -> tuple[str, Mapping[str, Any]]:
         """A field that is null in the plan is not sent."""
-        whole = {"model": config.model} | written(request) | config.fields
-        return {name: value for name, value in whole.items() if value is not None}
+        whole = {"model": config.model} | body(request) | config.fields
+        return PATHS[config.api], {name: value for name, value in whole.items() if value is not None}
+
+    def problem(request: Request) -> str | None:
+        return IDS_ALONE if request.pictures and config.api == "completions" else None
 
     return ServerEngine(
         config.urls,
         Manner(
-            path=PATHS[config.api],
-            body=body,
+            written=written,
+            problem=problem,
             headers=bearer(config.token_env, "rollout.engine.token_env"),
             prices=(config.price_per_million_prompt_tokens, config.price_per_million_completion_tokens),
         ),

@@ -36,9 +36,8 @@ CANNOT_MEASURE = "a server does not tell the log-probs of given continuations"
 class Manner:
     """How a kind of server is talked to."""
 
-    path: str
-    """Of the API, behind the base URL: `/chat/completions`."""
-    body: Callable[[Request], Mapping[str, Any]]
+    written: Callable[[Request], tuple[str, Mapping[str, Any]]]
+    """The path behind the base URL, `/chat/completions`, and the body."""
     headers: Mapping[str, str]
     local: bool = False
     """On this machine: proxies of the environment are not asked."""
@@ -48,6 +47,8 @@ class Manner:
     """Of a million prompt tokens and of a million generated ones."""
     problem: Callable[[Request], str | None] = lambda request: None
     """What is wrong with a request that need not be sent."""
+    same_prompt: bool = False
+    """The server has our tokenizer and template: an answer to other ids than ours is an error."""
 
 
 class _Again(Exception):
@@ -169,10 +170,14 @@ class ServerEngine:
         self._counts["completion_tokens"] += usage.completion_tokens
 
     async def _ask(self, request: Request) -> tuple[Completion, Usage]:
+        try:
+            path, asked = self.manner.written(request)
+        except OSError as error:
+            raise _Refused(f"a picture cannot be read: {error}") from None
         endpoint = self._endpoints.take()
         done = False
         try:
-            status, headers, body = await self._post(endpoint, request)
+            status, headers, body = await self._post(endpoint, path, asked)
             if status in AGAIN:
                 raise _Again(
                     f"{endpoint.url}: status {status} {complaint(body)}".rstrip(),
@@ -180,7 +185,7 @@ class ServerEngine:
                 )
             if status != 200:
                 self._refuse(endpoint, status, body)
-            completion, usage = read_reply(request, body)
+            completion, usage = read_reply(request, body, same_prompt=self.manner.same_prompt)
             done = True
         except NotReadable as error:
             raise _Again(f"{endpoint.url}: {error}") from None
@@ -191,16 +196,17 @@ class ServerEngine:
             (self._endpoints.answered if done else self._endpoints.failed)(endpoint)
         return completion, usage
 
-    async def _post(self, endpoint: Endpoint, request: Request) -> tuple[int, Mapping[str, str], bytes]:
+    async def _post(
+        self, endpoint: Endpoint, path: str, body: Mapping[str, Any]
+    ) -> tuple[int, Mapping[str, str], bytes]:
         assert self._running is not None
         try:
             async with (
                 asyncio.timeout(self._timeout),
                 self._running.session.post(
-                    endpoint.url + self.manner.path, json=self.manner.body(request), headers=self.manner.headers,
-                    allow_redirects=False,
+                    endpoint.url + path, json=body, headers=self.manner.headers, allow_redirects=False
                 ) as reply,
-            ):  # fmt: skip
+            ):
                 return reply.status, reply.headers, await reply.read()
         except TimeoutError:
             raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s") from None

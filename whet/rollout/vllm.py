@@ -1,4 +1,4 @@
-"""A vLLM server as an engine: asked by token ids, and brought up to date while a model trains.
+"""A vLLM server as an engine: asked by ids, or messages where there are pictures, and up to date while a model trains.
 
     engine = VllmEngine(config, Checkpoint(path=..., adapter=..., end_ids=..., folder=...))
     engine = VllmEngine(config, checkpoint, follows=Followed(model=policy, tokenizer=tokenizer))
@@ -37,7 +37,7 @@ from whet.rollout.bearer import bearer
 from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
 from whet.rollout.process import DIRECT, ServerProcess
 from whet.rollout.server import Manner, ServerEngine
-from whet.rollout.wire import complaint, completions_body
+from whet.rollout.wire import chat_body, complaint, completions_body
 from whet.schema.rollouts import Completion, Request
 
 BASE, POLICY = "whet", "whet-policy"
@@ -86,7 +86,9 @@ class VllmEngine:
         self._folder, self._num_synced = checkpoint.folder / "sync", 0
         self._engine = ServerEngine(
             (f"{self.root}/v1",),
-            Manner(path="/completions", body=self._body, headers=self.headers, local=True, problem=self._problem),
+            Manner(
+                written=self._written, headers=self.headers, local=True, problem=self._problem, same_prompt=True
+            ),
             concurrency=config.concurrency, timeout=config.timeout, retries=config.retries,
         )  # fmt: skip
         try:
@@ -149,9 +151,12 @@ class VllmEngine:
         """Mean difference of the probe's log-probs at the last sync, in nats a token."""
         return self._seen.difference if self._seen is not None else None
 
-    def _body(self, request: Request) -> Mapping[str, Any]:
+    def _written(self, request: Request) -> tuple[str, Mapping[str, Any]]:
+        """Ids cannot carry pictures: those go in messages, which the server renders with the checkpoint's template."""
         room = self._max_length - len(request.prompt_ids)
-        return completions_body(request) | {
+        told = {"return_token_ids": True} | ({"logprobs": True, "top_logprobs": 0} if request.logprobs else {})
+        body = chat_body(request) | told if request.pictures else completions_body(request)
+        return "/chat/completions" if request.pictures else "/completions", body | {
             "model": self._name,
             "max_tokens": min(request.sampling.max_new_tokens, room),
             "top_k": request.sampling.top_k,

@@ -2,6 +2,8 @@
 
     POST /v1/chat/completions    {"model": ..., "messages": [...], "max_tokens": 256, "temperature": 0.7, "seed": ...}
     POST /v1/completions         {"model": ..., "prompt": [12, 7, ...], "logprobs": 0, "return_token_ids": true, ...}
+
+Pictures travel in messages, as `data:` URLs.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def seed_of(request: Request) -> int:
 
 
 def chat_body(request: Request) -> dict[str, Any]:
-    """Raises OSError where an image cannot be read."""
+    """Raises OSError where a picture cannot be read."""
     tools = {"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}
     return {"messages": messages_of(request.messages)} | _sampling(request) | tools
 
@@ -92,6 +94,8 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
 
 
 def _data_url(place: str) -> str:
+    if place.startswith("data:"):
+        return place
     kind = mimetypes.guess_type(place)[0] or "image/png"
     return f"data:{kind};base64,{base64.b64encode(Path(place).read_bytes()).decode()}"
 
@@ -100,8 +104,9 @@ def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
     return tool if "function" in tool else {"type": "function", "function": dict(tool)}
 
 
-def read_reply(request: Request, body: bytes) -> tuple[Completion, Usage]:
-    """The first choice of a reply. Raises NotReadable."""
+def read_reply(request: Request, body: bytes, *, same_prompt: bool = False) -> tuple[Completion, Usage]:
+    """The first choice of a reply. With `same_prompt` an answer to other ids than the request's is an error, where the
+    server says which ids it read. Raises NotReadable."""
     try:
         reply = json.loads(body)
         choice, usage = reply["choices"][0], reply.get("usage") or {}
@@ -109,7 +114,9 @@ def read_reply(request: Request, body: bytes) -> tuple[Completion, Usage]:
         counted = Usage(**{name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")})
         ids = tuple(int(token) for token in choice.get("token_ids") or ())
         known = choice.get("logprobs") or {}
-        logprobs = tuple(float(value) for value in known.get("token_logprobs") or ()) if ids else ()
+        values = known.get("token_logprobs") or [token["logprob"] for token in known.get("content") or ()]
+        logprobs = tuple(map(float, values)) if ids else ()
+        read = reply.get("prompt_token_ids") or choice.get("prompt_token_ids") if same_prompt else None
         ending = str(choice.get("finish_reason") or "stop")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise NotReadable(f"the reply cannot be read ({type(error).__name__}: {error})") from None
@@ -117,6 +124,8 @@ def read_reply(request: Request, body: bytes) -> tuple[Completion, Usage]:
         raise NotReadable("the reply cannot be read: no text, or ids and log-probs of different lengths")
     if ending == "abort":
         raise NotReadable("the server broke the answer off")
+    if read is not None and (at := _differs(request.prompt_ids, read)) is not None:
+        return failed(request, f"the server read another prompt: {at}"), counted
     finish = ENDINGS.get(ending, "stop")
     return Completion(
         key=request.key,
@@ -127,6 +136,15 @@ def read_reply(request: Request, body: bytes) -> tuple[Completion, Usage]:
         counted_tokens=None if ids else counted.completion_tokens,
         error=f"the server ended the answer: {ending}" if finish == "error" else None,
     ), counted
+
+
+def _differs(ours: Sequence[int], theirs: Sequence[int]) -> str | None:
+    """Where two prompts part."""
+    if list(ours) == list(theirs):
+        return None
+    shorter = min(len(ours), len(theirs))
+    at = next((place for place in range(shorter) if ours[place] != theirs[place]), shorter)
+    return f"{len(theirs)} tokens for our {len(ours)}, other ones from token {at} on"
 
 
 def failed(request: Request, reason: str) -> Completion:
