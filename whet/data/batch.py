@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ from torch import Tensor
 from whet.data.pack import pack_groups, pack_rows
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.schema.packed import Packed
+
+if TYPE_CHECKING:
+    from whet.data.pictures import PictureReader
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,15 +92,24 @@ class RankingBatch:
         return self.packed.num_tokens
 
 
-def collate_tokens(rows: Sequence[Rendered], *, device: torch.device) -> TokenBatch:
-    packed, weights = pack_rows(rows)
+def collate_tokens(
+    rows: Sequence[Rendered], *, device: torch.device, reader: PictureReader | None = None
+) -> TokenBatch:
+    """`reader` loads the rows' pictures, here and below."""
+    packed, weights = pack_rows(rows, reader)
     return TokenBatch(packed=packed.to(device), weights=weights.to(device), num_samples=len(rows))
 
 
-def collate_groups(rows: Sequence[RenderedGroup], indices: Sequence[int], *, device: torch.device) -> GroupBatch:
+def collate_groups(
+    rows: Sequence[RenderedGroup],
+    indices: Sequence[int],
+    *,
+    device: torch.device,
+    reader: PictureReader | None = None,
+) -> GroupBatch:
     values = [value for row in rows for value in row.values or [float("nan")] * len(row.response_ids)]
     return GroupBatch(
-        packed=pack_groups(rows).to(device),
+        packed=pack_groups(rows, reader).to(device),
         lengths=torch.tensor([len(ids) for row in rows for ids in row.response_ids], device=device),
         groups=torch.tensor([n for n, row in enumerate(rows) for _ in row.response_ids], device=device),
         values=torch.tensor(values, dtype=torch.float32, device=device),
@@ -105,22 +118,30 @@ def collate_groups(rows: Sequence[RenderedGroup], indices: Sequence[int], *, dev
 
 
 def collate_ratings(
-    rows: Sequence[RenderedGroup], others: Sequence[RenderedGroup], indices: Sequence[int], *, device: torch.device
+    rows: Sequence[RenderedGroup],
+    others: Sequence[RenderedGroup],
+    indices: Sequence[int],
+    *,
+    device: torch.device,
+    reader: PictureReader | None = None,
 ) -> RatingBatch:
     """`others[i]` is the record that lends row i its mismatched response."""
     strangers = [
         replace(row, response_ids=other.response_ids, values=()) for row, other in zip(rows, others, strict=True)
     ]
     return RatingBatch(
-        rated=collate_groups(rows, indices, device=device), mismatched=collate_groups(strangers, indices, device=device)
+        rated=collate_groups(rows, indices, device=device, reader=reader),
+        mismatched=collate_groups(strangers, indices, device=device, reader=reader),
     )
 
 
-def collate_rankings(rows: Sequence[RenderedGroup], *, device: torch.device) -> RankingBatch:
+def collate_rankings(
+    rows: Sequence[RenderedGroup], *, device: torch.device, reader: PictureReader | None = None
+) -> RankingBatch:
     """Rankings and preferences alike: a preference is a ranking of two, and may know by how much."""
     orders = [_ranks_and_margins(row) for row in rows]
     return RankingBatch(
-        packed=pack_groups(rows).to(device),
+        packed=pack_groups(rows, reader).to(device),
         groups=torch.tensor([n for n, row in enumerate(rows) for _ in row.response_ids], device=device),
         ranks=torch.tensor([rank for ranks, _ in orders for rank in ranks], dtype=torch.float32, device=device),
         margins=torch.tensor([m for _, margins in orders for m in margins], dtype=torch.float32, device=device),

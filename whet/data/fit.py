@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 from whet.data.ledger import Ledger
+from whet.data.places import held
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.errors import DataError
 
@@ -18,17 +19,25 @@ Row = TypeVar("Row", bound=Rendered | RenderedGroup)
 
 
 def fit(
-    rows: Iterable[Row], max_length: int, on_overlong: Literal["truncate", "drop", "error"], ledger: Ledger
+    rows: Iterable[Row],
+    max_length: int,
+    on_overlong: Literal["truncate", "drop", "error"],
+    ledger: Ledger,
+    *,
+    place_id: int | None = None,
 ) -> list[Row]:
     """The rows at no more than `max_length` tokens; whoever is cut or dropped goes into the ledger.
 
     A response is cut at its end, and then learns no end of turn. A group whose responses are all equal once cut is
     dropped: it prefers nothing. Under `error` the first longer row raises DataError.
+
+    No picture is ever cut: what is cut off are trained tokens, from the end, and pictures stand before them. Those of
+    a conversation's later turns go with these turns. `place_id` is the placeholder of rows with pictures.
     """
     fitted: list[Row] = []
     record: list[tuple[Row, Row | str]] = []
     for row in rows:
-        record.append((row, _cut(row, max_length, on_overlong)))
+        record.append((row, _cut(row, max_length, on_overlong, place_id)))
         if isinstance(row, RenderedGroup) or row.last:
             fitted += _account(record, ledger)
             record = []
@@ -46,7 +55,9 @@ def _account(record: list[tuple[Row, Row | str]], ledger: Ledger) -> list[Row]:
     return kept
 
 
-def _cut(row: Row, max_length: int, on_overlong: Literal["truncate", "drop", "error"]) -> Row | str:
+def _cut(
+    row: Row, max_length: int, on_overlong: Literal["truncate", "drop", "error"], place_id: int | None
+) -> Row | str:
     """The row itself where it fits, a shorter one, or the reason to drop it."""
     match row:
         case Rendered():
@@ -66,15 +77,21 @@ def _cut(row: Row, max_length: int, on_overlong: Literal["truncate", "drop", "er
         case "drop":
             return OVERLONG
         case "truncate":
-            return _truncated(row, max_length)
+            return _truncated(row, max_length, place_id)
 
 
-def _truncated(row: Row, max_length: int) -> Row | str:
+def _truncated(row: Row, max_length: int, place_id: int | None) -> Row | str:
     match row:
         case Rendered():
             # Tokens after the last trained one teach nothing: they go with the cut.
             end = max((i + 1 for i, weight in enumerate(row.weights[:max_length]) if weight), default=0)
-            return replace(row, ids=row.ids[:end], weights=row.weights[:end]) if end else PROMPT_OVERLONG
+            if not end:
+                return PROMPT_OVERLONG
+            ids, pictures = row.ids[:end], row.pictures
+            if pictures:
+                assert place_id is not None, "rows with pictures come with their placeholder"
+                pictures = held(ids, pictures, place_id)
+            return replace(row, ids=ids, weights=row.weights[:end], pictures=pictures)
         case RenderedGroup():
             room = max_length - len(row.prompt_ids)
             if room <= 0:

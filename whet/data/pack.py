@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.schema.packed import Packed, Tree
+from whet.schema.pictures import Media, Picture
+
+if TYPE_CHECKING:
+    from whet.data.pictures import PictureReader
 
 
 def fill(sizes: Sequence[int], capacity: int) -> list[list[int]]:
@@ -34,10 +39,10 @@ def fill(sizes: Sequence[int], capacity: int) -> list[list[int]]:
     return bins
 
 
-def pack_rows(rows: Sequence[Rendered]) -> tuple[Packed, Tensor]:
+def pack_rows(rows: Sequence[Rendered], reader: PictureReader | None = None) -> tuple[Packed, Tensor]:
     """Conversations end to end, and the weight [N] float32 of each trained token.
 
-    The first token of a row has nothing before it and is never a target.
+    The first token of a row has nothing before it and is never a target. `reader` loads the rows' pictures.
     """
     trees, sources, targets, weights = [], [], [], []
     start = 0
@@ -58,12 +63,16 @@ def pack_rows(rows: Sequence[Rendered]) -> tuple[Packed, Tensor]:
         targets=_joined(targets),
         target_rows=_joined([np.full(len(t), n) for n, t in enumerate(targets)]),
         ends=torch.tensor([tree.start + tree.prompt - 1 for tree in trees]),
+        media=_media(trees, [(row.ids, row.pictures) for row in rows], reader),
     )
     return packed, torch.from_numpy(np.concatenate(weights))
 
 
-def pack_groups(groups: Sequence[RenderedGroup]) -> Packed:
-    """Prompts with all their responses behind them; every response token is a target."""
+def pack_groups(groups: Sequence[RenderedGroup], reader: PictureReader | None = None) -> Packed:
+    """Prompts with all their responses behind them; every response token is a target.
+
+    `reader` loads the pictures of the prompts.
+    """
     trees, ids, positions, sources, ends, lengths = [], [], [], [], [], []
     start = 0
     for group in groups:
@@ -86,6 +95,29 @@ def pack_groups(groups: Sequence[RenderedGroup]) -> Packed:
         targets=_joined([np.asarray(response) for group in groups for response in group.response_ids]),
         target_rows=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
         ends=torch.tensor(ends),
+        media=_media(trees, [(group.prompt_ids, group.pictures) for group in groups], reader),
+    )
+
+
+def _media(
+    trees: Sequence[Tree], shown: Sequence[tuple[Sequence[int], tuple[Picture, ...]]], reader: PictureReader | None
+) -> Media | None:
+    """The pictures of a packed row, None where it has none; `shown` are ids and pictures of each tree's prompt.
+
+    What a response says is never a picture, even where a model has drawn the placeholder.
+    """
+    if not any(pictures for _, pictures in shown):
+        return None
+    assert reader is not None, "rows with pictures come with their reader"
+    places = []
+    for tree, (ids, pictures) in zip(trees, shown, strict=True):
+        found = np.flatnonzero(np.asarray(ids) == reader.place_id) if pictures else np.zeros(0, dtype=np.int64)
+        assert len(found) == sum(picture.num_tokens for picture in pictures), "a placeholder for every token"
+        places.append(tree.start + found)
+    return Media(
+        pictures=tuple(picture for _, pictures in shown for picture in pictures),
+        places=_joined(places),
+        load=reader.load,
     )
 
 

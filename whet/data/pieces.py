@@ -14,8 +14,9 @@ this on a probe, or is not of the `tokenizers` library, is given whole texts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain, pairwise
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,14 +29,24 @@ _WORDS = ("What is 2 + 30?", " \n\n Über\u0301 ", "", "\n", "  x", "你好。\n
 class Pieces:
     """Tokenises texts of one chat template."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, sample: str) -> None:
-        """`sample` is a text of the template: the control tokens in it are where texts are cut."""
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, sample: str, words: Mapping[str, str] = MappingProxyType({})
+    ) -> None:
+        """`sample` is a text of the template: the control tokens in it are where texts are cut.
+
+        `words` are marks and the control tokens that somebody wrote where they stand: they become ordinary letters.
+        """
         self._tokenizer = tokenizer
+        self._marks = re.compile("|".join(map(re.escape, words))) if words else None
         self._backend: Any = tokenizer.backend_tokenizer if tokenizer.is_fast else None
         self._cuts = cutting_tokens(self._backend, sample) if self._backend else ()
         self._cut = re.compile("|".join(map(re.escape, self._cuts)))
         self.exact = bool(self._cuts) and self._holds()
         """Whether texts are cut; else they are tokenised whole."""
+        # A control token is found by all of its letters: cut in two it is none.
+        self._spelled = {
+            mark: [*chain.from_iterable(self._whole([token[:1], token[1:]]))] for mark, token in words.items()
+        }
 
     def ids(self, texts: Iterable[str]) -> dict[str, list[int]]:
         """Token ids of each distinct text; the texts hold their control tokens already.
@@ -43,6 +54,8 @@ class Pieces:
         The work on the pieces is shared among the cores, unless TOKENIZERS_PARALLELISM is set to false.
         """
         distinct = list(dict.fromkeys(texts))
+        if self._marks and any(map(self._marks.search, distinct)):
+            return self._spelled_out(distinct)
         if not self.exact:
             return dict(zip(distinct, self._whole(distinct), strict=True))
         cut = [self._parts(text) for text in distinct]
@@ -52,6 +65,18 @@ class Pieces:
             text: list(chain.from_iterable([known[piece] for piece in parts]))
             for text, parts in zip(distinct, cut, strict=True)
         }
+
+    def _spelled_out(self, texts: Sequence[str]) -> dict[str, list[int]]:
+        """Ids of texts with marks: those of what stands between them, and of the letters that they stand for."""
+        assert self._marks is not None
+        between = {text: self._marks.split(text) for text in texts}
+        known = self.ids(part for parts in between.values() for part in parts)
+        ids = {}
+        for text, parts in between.items():
+            ids[text] = list(known[parts[0]])
+            for mark, part in zip(self._marks.findall(text), parts[1:], strict=True):
+                ids[text] += self._spelled[mark] + known[part]
+        return ids
 
     def _parts(self, text: str) -> list[str]:
         """The text cut before each control token."""

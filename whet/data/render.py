@@ -21,9 +21,11 @@ from whet.data.answers import Answered, answers_of, tools_of, values_of
 from whet.data.fit import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, fit
 from whet.data.ledger import Ledger
 from whet.data.pieces import settle
+from whet.data.places import expanded, pictures_in, widened
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.template import Template
 from whet.errors import DataError, UserError
+from whet.schema.pictures import Picture
 from whet.schema.records import (
     NOWHERE,
     Conversation,
@@ -40,6 +42,8 @@ from whet.schema.rollouts import Asked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from whet.data.pictures import PictureReader
 
 __all__ = [
     "OVERLONG",
@@ -75,6 +79,8 @@ class Draft:
 
     record: Conversation | Answered
     turns: tuple[Turn, ...]
+    pictures: tuple[Picture, ...] = ()
+    """Those of all turns, in order; the text of each turn holds a placeholder for the first of them."""
 
     @property
     def texts(self) -> list[str]:
@@ -84,8 +90,11 @@ class Draft:
 class Renderer:
     """Renders records for one tokenizer. Raises ModelError where its template cannot be trained on."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None) -> None:
-        self.template, self.system = Template(tokenizer), system
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None, reader: PictureReader | None = None
+    ) -> None:
+        """`reader` is the checkpoint's, where it takes pictures; without one, records with pictures are refused."""
+        self.template, self.system, self.reader = Template(tokenizer, reader), system, reader
         self.end_id = self.template.end_id
         """Token that ends an assistant turn; an engine has to stop there."""
 
@@ -95,29 +104,35 @@ class Renderer:
         tokenizer = self.template.tokenizer
         state = sorted(tokenizer.get_vocab().items()) if not tokenizer.is_fast else _state(tokenizer)
         special = sorted(tokenizer.special_tokens_map.items())
-        parts = (VERSION, tokenizer.chat_template, self.template.probe_text(), self.system, special, state)
+        seen = "" if self.reader is None else self.reader.fingerprint
+        parts = (VERSION, self.template.chat_template, self.template.probe_text(), self.system, special, state, seen)
         return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
     ) -> tuple[int, ...]:
         """Ids up to where the assistant begins to speak."""
-        return tuple(self.template.ids(self.template.text(self._with_system(messages), tools, ask=True, origin=origin)))
+        return self.ask(messages, tools, origin=origin).prompt_ids
 
     def begun(self, messages: Sequence[Message], answers: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of the prompt and the beginning of an answer, for each of several beginnings."""
         asked = self.template.text(self._with_system(messages), (), ask=True, origin=NOWHERE)
+        pictures = self._read(messages, NOWHERE)
         ids = self.template.pieces.ids(asked + answer for answer in answers)
-        return [tuple(ids[asked + answer]) for answer in answers]
+        return [tuple(self._expanded(ids[asked + answer], pictures)) for answer in answers]
 
     def ask(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
     ) -> Asked:
         """What an engine is asked."""
+        turns = self._with_system(messages)
+        ids = self.template.ids(self.template.text(turns, tools, ask=True, origin=origin))
+        pictures = self._read(messages, origin)
         return Asked(
-            prompt_ids=self.prompt(messages, tools, origin=origin),
-            messages=tuple(self._with_system(messages)),
+            prompt_ids=tuple(self._expanded(ids, pictures)),
+            messages=tuple(turns),
             tools=tuple(tools),
+            pictures=pictures,
         )
 
     def conversation(self, record: Conversation) -> Rendered:
@@ -144,16 +159,18 @@ class Renderer:
         """
         match record:
             case Conversation():
-                return Draft(record=record, turns=self._trained_turns(record))
+                turns = self._trained_turns(record)
+                return Draft(record=record, turns=turns, pictures=self._read(record.messages, record.origin))
             case Preference() | Rating() | Ranking() | Scored():
                 messages, tools = self._with_system(record.prompt), tools_of(record)
                 answers = answers_of(record)
+                _no_pictures(answers, record.origin)
                 prompt = self.template.text(messages, tools, ask=True, origin=record.origin)
-                turns = (
+                answered = tuple(
                     Turn(prompt, self.template.answered(prompt, (*messages, answer), tools, record.origin))
                     for answer in answers
                 )
-                return Draft(record=record, turns=tuple(turns))
+                return Draft(record=record, turns=answered, pictures=self._read(record.prompt, record.origin))
 
     def rows(self, draft: Draft, ids: Mapping[str, list[int]]) -> tuple[Rendered | RenderedGroup, ...]:
         """The rows of a draft, given the ids of its texts. Raises ModelError where answers cannot be told apart."""
@@ -175,21 +192,39 @@ class Renderer:
             rows.append((prompt + response, weights))
         final = len(rows) - 1
         return tuple(
-            Rendered(ids=tuple(row), weights=tuple(weights), origin=origin, last=number == final)
-            for number, (row, weights) in enumerate(rows)
+            self._row(ids, weights, draft, last=number == final) for number, (ids, weights) in enumerate(rows)
         )
+
+    def _row(self, ids: list[int], weights: list[float], draft: Draft, *, last: bool) -> Rendered:
+        pictures: tuple[Picture, ...] = ()
+        if self.reader is not None and draft.pictures:
+            place = self.reader.place_id
+            pictures = draft.pictures[: ids.count(place)]
+            ids, weights = expanded(ids, pictures, place), widened(ids, weights, pictures, place)
+        origin = draft.record.origin
+        return Rendered(ids=tuple(ids), weights=tuple(weights), origin=origin, last=last, pictures=pictures)
 
     def _group_row(self, draft: Draft, ids: Mapping[str, list[int]]) -> RenderedGroup:
         record = draft.record
         assert not isinstance(record, Conversation), "a conversation has no answers beside each other"
         return RenderedGroup(
-            prompt_ids=tuple(ids[draft.turns[0].prompt]),
+            prompt_ids=tuple(self._expanded(ids[draft.turns[0].prompt], draft.pictures)),
             response_ids=tuple(
                 tuple(self.template.response(turn.prompt, turn.answered, ids, record.origin)) for turn in draft.turns
             ),
             values=values_of(record),
             origin=record.origin,
+            pictures=draft.pictures,
         )
+
+    def _expanded(self, ids: list[int], pictures: Sequence[Picture]) -> list[int]:
+        return expanded(ids, pictures, self.reader.place_id) if self.reader is not None and pictures else ids
+
+    def _read(self, messages: Sequence[Message], origin: Origin) -> tuple[Picture, ...]:
+        """The pictures of the turns. Raises DataError where one cannot be used."""
+        if self.reader is None:
+            return ()  # the template has refused them by now
+        return tuple(self.reader.read(source, origin) for source in pictures_in(messages))
 
     def _trained_turns(self, record: Conversation) -> tuple[Turn, ...]:
         messages, origin = self._with_system(record.messages), record.origin
@@ -197,6 +232,7 @@ class Renderer:
         for index, message in enumerate(messages):
             if message.role != "assistant" or message.weight <= 0:
                 continue
+            _no_pictures((message,), origin)
             prompt = self.template.text(messages[:index], record.tools, ask=True, origin=origin)
             answered = self.template.answered(prompt, messages[: index + 1], record.tools, origin)
             turns.append(Turn(prompt, answered, message.weight))
@@ -208,6 +244,15 @@ class Renderer:
         if self.system is None or (messages and messages[0].role == "system"):
             return messages
         return (Message("system", self.system), *messages)
+
+
+def _no_pictures(answers: Sequence[Message], origin: Origin) -> None:
+    """Raises DataError for an answer with a picture: a model that reads pictures writes none."""
+    if pictures_in(answers):
+        raise DataError(
+            "an answer holds a picture, and no model here can learn to write one", file=origin.file, line=origin.line,
+            field="images", fix="move it into the user's turn, or give that turn weight 0",
+        )  # fmt: skip
 
 
 def render_records(

@@ -4,11 +4,12 @@
     ids    p q a b c ...     ends  0 2 3 5 ...   sequence s is ids[ends[s] : ends[s + 1]]
     rows   0 3 ...           row r is the sequences rows[r] to rows[r + 1]: a prompt and its responses
 
-A conversation is one sequence, with a weight for each token.
+A conversation is one sequence, with a weight for each token. Pictures are kept once, and rows refer to them by number.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -20,7 +21,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.data.rendered import Rendered, RenderedGroup
+from whet.schema.pictures import Picture
 from whet.schema.records import Origin
+
+DIGEST = 32
+"""Bytes of a picture's digest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +50,22 @@ class Arrays:
     """[R] its line there."""
     last: NDArray[np.bool_]
     """[R] false where more rows of the same record follow."""
+    shown: NDArray[np.int32]
+    """[K] the pictures of all rows, as numbers of those below."""
+    shown_ends: NDArray[np.int64]
+    """[R + 1] where the pictures of each row begin, and K."""
+    sources: NDArray[np.uint8]
+    """Files or `data:` URLs of P pictures, in UTF-8."""
+    source_ends: NDArray[np.int64]
+    """[P + 1] where each of them begins, and the bytes of all."""
+    digests: NDArray[np.uint8]
+    """[P, 32] their digests."""
+    grids: NDArray[np.int32]
+    """[P, 3] their tokens, and rows and columns of the grid; both 0 where there is none."""
 
 
 ARRAYS = tuple(field.name for field in fields(Arrays))
-BOUNDS = ("ends", "rows", "value_ends")
+BOUNDS = ("ends", "rows", "value_ends", "shown_ends", "source_ends")
 """Arrays that begin with 0 and end with a total."""
 
 
@@ -69,6 +86,9 @@ def table_of(rows: Sequence[Rendered | RenderedGroup]) -> Table:
     values = [row.values if isinstance(row, RenderedGroup) else () for row in rows]
     weights = [row.weights for row in rows if isinstance(row, Rendered)]
     names = {name: index for index, name in enumerate(dict.fromkeys(row.origin.file for row in rows))}
+    distinct = dict.fromkeys(chain.from_iterable(row.pictures for row in rows))
+    pictures = {picture: number for number, picture in enumerate(distinct)}
+    urls = [os.fsencode(picture.source) for picture in pictures]
     arrays = Arrays(
         ids=_flat(chain.from_iterable(sequences), np.int32),
         ends=_bounds(len(ids) for ids in chain.from_iterable(sequences)),
@@ -79,6 +99,12 @@ def table_of(rows: Sequence[Rendered | RenderedGroup]) -> Table:
         files=np.fromiter((names[row.origin.file] for row in rows), np.int32),
         lines=np.fromiter((row.origin.line for row in rows), np.int64),
         last=np.fromiter((not isinstance(row, Rendered) or row.last for row in rows), np.bool_),
+        shown=_flat(([pictures[picture] for picture in row.pictures] for row in rows if row.pictures), np.int32),
+        shown_ends=_bounds(len(row.pictures) for row in rows),
+        sources=np.frombuffer(b"".join(urls), np.uint8),
+        source_ends=_bounds(map(len, urls)),
+        digests=np.frombuffer(bytes.fromhex("".join(p.digest for p in pictures)), np.uint8).reshape(-1, DIGEST),
+        grids=np.array([(p.num_tokens, *(p.grid or (0, 0))) for p in pictures], np.int32).reshape(-1, 3),
     )
     return Table(arrays=arrays, names=tuple(names), grouped=grouped)
 
@@ -93,6 +119,9 @@ def joined(tables: Sequence[Table]) -> Table:
             bases = np.cumsum([0, *(part[-1] for part in parts)], dtype=np.int64)
             shifted = (part[1:] + base for part, base in zip(parts, bases[:-1], strict=True))
             arrays[field] = np.concatenate([np.zeros(1, np.int64), *shifted])
+        elif field == "shown":
+            firsts = np.cumsum([0, *(len(table.arrays.digests) for table in tables)], dtype=np.int32)
+            arrays[field] = np.concatenate([part + first for part, first in zip(parts, firsts[:-1], strict=True)])
         elif field == "files":
             indices = [np.array([names[name] for name in table.names], np.int32) for table in tables]
             arrays[field] = np.concatenate([index[part] for index, part in zip(indices, parts, strict=True)])
@@ -128,28 +157,52 @@ class TokenRows(Sequence[Rendered | RenderedGroup]):
 
     @cached_property
     def digest(self) -> str:
-        """Hash of the token ids and how they are divided: the same for the same rows, wherever they were read from."""
+        """Hash of the token ids, how they are divided, and what is seen in the pictures: the same for the same rows,
+        wherever they were read from."""
         digest = sha256()
-        for array in (self._arrays.ids, self._arrays.ends, self._arrays.rows):
+        arrays = self._arrays
+        for array in (arrays.ids, arrays.ends, arrays.rows):
             digest.update(np.ascontiguousarray(array).data)
+        if len(arrays.shown):
+            for array in (arrays.digests[arrays.shown], arrays.shown_ends):
+                digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def _row(self, index: int) -> Rendered | RenderedGroup:
         arrays = self._arrays
         origin = Origin(file=self._names[int(arrays.files[index])], line=int(arrays.lines[index]))
         first, *others = self._spans(index)
+        pictures = self._pictures(index)
         if not self._grouped:
             weights = _as_sequence(arrays.weights[first])
             return Rendered(
-                ids=_as_sequence(arrays.ids[first]), weights=weights, origin=origin, last=bool(arrays.last[index])
-            )
+                ids=_as_sequence(arrays.ids[first]), weights=weights, origin=origin, last=bool(arrays.last[index]),
+                pictures=pictures,
+            )  # fmt: skip
         values = arrays.values[arrays.value_ends[index] : arrays.value_ends[index + 1]]
         return RenderedGroup(
             prompt_ids=_as_sequence(arrays.ids[first]),
             response_ids=tuple(_as_sequence(arrays.ids[span]) for span in others),
             values=tuple(values.tolist()),
             origin=origin,
+            pictures=pictures,
         )
+
+    def _pictures(self, index: int) -> tuple[Picture, ...]:
+        arrays = self._arrays
+        if not len(arrays.shown):
+            return ()
+        first, end = arrays.shown_ends[index], arrays.shown_ends[index + 1]
+        return tuple(map(self._picture, arrays.shown[first:end].tolist()))
+
+    def _picture(self, number: int) -> Picture:
+        arrays = self._arrays
+        source = arrays.sources[arrays.source_ends[number] : arrays.source_ends[number + 1]].tobytes()
+        num_tokens, rows, columns = arrays.grids[number].tolist()
+        return Picture(
+            source=os.fsdecode(source), digest=arrays.digests[number].tobytes().hex(), num_tokens=num_tokens,
+            grid=(rows, columns) if rows else None,
+        )  # fmt: skip
 
     def _spans(self, index: int) -> Iterator[slice]:
         ends = self._arrays.ends[self._arrays.rows[index] : self._arrays.rows[index + 1] + 1].tolist()

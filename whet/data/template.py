@@ -15,13 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from whet.data.pictures import KNOWN
 from whet.data.pieces import Pieces
+from whet.data.places import MARKS, marked, pictures_in, token_text
 from whet.data.row import quote
 from whet.errors import DataError, ModelError
-from whet.schema.records import Message, Origin
+from whet.schema.records import Message, Origin, Part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from whet.data.pictures import PictureReader
 
 _PROBE = "whet-probe"
 
@@ -29,10 +33,17 @@ _PROBE = "whet-probe"
 class Template:
     """A tokenizer's chat template, probed once. Raises ModelError where it has none that can be trained on."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, reader: PictureReader | None = None) -> None:
         self.tokenizer = tokenizer
         self.name = tokenizer.name_or_path or "the tokenizer"
-        if not tokenizer.chat_template:
+        self.place = "" if reader is None else token_text(tokenizer, reader.place_id)
+        """The token by which the template says that a picture stands there; empty where it cannot."""
+        reserved = () if reader is None else (token_text(tokenizer, index) for index in reader.reserved_ids)
+        self._marks = {token: mark for token, mark in zip(reserved, MARKS, strict=False) if token}
+        self.knows_system = True
+        """False where the template refuses or ignores system turns: their text then begins the first user turn."""
+        self._choose(reader)
+        if not self.chat_template:
             raise ModelError(
                 "has no chat template, so turns cannot be written as the model expects them",
                 file=self.name,
@@ -41,11 +52,10 @@ class Template:
         self._special = frozenset(tokenizer.all_special_ids) | {
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         }
-        self.knows_system = True
-        """False where the template refuses or ignores system turns: their text then begins the first user turn."""
         self._blank: dict[tuple[int, ...], bool] = {}
         text = self.probe_text()
-        self.pieces = Pieces(tokenizer, text)
+        seen = self._seen_text() if self.place else ""
+        self.pieces = Pieces(tokenizer, text + seen, {mark: token for token, mark in self._marks.items()})
         self.end_id = self._probe_end(text)
         """Token that ends an assistant turn: the last one a response learns, and where an engine has to stop."""
         self.knows_system = self._takes_system()
@@ -58,12 +68,16 @@ class Template:
         ask: bool,
         origin: Origin | None = None,
     ) -> str:
-        """The template's text; with `ask`, up to where the assistant begins to speak."""
-        turns = [_turn(message, origin) for message in self._foldable(messages)]
+        """The template's text; with `ask`, up to where the assistant begins to speak.
+
+        Raises DataError where it refuses the turns, or writes another number of pictures than they hold.
+        """
+        turns = [self._turn(message, origin) for message in self._foldable(messages)]
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, tools=list(tools) or None, add_generation_prompt=ask, tokenize=False
-            )
+                turns, chat_template=self.chat_template, tools=list(tools) or None, add_generation_prompt=ask,
+                tokenize=False,
+            )  # fmt: skip
         except (TemplateError, TypeError, ValueError) as error:
             raise DataError(
                 "the chat template refuses these turns",
@@ -75,6 +89,8 @@ class Template:
             ) from error
         if not isinstance(text, str):
             raise TypeError(f"apply_chat_template gave {type(text).__name__}")
+        if self.place:
+            self._count(text, messages, origin)
         return text
 
     def ids(self, text: str) -> list[int]:
@@ -147,6 +163,46 @@ class Template:
             self._blank[ids] = not self._decode(ids).strip()
         return self._blank[ids]
 
+    def _choose(self, reader: PictureReader | None) -> None:
+        """The tokenizer's template, or the processor's where only that one has a place for pictures; and whether it
+        takes plain text for what a turn says, or a list of parts only (LLaVA's)."""
+        own, its = self.tokenizer.chat_template, None if reader is None else reader.chat_template
+        self.chat_template, self._listed = own or its, False
+        if not self.place:
+            return
+        for template, listed in ((own, False), (own, True), (its, False), (its, True)):
+            self.chat_template, self._listed = template, listed
+            if template and self._sees():
+                return
+        self.chat_template, self._listed = own or its, False
+
+    def _sees(self) -> bool:
+        """Whether the template writes both what is said in plain turns and where a picture stands."""
+        try:
+            plain = self.text((Message("user", _PROBE),), (), ask=True)
+        except DataError:
+            return False
+        return _PROBE in plain and _PROBE in self._seen_text()
+
+    def _seen_text(self) -> str:
+        """A question about a picture."""
+        try:
+            return self.text((Message("user", (Part("image", _PROBE), Part("text", _PROBE))),), (), ask=True)
+        except DataError:
+            return ""
+
+    def _count(self, text: str, messages: Sequence[Message], origin: Origin | None) -> None:
+        written, wanted = text.count(self.place), len(pictures_in(messages))
+        if written != wanted:
+            raise DataError(
+                f"the chat template writes {written} pictures for {wanted}",
+                file=origin.file if origin else None,
+                line=origin.line if origin else None,
+                field="images",
+                found="/".join(message.role for message in messages if pictures_in((message,))) or None,
+                fix="let pictures stand in user turns, or give a template that takes them by model.chat_template",
+            )
+
     def probe_text(self) -> str:
         """A question and its answer, as the template writes them now: some write the date."""
         turns = (Message("user", "question"), Message("assistant", _PROBE))
@@ -183,6 +239,30 @@ class Template:
         except DataError:
             return False
 
+    def _turn(self, message: Message, origin: Origin | None) -> dict[str, Any]:
+        """A message as templates read it, calls in the OpenAI form."""
+        content: object
+        if isinstance(message.content, str):
+            words = marked(message.content, self._marks)
+            content = [{"type": "text", "text": words}] if self._listed else words
+        elif not self.place:
+            raise DataError(
+                "holds pictures, and this checkpoint takes none",
+                file=origin.file if origin else None,
+                line=origin.line if origin else None,
+                field="images",
+                fix=f"use rows without pictures, or a checkpoint of {KNOWN}",
+            )
+        else:
+            content = [
+                {"type": "text", "text": marked(part.value, self._marks)} if part.type == "text" else {"type": "image"}
+                for part in message.content
+            ]
+        turn: dict[str, Any] = {"role": message.role, "content": content}
+        if message.tool_calls:
+            turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in message.tool_calls]
+        return turn
+
     def _foldable(self, messages: Sequence[Message]) -> Sequence[Message]:
         """The turns as the template can take them: see `knows_system`."""
         if not messages or messages[0].role != "system" or self.knows_system:
@@ -191,21 +271,10 @@ class Template:
         if not others or others[0].role != "user":
             return [replace(system, role="user"), *others]
         first = others[0]
-        content = f"{system.text}\n\n{first.content}" if isinstance(first.content, str) else first.content
+        content: str | tuple[Part, ...]
+        if isinstance(first.content, str):
+            content = f"{system.text}\n\n{first.content}"
+        else:
+            content = (Part("text", f"{system.text}\n\n"), *first.content)
         return [replace(first, content=content), *others[1:]]
 
-
-def _turn(message: Message, origin: Origin | None) -> dict[str, Any]:
-    """A message as templates read it, calls in the OpenAI form."""
-    if not isinstance(message.content, str):
-        raise DataError(
-            "holds pictures, and this checkpoint reads text only",
-            file=origin.file if origin else None,
-            line=origin.line if origin else None,
-            field="images",
-            fix="use rows without pictures",
-        )
-    turn: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in message.tool_calls]
-    return turn

@@ -1,0 +1,113 @@
+"""A picture's bytes -> upright pixels in RGB, as a person sees it; whatever cannot be that is refused in a few words.
+
+What a file may be: PNG, JPEG, WebP, GIF, BMP or TIFF, of at most `MAX_PIXELS`, decided by its header before a pixel is
+decoded. A palette, greys, CMYK and 16 bits become 8-bit RGB; what is transparent lies on white; of several frames the
+first is taken; the rotation that a camera wrote into EXIF is applied. None of this asks for torch.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+"""Formats read. Others are refused by name alone: some of Pillow's readers start programs (EPS)."""
+MAX_PIXELS = 100_000_000
+"""Most pixels of a picture, width times height: 300 MB once decoded."""
+_ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
+"""The EXIF tag that says how the camera was held, and its values that swap width and height."""
+
+
+class BadPicture(Exception):
+    """A picture that cannot be used: what is wrong, what was found, what to do."""
+
+    def __init__(self, problem: str, found: str | None = None, fix: str | None = None) -> None:
+        super().__init__(problem)
+        self.problem, self.found, self.fix = problem, found, fix
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """Height and width of the upright picture. All of it is decoded once, so that a broken one is found here.
+
+    Raises BadPicture.
+    """
+    image = opened(data)
+    width, height = image.size
+    image.draft("RGB", (1, 1))  # JPEG: every byte is read, an eighth of the pixels is computed
+    orientation = _whole(image).getexif().get(_ORIENTATION)
+    return (width, height) if orientation in _TURNED else (height, width)
+
+
+def decoded(data: bytes) -> Image:
+    """The upright picture in RGB. Raises BadPicture."""
+    from PIL import ImageOps
+
+    image = _whole(opened(data))
+    return _rgb(ImageOps.exif_transpose(image))
+
+
+def opened(data: bytes) -> Image:
+    """The picture, its header read and nothing else. Raises BadPicture where it is none, or has too many pixels."""
+    from PIL import Image, UnidentifiedImageError
+
+    if not data:
+        raise BadPicture("the picture is an empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image: Image.Image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise _too_large(str(error)) from None
+    except UnidentifiedImageError:
+        raise BadPicture(
+            "the picture is none that can be read", fix=f"use {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+        ) from None
+    except Exception as error:  # a reader given hostile bytes may raise anything
+        raise BadPicture("the picture has a broken header", found=_words(error), fix="save it anew") from None
+    width, height = image.size
+    if not width or not height:
+        raise BadPicture("the picture has no pixels", found=f"{width}×{height}")
+    if width * height > MAX_PIXELS:
+        raise _too_large(f"{width}×{height}")
+    return image
+
+
+def _whole(image: Image) -> Image:
+    """The picture with its pixels decoded. Raises BadPicture where the file ends too early, or is damaged."""
+    try:
+        image.load()
+    except Exception as error:  # a decoder given hostile bytes may raise anything
+        raise BadPicture("the picture is damaged or cut short", found=_words(error), fix="save it anew") from None
+    return image
+
+
+def _rgb(image: Image) -> Image:
+    from PIL import Image
+
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        deep = image.mode != "I" or values.max() > 255
+        image = Image.fromarray(np.clip(values >> 8 if deep else values, 0, 255).astype(np.uint8))
+    if image.mode == "F":
+        raise BadPicture("the picture has real numbers for pixels", found="mode F", fix="save it with 8 bits a channel")
+    if image.has_transparency_data:
+        seen = image.convert("RGBA")
+        paper = Image.new("RGBA", seen.size, "white")
+        return Image.alpha_composite(paper, seen).convert("RGB")
+    return image.convert("RGB")
+
+
+def _too_large(found: str) -> BadPicture:
+    return BadPicture(
+        f"the picture has more than {MAX_PIXELS:,} pixels", found=found, fix="scale it down: models see far fewer"
+    )
+
+
+def _words(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:80]

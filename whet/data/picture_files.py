@@ -1,0 +1,110 @@
+"""Where a picture's bytes are: in a file, in a `data:` URL, or in the row itself, as base64 or as bytes of Parquet.
+
+Pictures that come inside rows are unpacked once each into `$WHET_CACHE/pictures`, under the hash of their bytes: rows
+then stay small wherever they go, and what a stage writes names files. Where nothing can be written there, they go along
+as `data:` URLs. Nothing is ever downloaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import re
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+from whet.data.decode import BadPicture
+from whet.data.store import cache_folder
+
+MAX_BYTES = 256 * 2**20
+"""Largest file of a picture."""
+DATA = "data:"
+WEB = ("http://", "https://", "ftp://", "s3://", "gs://", "hf://")
+_BASE64 = re.compile(r"[A-Za-z0-9+/\s]{32,}={0,2}\s*")
+_MAGIC = {
+    b"\x89PNG": "png", b"\xff\xd8\xff": "jpeg", b"RIFF": "webp", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tiff",
+    b"MM\0*": "tiff",
+}  # fmt: skip
+"""First bytes of the formats that are read, and their names in a media type."""
+
+
+def bytes_of(source: str) -> bytes:
+    """The bytes of a file or a `data:` URL. Raises BadPicture."""
+    if source.startswith(DATA):
+        return _of_url(source)
+    path = Path(source)
+    try:
+        if not path.is_file():
+            raise BadPicture(
+                "the picture is no file" if path.exists() else "the picture is missing", found=source,
+                fix="mend its path, or say where pictures lie by data.image_folder",
+            )  # fmt: skip
+        if path.stat().st_size > MAX_BYTES:
+            raise BadPicture(f"the picture is larger than {MAX_BYTES >> 20} MB", found=source)
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise BadPicture(
+            "the picture cannot be read", found=f"{source[:80]}: {getattr(error, 'strerror', None) or error}"
+        ) from None
+
+
+def signature(source: str) -> tuple[int, int] | None:
+    """Size and time of change (ns) of a file: another signature, other bytes. None for what is no file."""
+    if source.startswith(DATA):
+        return None
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def embedded(text: str) -> bytes | None:
+    """The bytes of a text that is a picture in base64, bare; None for any other text, such as a path."""
+    if not _BASE64.fullmatch(text):
+        return None
+    with suppress(binascii.Error):
+        data = base64.b64decode("".join(text.split()), validate=True)
+        if kind_of_bytes(data):
+            return data
+    return None
+
+
+def kind_of_bytes(data: bytes) -> str | None:
+    """The format by its first bytes."""
+    return next((name for magic, name in _MAGIC.items() if data.startswith(magic)), None)
+
+
+def unpacked(data: bytes) -> str:
+    """The path of a file with these bytes, or a `data:` URL of them where none can be kept."""
+    folder = cache_folder()
+    name = f"{sha256(data).hexdigest()[:40]}.{kind_of_bytes(data) or 'bin'}"
+    if folder is None:
+        return url_of(data)
+    path = (folder / "pictures" / name[:2] / name).absolute()
+    try:
+        if not path.is_file() or path.stat().st_size != len(data):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{name}.{os.getpid()}")
+            temporary.write_bytes(data)
+            temporary.replace(path)
+    except OSError:
+        return url_of(data)
+    return str(path)
+
+
+def url_of(data: bytes) -> str:
+    """A `data:` URL: what servers take for a picture."""
+    return f"{DATA}image/{kind_of_bytes(data) or 'png'};base64,{base64.b64encode(data).decode()}"
+
+
+def _of_url(source: str) -> bytes:
+    head, _, payload = source.partition(",")
+    if not head.endswith(";base64"):
+        raise BadPicture("the picture's data: URL is not in base64", found=head[:60])
+    try:
+        return base64.b64decode("".join(payload.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise BadPicture("the picture's data: URL is broken base64", found=str(error)) from None
