@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from whet.data import store
+from whet.data.cache import cache_folder
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.store import Tokenised, load, save
 from whet.data.table import ARRAYS, Table, TokenRows, table_of
@@ -161,9 +162,9 @@ def test_without_a_home_there_is_no_cache(monkeypatch: pytest.MonkeyPatch) -> No
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("WHET_CACHE")
-    assert store.cache_folder() == Path.home() / ".cache" / "whet"
+    assert cache_folder() == Path.home() / ".cache" / "whet"
     monkeypatch.setattr(Path, "expanduser", homeless)
-    assert store.cache_folder() is None
+    assert cache_folder() is None
     table, first = made()
     assert load(KEY) is None and save(KEY, table, first) is first
 

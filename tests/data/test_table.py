@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,21 +11,32 @@ from hypothesis import strategies as st
 
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.table import TokenRows, joined, table_of
+from whet.schema.pictures import Picture
 from whet.schema.records import Origin
 
 Row = Rendered | RenderedGroup
 
 IDS = st.lists(st.integers(0, 200_000), max_size=6).map(tuple)
 ORIGINS = st.builds(Origin, file=st.sampled_from(["a.jsonl", "b.jsonl", "c/ü.json"]), line=st.integers(1, 1 << 40))
+PICTURES = st.lists(
+    st.builds(
+        Picture,
+        source=st.sampled_from(["a.png", "ü/b.png", "data:image/png;base64,AAAA"]),
+        digest=st.sampled_from(["0f" * 32, "a1" * 32]),
+        num_tokens=st.integers(1, 9),
+        grid=st.none() | st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    ),
+    max_size=3,
+).map(tuple)
 CONVERSATIONS = IDS.flatmap(
     lambda ids: st.builds(
-        Rendered, ids=st.just(ids), last=st.booleans(), origin=ORIGINS,
+        Rendered, ids=st.just(ids), last=st.booleans(), origin=ORIGINS, pictures=PICTURES,
         weights=st.tuples(*[st.sampled_from([0.0, 0.5, 1.0]) for _ in ids]),
     )
 )  # fmt: skip
 GROUPS = st.lists(IDS, min_size=1, max_size=4).flatmap(
     lambda answers: st.builds(
-        RenderedGroup, prompt_ids=IDS, response_ids=st.just(tuple(answers)), origin=ORIGINS,
+        RenderedGroup, prompt_ids=IDS, response_ids=st.just(tuple(answers)), origin=ORIGINS, pictures=PICTURES,
         values=st.just(()) | st.tuples(*[st.floats(allow_nan=False) for _ in answers]),
     )
 )  # fmt: skip
@@ -37,12 +50,10 @@ def plain(row: Row) -> Row:
     match row:
         case Rendered():
             ids, weights = (tuple(np.asarray(part).tolist()) for part in (row.ids, row.weights))
-            return Rendered(ids=ids, weights=weights, origin=row.origin, last=row.last)
+            return replace(row, ids=ids, weights=weights)
         case RenderedGroup():
             prompt, *answers = (tuple(np.asarray(ids).tolist()) for ids in (row.prompt_ids, *row.response_ids))
-            return RenderedGroup(
-                prompt_ids=prompt, response_ids=tuple(answers), values=row.values, origin=row.origin
-            )  # fmt: skip
+            return replace(row, prompt_ids=prompt, response_ids=tuple(answers))
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -94,3 +105,17 @@ def test_the_digest_is_of_the_ids_and_how_they_are_divided() -> None:
     elsewhere = RenderedGroup(prompt_ids=(1, 2), response_ids=((3,), (4,)), origin=Origin(file="b", line=2))
     assert digest(one) == digest(elsewhere)
     assert len({digest(one), digest(shifted), digest(one, one), digest()}) == 4
+
+
+def test_digest_is_of_what_the_pictures_show() -> None:
+    """An edited picture is another row; the same one under another name is not."""
+    cat = Picture(source="cat.png", digest="0f" * 32, num_tokens=2)
+    row = Rendered(ids=(1, 9, 9, 2), weights=(0.0, 0.0, 0.0, 1.0), pictures=(cat,))
+
+    def digest(*rows: Row) -> str:
+        return TokenRows(table_of(rows)).digest
+
+    assert digest(row) == digest(replace(row, pictures=(replace(cat, source="copy.png"),)))
+    edited = replace(row, pictures=(replace(cat, digest="a1" * 32),))
+    text = replace(row, pictures=())
+    assert len({digest(row), digest(edited), digest(text), digest(row, text), digest(text, row)}) == 5

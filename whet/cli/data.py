@@ -52,11 +52,12 @@ def check(
 def preview(
     file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
     num: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
+    html: Annotated[Path | None, typer.Option(help="Write a page with thumbnails instead.")] = None,
 ) -> None:  # fmt: skip
-    """Show rows as rendered, the trained tokens marked."""
+    """Show rows as rendered, the trained tokens marked, and where pictures stand."""
     from whet.data.doctor import preview as show
 
-    show(file, data_section(keys), model, num)
+    show(file, data_section(keys), model, num, page=html)
 
 
 @data_app.command("convert")

@@ -53,6 +53,10 @@ class Data(Section):
     alone is too long, drops the row."""
     on_bad_row: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read or lacks its fields. Dropped rows are listed in the ledger."""
+    image_folder: str | None = None
+    """Folder that relative paths of pictures start from; else they start from the folder of the data file."""
+    max_images: int | None = Field(None, ge=1)
+    """Most pictures of a record. Of more, these are kept: the first, the last, and between them evenly spaced ones."""
     eval_files: tuple[str | Source, ...] = ()
     """Held-out rows for evaluation during training."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)

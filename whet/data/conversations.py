@@ -27,9 +27,14 @@ _FINAL = re.compile(r"####\s*(\S[^\n]*)")
 
 def conversation(row: Row, messages: tuple[Message, ...]) -> Conversation:
     """What all formats share: system column, pictures, tools, and the columns nobody asked for."""
-    messages = place_images(row, with_system(row, messages, *SYSTEM_NAMES))
+    messages = place_images(row, with_system(row, messages, *SYSTEM_NAMES), listed=has_turns(row))
     tools = read_tools(row)
     return Conversation(messages=messages, tools=tools, columns=row.rest(), origin=row.origin)
+
+
+def has_turns(row: Row) -> bool:
+    """Whether the row's turns are written as a list."""
+    return any(name in row for name in TURNS_NAMES)
 
 
 def alpaca(row: Row) -> Conversation:

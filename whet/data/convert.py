@@ -12,6 +12,7 @@ from typing import Any
 from whet.config.data import Data
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
+from whet.data.places import pictures_in
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError, nearest
 from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Rating, Record, RecordKind
@@ -86,12 +87,18 @@ def writer_of(to: str) -> Callable[[Any], dict[str, Any]]:
 
 
 def _messages_row(record: Conversation) -> dict[str, Any]:
-    row: dict[str, Any] = {"messages": [_message(message) for message in record.messages]}
-    return {**row, **_tools(record.tools), **_images(record.messages)}
+    marks = _marks(record.messages)
+    row: dict[str, Any] = {"messages": [_message(message, marks) for message in record.messages]}
+    return {**row, **_tools(record.tools), **_images(record.messages, marks)}
 
 
-def _message(message: Message) -> dict[str, Any]:
-    turn: dict[str, Any] = {"role": message.role, "content": _text(message)}
+def _marks(messages: Sequence[Message]) -> bool:
+    """Whether `<image>` can stand for pictures in the text of a row: nobody wrote it. Else they are parts of turns."""
+    return not any(IMAGE in message.text for message in messages)
+
+
+def _message(message: Message, marks: bool) -> dict[str, Any]:
+    turn: dict[str, Any] = {"role": message.role, "content": _text(message) if marks else _parts(message)}
     if message.tool_calls:
         turn["tool_calls"] = [{"type": "function", "function": dict(call)} for call in message.tool_calls]
     if message.weight != 1:
@@ -105,9 +112,17 @@ def _text(message: Message) -> str:
     return "".join(part.value if part.type == "text" else IMAGE for part in message.content)
 
 
-def _images(messages: Sequence[Message]) -> dict[str, Any]:
-    parts = [part for message in messages if isinstance(message.content, tuple) for part in message.content]
-    paths = [part.value for part in parts if part.type == "image"]
+def _parts(message: Message) -> str | list[dict[str, str]]:
+    if isinstance(message.content, str):
+        return message.content
+    return [
+        {"type": "text", "text": part.value} if part.type == "text" else {"type": "image", "image": part.value}
+        for part in message.content
+    ]
+
+
+def _images(messages: Sequence[Message], marks: bool) -> dict[str, Any]:
+    paths = pictures_in(messages) if marks else []
     return {"images": paths} if paths else {}
 
 
@@ -116,8 +131,11 @@ def _tools(tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _sharegpt_row(record: Conversation) -> dict[str, Any]:
+    marks = _marks(record.messages)
+    if not marks and pictures_in(record.messages):
+        raise _unwritable("sharegpt", f"{IMAGE} among the words of a row with pictures", record.origin)
     turns = [turn for message in record.messages for turn in _sharegpt_turns(message)]
-    return {"conversations": turns, **_tools(record.tools), **_images(record.messages)}
+    return {"conversations": turns, **_tools(record.tools), **_images(record.messages, marks)}
 
 
 def _sharegpt_turns(message: Message) -> list[dict[str, Any]]:
@@ -135,7 +153,8 @@ def _alpaca_row(record: Conversation) -> dict[str, Any]:
     messages = list(record.messages)
     system = messages.pop(0).text if messages and messages[0].role == "system" else None
     roles = [message.role for message in messages]
-    if not messages or roles != ["user", "assistant"] * (len(messages) // 2) or record.tools or _images(messages):
+    other = record.tools or pictures_in(messages)
+    if not messages or roles != ["user", "assistant"] * (len(messages) // 2) or other:
         raise _unwritable("alpaca", f"turns {'/'.join(roles)}", record.origin)
     texts = [message.text for message in messages]
     history = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
@@ -154,34 +173,38 @@ def _unwritable(format: str, found: str, origin: Origin) -> DataError:
 
 
 def _preference_row(record: Preference) -> dict[str, Any]:
+    marks = _marks(record.prompt)
     row: dict[str, Any] = {
-        "prompt": _prompt(record.prompt),
+        "prompt": _prompt(record.prompt, marks),
         "chosen": _answer(record.chosen),
         "rejected": _answer(record.rejected),
     }
     numbers = {"chosen_score": record.chosen_score, "rejected_score": record.rejected_score, "margin": record.margin}
     row |= {name: value for name, value in numbers.items() if value is not None}
-    return {**row, **_tools(record.tools), **_images(record.prompt)}
+    return {**row, **_tools(record.tools), **_images(record.prompt, marks)}
 
 
 def _kto_row(record: Rating) -> dict[str, Any]:
-    row = {"prompt": _prompt(record.prompt), "completion": _answer(record.response), "label": record.label}
-    return {**row, **_tools(record.tools), **_images(record.prompt)}
+    marks = _marks((*record.prompt, *record.response))
+    row = {"prompt": _prompt(record.prompt, marks), "completion": _answer(record.response), "label": record.label}
+    return {**row, **_tools(record.tools), **_images(record.prompt, marks)}
 
 
-def _prompt(messages: Sequence[Message]) -> str | list[dict[str, Any]]:
-    if len(messages) == 1 and messages[0].role == "user":
+def _prompt(messages: Sequence[Message], marks: bool) -> str | list[dict[str, Any]]:
+    plain = len(messages) == 1 and messages[0].role == "user"
+    if plain and (marks or isinstance(messages[0].content, str)):
         return _text(messages[0])
-    return [_message(message) for message in messages]
+    return [_message(message, marks) for message in messages]
 
 
 def _answer(turns: Sequence[Message]) -> str | list[dict[str, Any]]:
     plain = len(turns) == 1 and isinstance(turns[0].content, str) and not turns[0].tool_calls
-    return turns[0].text if plain else [_message(message) for message in turns]
+    return turns[0].text if plain else [_message(message, marks=True) for message in turns]
 
 
 def _prompt_row(record: Prompt) -> dict[str, Any]:
-    row: dict[str, Any] = {"prompt": _prompt(record.messages)}
+    marks = _marks(record.messages)
+    row: dict[str, Any] = {"prompt": _prompt(record.messages, marks)}
     if record.reference is not None:
         row["reference"] = record.reference
-    return {**row, **_tools(record.tools), **_images(record.messages)}
+    return {**row, **_tools(record.tools), **_images(record.messages, marks)}

@@ -188,6 +188,7 @@ def known_columns() -> set[str]:
         "system",
         "system_prompt",
         "tools",
+        "image",
         "images",
         "responses",
         "weights",

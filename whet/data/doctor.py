@@ -12,7 +12,6 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.config.data import Data, Source
@@ -21,14 +20,15 @@ from whet.data.formats import kind_for, read_row
 from whet.data.ledger import Ledger
 from whet.data.lengths import Lengths
 from whet.data.locate import locate, read_place
+from whet.data.picture_check import PictureCheck
 from whet.data.preferences import NothingToLearn
 from whet.data.preview import preview
 from whet.data.row import Row
-from whet.data.sources import Opened, open_rows
+from whet.data.sources import Opened, fewer_pictures, open_rows
 from whet.data.split import prompt_key
-from whet.data.tokens import LengthOf, load_tokenizer, texts_of
+from whet.data.tokens import LengthOf, load_renderer, texts_of
 from whet.errors import DataError, UserError
-from whet.schema.records import Message, Part, Preference, Record, RecordKind, kind_of
+from whet.schema.records import Preference, Record, RecordKind, kind_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["Lengths", "Report", "check", "convert", "preview", "print_report"]
 
 ANY_KIND: tuple[RecordKind, ...] = ("conversation", "preference", "rating", "ranking", "scored", "prompt")
-LOCAL_ONLY = ("http://", "https://", "data:")
-"""Pictures that begin so lie elsewhere and are not looked for."""
 
 
 @dataclass(slots=True)
@@ -57,6 +55,8 @@ class Report:
     warnings: dict[str, list[str]] = field(default_factory=dict)
     """What is suspicious -> where."""
     max_length: int = 0
+    max_images: int | None = None
+    pictures: PictureCheck = field(default_factory=PictureCheck)
     problem: str | None = None
     """Why the file as a whole cannot be used."""
     drops_bad_rows: bool = False
@@ -74,8 +74,10 @@ def check(path: str, data: Data, tokenizer_path: str | None = None) -> Report:
 
     Raises ModelError where the tokenizer cannot be loaded.
     """
-    tokenizer = load_tokenizer(tokenizer_path) if tokenizer_path else None
-    report = Report(path=path, max_length=data.max_length, drops_bad_rows=data.on_bad_row == "drop")
+    length_of = LengthOf(load_renderer(tokenizer_path, data.system)) if tokenizer_path else None
+    report = Report(
+        path=path, max_length=data.max_length, max_images=data.max_images, drops_bad_rows=data.on_bad_row == "drop"
+    )
     seen = _Seen()
     records: list[Record] = []
     try:
@@ -92,8 +94,8 @@ def check(path: str, data: Data, tokenizer_path: str | None = None) -> Report:
     _suspicions(records, report)
     if records:
         report.lengths.append(Lengths("characters", tuple(sorted(_characters(record) for record in records))))
-        if tokenizer is not None:
-            _tokens(records, LengthOf(tokenizer, data.system), report)
+        if length_of is not None:
+            _tokens(records, length_of, report)
     return report
 
 
@@ -126,7 +128,13 @@ def _records(opened: Opened, report: Report, seen: _Seen) -> list[Record]:
         for record in made:
             report.ledger.keep(record.origin)
             report.kinds[kind_of(record)] += 1
-            records.append(record)
+            if report.max_images is not None:
+                record = fewer_pictures(record, report.max_images, report.ledger)
+            if (bad := report.pictures.problem(record)) is not None:
+                report.bad_rows.append(str(bad))
+                report.ledger.drop(f"images {bad.problem}", record.origin, str(bad))
+            else:
+                records.append(record)
     report.empty = Counter({name: seen.num - count for name, count in seen.filled.items() if count < seen.num})
     return records
 
@@ -161,22 +169,6 @@ def _suspicions(records: Sequence[Record], report: Report) -> None:
     for record in records:
         if isinstance(record, Preference) and record.chosen == record.rejected:
             report.warn("chosen equals rejected: nothing to learn", record.origin.line)
-        for path in _pictures(record):
-            if not _exists(path, record.origin.file):
-                report.warn("picture is missing", f"{record.origin.line} {path}")
-
-
-def _pictures(record: Record) -> list[str]:
-    messages, _ = texts_of(record)
-    return [part.value for message in messages for part in _parts(message) if part.type == "image"]
-
-
-def _parts(message: Message) -> tuple[Part, ...]:
-    return message.content if isinstance(message.content, tuple) else ()
-
-
-def _exists(path: str, file: str) -> bool:
-    return path.startswith(LOCAL_ONLY) or Path(path).exists() or (Path(file).parent / path).exists()
 
 
 def _characters(record: Record) -> int:
@@ -222,6 +214,7 @@ def to_json(report: Report) -> Mapping[str, Any]:
         "formats": report.formats,
         "kinds": dict(report.kinds),
         "rows": report.num_rows,
+        "pictures": report.pictures.num,
         "ledger": report.ledger.to_json(),
         "lengths": {
             each.unit: {

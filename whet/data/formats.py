@@ -96,7 +96,8 @@ def parse_row(row: Row, format: Format) -> Sequence[Record]:
 
 def prompt(row: Row) -> Prompt:
     """A question, as a plain line or an object; the gold answer, where there is one, becomes the reference."""
-    turns = place_images(row, with_system(row, conversations.prompt_turns(row), *conversations.SYSTEM_NAMES))
+    turns = with_system(row, conversations.prompt_turns(row), *conversations.SYSTEM_NAMES)
+    turns = place_images(row, turns, listed=conversations.has_turns(row))
     reference = reference_of(row.values)
     if reference is None:
         reference = next(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from whet.data.conversations import ANSWER_NAMES, TURNS_NAMES, answer_turns, history, prompt_turns
+from whet.data.conversations import ANSWER_NAMES, TURNS_NAMES, answer_turns, has_turns, history, prompt_turns
 from whet.data.images import place_images
 from whet.data.messages import read_messages, with_system
 from whet.data.preferences import check_prompt, has_any
@@ -37,7 +37,7 @@ def ultrafeedback(row: Row) -> Scored:
             responses.append(inner.text(f"{field}.response"))
             values.append(score)
     return Scored(
-        prompt=with_system(row, (Message("user", row.text("instruction")),)),
+        prompt=_shown(row, (Message("user", row.text("instruction")),)),
         responses=tuple(responses),
         values=tuple(values),
         kind="reward",
@@ -54,7 +54,7 @@ def kto(row: Row) -> Rating:
         if not has_any(row, TURNS_NAMES)
         else read_messages(row, row.which(TURNS_NAMES))
     )
-    turns = place_images(row, with_system(row, turns, "system", "system_prompt"))
+    turns = place_images(row, with_system(row, turns, "system", "system_prompt"), listed=has_turns(row))
     if turns[-1].role != "assistant":
         raise row.error(
             "does not end with the answer the label is about", field=row.which(TURNS_NAMES), found=turns[-1].text
@@ -89,7 +89,7 @@ def _label(row: Row, name: str) -> bool:
 def ranking(row: Row) -> Ranking:
     """`responses` with their `rankings`: 1 is the best, ties allowed."""
     responses, ranks = _responses(row, row.which(RANK_NAMES))
-    prompt = with_system(row, (*history(row), *prompt_turns(row)))
+    prompt = _shown(row, (*history(row), *prompt_turns(row)))
     check_prompt(row, prompt)
     return Ranking(prompt=prompt, responses=responses, ranks=ranks, columns=row.rest(), origin=row.origin)
 
@@ -118,9 +118,14 @@ def weighted(row: Row) -> Scored:
 
 
 def _scored(row: Row, responses: tuple[str, ...], values: tuple[float, ...], kind: Any) -> Scored:
-    prompt = with_system(row, prompt_turns(row))
+    prompt = _shown(row, prompt_turns(row))
     check_prompt(row, prompt)
     return Scored(prompt=prompt, responses=responses, values=values, kind=kind, columns=row.rest(), origin=row.origin)
+
+
+def _shown(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt with its system text and its pictures."""
+    return place_images(row, with_system(row, turns), listed=has_turns(row))
 
 
 def _responses(row: Row, name: str) -> tuple[tuple[str, ...], tuple[float, ...]]:

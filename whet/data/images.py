@@ -1,25 +1,43 @@
-"""Pictures between the words: `<image>` marks are replaced, in order, by the paths in the row's `images`."""
+"""Pictures between the words: `<image>` marks are replaced, in order, by the pictures in the row's `images`.
+
+    {"messages": [{"role": "user", "content": "<image>Who?"}], "images": ["pics/1.jpg"]}
+        -> Message("user", (Part("image", "/data/pics/1.jpg"), Part("text", "Who?")))
+
+A row whose question is a plain text without marks has its pictures in front of that text. A row without the column
+stays as it is: `<image>` is then what somebody wrote.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from whet.data.decode import BadPicture
+from whet.data.picture_files import DATA, WEB, bytes_of, embedded, unpacked
 from whet.data.row import Row, kind_of_value
 from whet.schema.records import Message, Part
 
 IMAGE = "<image>"
+COLUMNS = ("images", "image")
 
 
-def place_images(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+def place_images(row: Row, messages: tuple[Message, ...], *, listed: bool) -> tuple[Message, ...]:
     """Put the row's `images` where the turns have `<image>` marks, in order. Rows without the column stay as they are.
 
-    Raises DataError where the numbers differ.
+    `listed` says that the turns were written as a list, so that pictures without marks belong nowhere. Raises
+    DataError where the numbers differ.
     """
-    images = _image_paths(row)
+    images = _images(row)
+    if images is None:
+        return _found(row, messages)
     parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
     holes = sum(part == Part("image", "") for part in parts)
-    marks = holes + (sum(message.text.count(IMAGE) for message in messages) if images else 0)
+    marks = holes + sum(message.text.count(IMAGE) for message in messages)
     named = sum(part.type == "image" for part in parts) - holes
+    if not marks and not named and images and not listed:
+        return _in_front(images, messages)
     if marks != len(images) and not (marks == 0 and named == len(images)):
         raise row.error(
             f"{len(images)} images for {marks} {IMAGE} marks",
@@ -32,21 +50,73 @@ def place_images(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]
     return tuple(_with_images(message, pending) for message in messages)
 
 
-def _image_paths(row: Row) -> list[str]:
-    value = row.maybe("images") if "images" in row else row.maybe("image")
-    value = row.opened(value, "images")
-    if value in (None, "", []):
-        return []
-    paths = value if isinstance(value, list) else [value]
-    for index, path in enumerate(paths):
-        if not isinstance(path, str) or not path:
+def picture_source(row: Row, value: object, field: str) -> str:
+    """The file of a picture, or its `data:` URL: whatever form a row has it in. Raises DataError where it is none."""
+    match value:
+        case bytes() if value:
+            return unpacked(value)
+        case {"bytes": bytes(data)} if data:
+            return unpacked(data)
+        case {"bytes": str(text)} if text and (found := embedded(text)):
+            return unpacked(found)
+        case {"path": str(inner)} | {"url": str(inner)} | {"image": str(inner)} if inner:
+            return picture_source(row, inner, field)
+        case str() if value.startswith(DATA):
+            try:
+                return unpacked(bytes_of(value))
+            except BadPicture as bad:
+                raise row.error(bad.problem, field=field, found=bad.found) from None
+        case str() if value.lower().startswith(WEB):
             raise row.error(
-                "is not the path of a picture",
-                field=f"images[{index}]",
-                found=kind_of_value(path),
-                fix="store pictures as files and give their paths",
-            )
-    return paths
+                "is a web address, and nothing is downloaded", field=field, found=value,
+                fix="download the pictures and give their paths",
+            )  # fmt: skip
+        case str() if value:
+            found = embedded(value)
+            return unpacked(found) if found else _path(row, value.removeprefix("file://"))
+        case _:
+            raise row.error(
+                "is not the path of a picture", field=field, found=kind_of_value(value),
+                fix="give a path, base64, or bytes",
+            )  # fmt: skip
+
+
+def _path(row: Row, name: str) -> str:
+    """The path in the first of the row's folders that has it."""
+    path = Path(name).expanduser()
+    if path.is_absolute() or not row.folders:
+        return str(path)
+    places = [Path(folder, path).absolute() for folder in row.folders]
+    return str(next((place for place in places if place.exists()), places[0]))
+
+
+def _images(row: Row) -> list[str] | None:
+    """The row's pictures; None where it has no column for them."""
+    name = next((name for name in COLUMNS if name in row.values), None)
+    if name is None:
+        return None
+    value = row.opened(row.maybe(name), name)
+    if value is None or value in ("", [], ()):
+        return [] if name == "images" else None
+    if isinstance(value, list | tuple):
+        return [picture_source(row, one, f"{name}[{index}]") for index, one in enumerate(value)]
+    return [picture_source(row, value, name)]
+
+
+def _found(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Turns of a row without a column of pictures: all of theirs must be named where they stand."""
+    if any(Part("image", "") in message.content for message in messages if not isinstance(message.content, str)):
+        raise row.error("0 images for a part {type: image} without its own", field="images", fix="list them in order")
+    return messages
+
+
+def _in_front(images: list[str], messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The pictures before the first question."""
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), 0)
+    message = messages[first]
+    words = (Part("text", message.content),) if isinstance(message.content, str) else message.content
+    shown = replace(message, content=(*(Part("image", image) for image in images), *words))
+    return (*messages[:first], shown, *messages[first + 1 :])
 
 
 def _with_images(message: Message, pending: list[str]) -> Message:
@@ -68,3 +138,11 @@ def _interleave(text: str, pending: list[str]) -> tuple[Part, ...]:
     for piece in others:
         parts += [Part("image", pending.pop(0)), Part("text", piece)]
     return tuple(part for part in parts if part.value)
+
+
+def part_source(piece: Mapping[str, Any]) -> object:
+    """What an image part of a turn names; None where its picture stands in the row's `images`, in order."""
+    for key in ("image", "path", "url", "image_url"):
+        if piece.get(key):
+            return piece[key]
+    return None

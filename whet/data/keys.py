@@ -46,6 +46,12 @@ def rows_key(data: Data, kinds: tuple[RecordKind, ...], renderer: Renderer, fold
     return sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def picture_folders(data: Data, folders: Mapping[str, Path]) -> tuple[str, ...]:
+    """Where relative paths of pictures are looked for, source by source: no part of the key, since text needs none."""
+    sources = (Source(path=file) if isinstance(file, str) else file for file in (*data.files, *data.eval_files))
+    return tuple(folder for source in sources for folder in locate(source, data, folders).images)
+
+
 @cache
 def code_hash() -> str:
     """Hash of this room's modules: rows made by other code are other rows, and nobody has to remember a number."""
@@ -65,7 +71,7 @@ def _content(file: str | Source, data: Data, folders: Mapping[str, Path]) -> dic
         return None  # reading says what is wrong
     if not hashes:
         return None
-    return {"place": asdict(place) | {"path": None}, "files": hashes, "notes": notes.notes}
+    return {"place": asdict(place) | {"path": None, "images": None}, "files": hashes, "notes": notes.notes}
 
 
 def _files(place: Place, notes: Ledger) -> dict[str, Path]:

@@ -27,6 +27,8 @@ class Ledger:
 
     kept: int = 0
     truncated: list[Origin] = field(default_factory=list)
+    thinned: list[Origin] = field(default_factory=list)
+    """Records with more pictures than `data.max_images`."""
     dropped: dict[str, list[Origin]] = field(default_factory=dict)
     """Reason -> where the rows stood."""
     examples: dict[str, str] = field(default_factory=dict)
@@ -74,6 +76,10 @@ class Ledger:
         """A kept record whose end was cut."""
         self.truncated.append(origin)
 
+    def thin(self, origin: Origin) -> None:
+        """A kept record some of whose pictures were left out."""
+        self.thinned.append(origin)
+
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
@@ -82,6 +88,7 @@ class Ledger:
         """Add what another ledger counted."""
         self.kept += other.kept
         self.truncated += other.truncated
+        self.thinned += other.thinned
         for reason, origins in other.dropped.items():
             self.dropped.setdefault(reason, []).extend(origins)
         self.examples = {**other.examples, **self.examples}
@@ -94,6 +101,8 @@ class Ledger:
         text = f"{self.read} read, {self.kept} kept"
         if self.truncated:
             text += f", {len(self.truncated)} truncated"
+        if self.thinned:
+            text += f", {len(self.thinned)} with fewer pictures"
         if self.num_dropped:
             parts = Counter({reason: len(origins) for reason, origins in self.dropped.items()}).most_common()
             text += f", {self.num_dropped} dropped ({', '.join(f'{count} {reason}' for reason, count in parts)})"
@@ -104,6 +113,7 @@ class Ledger:
             "read": self.read,
             "kept": self.kept,
             "truncated": _rows(self.truncated),
+            **({"thinned": _rows(self.thinned)} if self.thinned else {}),
             "dropped": {
                 reason: {**_rows(origins), **({"example": self.examples[reason]} if reason in self.examples else {})}
                 for reason, origins in self.dropped.items()

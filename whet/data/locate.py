@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from whet.config.data import Data, Format, Source
@@ -35,10 +35,32 @@ class Place:
     num_samples: int | None = None
     subset: str | None = None
     split: str = "train"
+    images: tuple[str, ...] = ()
+    """Folders in which relative paths of pictures are looked for, in this order."""
 
 
 def locate(source: Source, data: Data, folders: Mapping[str, Path]) -> Place:
     """Where a source lies. Raises DataError, with the nearest name that exists, where it does not."""
+    place = _found(source, data, folders)
+    return replace(place, images=image_folders(data, place.path))
+
+
+def image_folders(data: Data, path: Path | None) -> tuple[str, ...]:
+    """`data.image_folder` where that is given; else the folder of the data file, then the working directory.
+
+    Raises DataError where `data.image_folder` is no folder.
+    """
+    if data.image_folder is not None:
+        folder = Path(data.image_folder).expanduser()
+        if not folder.is_dir():
+            fix = _suggestion(folder, ())
+            raise DataError("no such folder", file=data.image_folder, field="data.image_folder", fix=fix)
+        return (str(folder.absolute()),)
+    here = str(Path.cwd())
+    return (here,) if path is None else (str((path if path.is_dir() else path.parent).absolute()), here)
+
+
+def _found(source: Source, data: Data, folders: Mapping[str, Path]) -> Place:
     format: Format = data.format if source.format == "auto" else source.format
     place = Place(
         name=source.path,
@@ -56,17 +78,7 @@ def locate(source: Source, data: Data, folders: Mapping[str, Path]) -> Place:
         return _at(place, _stage_file(source.path, folders))
     path = Path(source.path).expanduser()
     if not path.exists() and _is_hub_id(source.path):
-        return Place(
-            name=source.path,
-            path=None,
-            hub=source.path,
-            format=format,
-            columns=data.columns,
-            weight=source.weight,
-            num_samples=source.num_samples,
-            subset=source.subset,
-            split=source.split,
-        )
+        return replace(place, hub=source.path)
     return _at(place, path, names=tuple(read_registry(data.registry)) if data.registry else ())
 
 
@@ -102,17 +114,7 @@ def _at(place: Place, path: Path, names: tuple[str, ...] = ()) -> Place:
     """The place with its path, which must exist."""
     if not path.exists():
         raise DataError("no such file", file=place.name, fix=_suggestion(path, names))
-    return Place(
-        name=place.name,
-        path=path,
-        format=place.format,
-        columns=place.columns,
-        tags=place.tags,
-        weight=place.weight,
-        num_samples=place.num_samples,
-        subset=place.subset,
-        split=place.split,
-    )
+    return replace(place, path=path)
 
 
 def _suggestion(path: Path, names: tuple[str, ...]) -> str:

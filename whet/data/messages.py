@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from whet.data.images import part_source, picture_source
 from whet.data.row import Row, kind_of_value
 from whet.data.tools import parse_calls, read_calls
 from whet.errors import nearest
@@ -124,16 +125,9 @@ def _part(row: Row, piece: Any, field: str) -> Part:
     match piece:
         case str(text) | {"type": "text", "text": str(text)}:
             return Part("text", row.as_text(text, field))
-        case (
-            {"type": "image", "image": str(path)}
-            | {"type": "image", "path": str(path)}
-            | {"type": "image", "url": str(path)}
-        ):
-            return Part("image", path)
-        case {"type": "image_url", "image_url": {"url": str(path)}} | {"type": "image_url", "image_url": str(path)}:
-            return Part("image", path)
-        case {"type": "image"}:
-            return Part("image", "")  # its path stands in the row's `images`, in order
+        case {"type": "image" | "image_url" | "input_image"}:
+            source = part_source(piece)
+            return Part("image", "" if source is None else picture_source(row, source, field))
         case _:
             raise row.error(
                 "unknown content part",

@@ -12,11 +12,12 @@ import binascii
 import os
 import re
 from contextlib import suppress
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 
+from whet.data.cache import cache_folder
 from whet.data.decode import BadPicture
-from whet.data.store import cache_folder
 
 MAX_BYTES = 256 * 2**20
 """Largest file of a picture."""
@@ -61,6 +62,20 @@ def signature(source: str) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
+def identity(source: str) -> str:
+    """Hash of a picture's bytes; its name where it cannot be read, which whoever needs it will say."""
+    return _identity(source, signature(source))
+
+
+@lru_cache(maxsize=65_536)
+def _identity(source: str, stamp: tuple[int, int] | None) -> str:
+    """Read again where the file has changed."""
+    try:
+        return sha256(bytes_of(source)).hexdigest()
+    except BadPicture:
+        return source
+
+
 def embedded(text: str) -> bytes | None:
     """The bytes of a text that is a picture in base64, bare; None for any other text, such as a path."""
     if not _BASE64.fullmatch(text):
@@ -98,6 +113,11 @@ def unpacked(data: bytes) -> str:
 def url_of(data: bytes) -> str:
     """A `data:` URL: what servers take for a picture."""
     return f"{DATA}image/{kind_of_bytes(data) or 'png'};base64,{base64.b64encode(data).decode()}"
+
+
+def sent(source: str) -> str:
+    """A picture as servers take it: a `data:` URL of its bytes. Raises BadPicture."""
+    return source if source.startswith(DATA) else url_of(bytes_of(source))
 
 
 def _of_url(source: str) -> bytes:

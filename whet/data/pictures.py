@@ -128,25 +128,33 @@ class PictureReader:
 
 
 def picture_reader(
-    path: str, *, min_pixels: int | None = None, max_pixels: int | None = None, trust_remote_code: bool = False
+    path: str,
+    *,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+    trust_remote_code: bool = False,
+    with_template: bool = True,
 ) -> PictureReader | None:
     """The reader of a checkpoint's pictures; None where it reads text only, or pictures in a way not known here.
 
-    `min_pixels` and `max_pixels` replace the processor's own limits. Raises ModelError where a checkpoint that sees has
-    no image processor, ConfigError for limits that it cannot keep.
+    `min_pixels` and `max_pixels` replace the processor's own limits; `with_template` lets its chat template stand in
+    for a tokenizer's that has no place for pictures. Raises ModelError where a checkpoint that sees has no image
+    processor, ConfigError for limits that it cannot keep.
     """
     config = _config(path, trust_remote_code)
     if getattr(config, "vision_config", None) is None:
         return None
     place_id = getattr(config, "image_token_id", None)
-    processor = _processor(path, trust_remote_code) if place_id is not None else None
-    rule = None if processor is None else _rule(processor, config, min_pixels, max_pixels)
-    if processor is None or rule is None:
+    if place_id is None:
+        return None
+    processor = _processor(path, trust_remote_code)
+    rule = _rule(processor, config, min_pixels, max_pixels)
+    if rule is None:
         return None
     video = getattr(config, "video_token_id", None)
     return PictureReader(
         processor, rule, place_id=int(place_id), reserved_ids=() if video is None else (int(video),),
-        chat_template=_chat_template(path),
+        chat_template=_chat_template(path) if with_template else None,
     )  # fmt: skip
 
 

@@ -134,3 +134,11 @@ def settle(backend: Any) -> None:
         backend.no_padding()
     if backend.truncation is not None:
         backend.no_truncation()
+
+
+def definition_of(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A fast tokenizer's whole definition, without the padding and truncation that an earlier call left in it."""
+    settle(tokenizer.backend_tokenizer)
+    state = tokenizer.backend_tokenizer.to_str()
+    assert isinstance(state, str)
+    return state

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from whet.schema.pictures import Picture
-from whet.schema.records import Message
+from whet.schema.records import Conversation, Message, Preference, Prompt, Ranking, Rating, Record, Scored
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,6 +33,15 @@ def pictures_in(messages: Iterable[Message]) -> list[str]:
         for part in message.content
         if part.type == "image"
     ]
+
+
+def pictures_of(record: Record) -> list[str]:
+    """Sources of the pictures that a record asks about."""
+    match record:
+        case Conversation() | Prompt():
+            return pictures_in(record.messages)
+        case Preference() | Rating() | Ranking() | Scored():
+            return pictures_in(record.prompt)
 
 
 def token_text(tokenizer: PreTrainedTokenizerBase, index: int) -> str:

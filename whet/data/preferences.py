@@ -6,6 +6,7 @@ from whet.data.conversations import (
     PROMPT_NAMES,
     TURNS_NAMES,
     answer_turns,
+    has_turns,
     prompt_turns,
     transcript,
 )
@@ -86,7 +87,7 @@ def split_common(
 def _pair(
     row: Row, prompt: tuple[Message, ...], chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> Preference:
-    prompt = place_images(row, with_system(row, prompt, "system", "system_prompt"))
+    prompt = place_images(row, with_system(row, prompt, "system", "system_prompt"), listed=has_turns(row))
     check_prompt(row, prompt)
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:

@@ -1,15 +1,21 @@
-"""Rendered records to look at, the trained tokens marked: in colour, and by «» where colour cannot be seen."""
+"""Rendered records to look at, the trained tokens marked: in colour, and by «» where colour cannot be seen.
+
+Pictures are named where they stand; a page shows them small.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby, islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whet.config.data import Data
+from whet.data.marked import Piece, token_pieces, turn_pieces
+from whet.data.preview_page import Shown, write_page
 from whet.data.sources import read_records
-from whet.data.tokens import load_tokenizer
-from whet.errors import UserError
+from whet.data.tokens import load_renderer
+from whet.errors import DataError, UserError
 from whet.schema.records import Conversation, Message, Preference, Prompt, Ranking, Rating, Record, Scored, kind_of
 
 if TYPE_CHECKING:
@@ -18,81 +24,92 @@ if TYPE_CHECKING:
 
     from whet.data.render import Renderer
 
-Piece = tuple[str, bool]
-"""Some text, and whether it is trained."""
+Section = tuple[str, list[Piece]]
+"""A title and what stands under it."""
 
 
 def preview(
-    path: str, data: Data, tokenizer_path: str | None = None, num: int = 3, console: Console | None = None
+    path: str,
+    data: Data,
+    tokenizer_path: str | None = None,
+    num: int = 3,
+    console: Console | None = None,
+    page: Path | None = None,
 ) -> None:
     """Print the first `num` records as training would see them; without a tokenizer, their turns.
 
-    Raises DataError where the file cannot be read, ModelError where the tokenizer cannot be used.
+    With `page` they go into an HTML file, their pictures as thumbnails. Raises DataError where the file cannot be read
+    or the page exists, ModelError where the tokenizer cannot be used.
     """
     from rich.console import Console
 
     console = console or Console(soft_wrap=True)
-    renderer = None
-    if tokenizer_path:
-        from whet.data.render import Renderer
-
-        renderer = Renderer(load_tokenizer(tokenizer_path), system=data.system)
+    if page is not None and page.exists():
+        raise DataError("exists already, and is not overwritten", file=str(page), fix="choose another name")
+    renderer = load_renderer(tokenizer_path, data.system) if tokenizer_path else None
     records, ledger = read_records(
         data, ("conversation", "preference", "rating", "ranking", "scored", "prompt"), files=(path,)
     )
-    for record in islice(records, num):
-        console.rule(f"{record.origin}  {kind_of(record)}")
-        for title, pieces in sections(record, renderer):
+    summary = f"{path}: {ledger.describe()}; {', '.join(sorted(set(ledger.formats.values())))}"
+    shown = [
+        Shown(title=f"{record.origin}  {kind_of(record)}", sections=tuple(sections(record, renderer)))
+        for record in islice(records, num)
+    ]
+    if page is not None:
+        write_page(page, summary, shown)
+        console.print(f"{page}: {len(shown)} of {len(records)} records", highlight=False, markup=False)
+        return
+    for one in shown:
+        console.rule(one.title)
+        for title, pieces in one.sections:
             if title:
-                console.print(title, style="bold")
+                console.print(title, style="bold", markup=False)
             console.print(marked(pieces, plain=not console.is_terminal), highlight=False)
-    console.print(
-        f"{path}: {ledger.describe()}; {', '.join(sorted(set(ledger.formats.values())))}", highlight=False, markup=False
-    )
+    console.print(summary, highlight=False, markup=False)
     if renderer is None:
         console.print("Shown are turns; given a checkpoint, the text is shown as its template writes it.", style="dim")
 
 
 def marked(pieces: Iterable[Piece], *, plain: bool) -> Text:
-    """Trained pieces in green, and between «» where `plain`."""
+    """Trained pieces in green, and between «» where `plain`; pictures in cyan."""
     from rich.text import Text
 
     text = Text()
-    for trained, group in groupby(pieces, key=lambda piece: piece[1]):
-        words = "".join(word for word, _ in group)
+    for (trained, shows), group in groupby(pieces, key=lambda piece: (piece.trained, piece.picture is not None)):
+        words = "".join(piece.text for piece in group)
         if trained:
             text.append(f"«{words}»" if plain else words, style="green")
         else:
-            text.append(words, style="dim")
+            text.append(words, style="cyan" if shows else "dim")
     return text
 
 
-def sections(record: Record, renderer: Renderer | None) -> Iterator[tuple[str, list[Piece]]]:
+def sections(record: Record, renderer: Renderer | None) -> Iterator[Section]:
     """Titles and marked text of a record."""
     if renderer is None:
         yield from _turn_sections(record)
         return
     try:
-        yield from _token_sections(record, renderer)
+        yield from list(_token_sections(record, renderer))
     except UserError as error:
         yield f"cannot be rendered: {error}", []
 
 
-def _token_sections(record: Record, renderer: Renderer) -> Iterator[tuple[str, list[Piece]]]:
-    decode = renderer.template.tokenizer.decode
+def _token_sections(record: Record, renderer: Renderer) -> Iterator[Section]:
     match record:
         case Conversation():
             for row in renderer.conversations(record):
-                runs = groupby(zip(row.ids, row.weights, strict=True), key=lambda pair: pair[1] > 0)
-                yield "", [(str(decode([token for token, _ in run])), trained) for trained, run in runs]
+                yield "", token_pieces(renderer, row.ids, row.weights, row.pictures)
         case Prompt():
-            yield "prompt", [(str(decode(renderer.prompt(record.messages, record.tools, origin=record.origin))), False)]
+            asked = renderer.ask(record.messages, record.tools, origin=record.origin)
+            yield "prompt", token_pieces(renderer, asked.prompt_ids, [0.0] * len(asked.prompt_ids), asked.pictures)
             yield from _reference(record)
         case Preference() | Rating() | Ranking() | Scored():
             group = renderer.group(record)
-            yield "prompt", [(str(decode(group.prompt_ids)), False)]
+            yield "prompt", token_pieces(renderer, group.prompt_ids, [0.0] * len(group.prompt_ids), group.pictures)
             for index, title in _titles(record):
-                yield title, [(str(decode(group.response_ids[index])), True)]
+                ids = group.response_ids[index]
+                yield title, token_pieces(renderer, ids, [1.0] * len(ids), ())
 
 
 def _titles(record: Preference | Rating | Ranking | Scored) -> list[tuple[int, str]]:
@@ -108,45 +125,43 @@ def _titles(record: Preference | Rating | Ranking | Scored) -> list[tuple[int, s
             return [(index, f"{record.kind} {value:g}") for index, value in enumerate(record.values)]
 
 
-def _turn_sections(record: Record) -> Iterator[tuple[str, list[Piece]]]:
+def _turn_sections(record: Record) -> Iterator[Section]:
     match record:
         case Conversation():
-            yield (
-                "",
-                [(f"{message.role}: {_words(message)}\n", message.role == "assistant") for message in record.messages],
-            )
+            yield "", _turns(record.messages, trained=True)
         case Prompt():
-            yield "prompt", _context(record.messages)
+            yield "prompt", _turns(record.messages)
             yield from _reference(record)
         case Preference():
-            yield "prompt", _context(record.prompt)
-            yield "chosen", [(_words(message), True) for message in record.chosen]
-            yield "rejected", [(_words(message), True) for message in record.rejected]
+            yield "prompt", _turns(record.prompt)
+            yield "chosen", _answer(record.chosen)
+            yield "rejected", _answer(record.rejected)
         case Rating():
-            yield "prompt", _context(record.prompt)
-            yield f"label {'good' if record.label else 'bad'}", [(_words(message), True) for message in record.response]
+            yield "prompt", _turns(record.prompt)
+            yield f"label {'good' if record.label else 'bad'}", _answer(record.response)
         case Ranking():
-            yield "prompt", _context(record.prompt)
+            yield "prompt", _turns(record.prompt)
             for rank, response in sorted(zip(record.ranks, record.responses, strict=True)):
-                yield f"rank {rank:g}", [(response, True)]
+                yield f"rank {rank:g}", [Piece(response, True)]
         case Scored():
-            yield "prompt", _context(record.prompt)
+            yield "prompt", _turns(record.prompt)
             for value, response in zip(record.values, record.responses, strict=True):
-                yield f"{record.kind} {value:g}", [(response, True)]
+                yield f"{record.kind} {value:g}", [Piece(response, True)]
 
 
-def _context(messages: Iterable[Message]) -> list[Piece]:
-    return [(f"{message.role}: {_words(message)}\n", False) for message in messages]
+def _turns(messages: Iterable[Message], *, trained: bool = False) -> list[Piece]:
+    """Turns with their roles, those of the assistant marked where they are `trained`."""
+    pieces: list[Piece] = []
+    for message in messages:
+        learnt = trained and message.role == "assistant"
+        pieces += [Piece(f"{message.role}: ", learnt), *turn_pieces(message, trained=learnt), Piece("\n", learnt)]
+    return pieces
 
 
-def _reference(record: Prompt) -> Iterator[tuple[str, list[Piece]]]:
+def _answer(turns: Iterable[Message]) -> list[Piece]:
+    return [piece for message in turns for piece in turn_pieces(message, trained=True)]
+
+
+def _reference(record: Prompt) -> Iterator[Section]:
     if record.reference is not None:
-        yield "reference, never shown to a model", [(record.reference, False)]
-
-
-def _words(message: Message) -> str:
-    if isinstance(message.content, str):
-        words = message.content
-    else:
-        words = "".join(part.value if part.type == "text" else f"[picture {part.value}]" for part in message.content)
-    return words + "".join(f"\n[call {call['name']} {call['arguments']}]" for call in message.tool_calls)
+        yield "reference, never shown to a model", [Piece(record.reference)]

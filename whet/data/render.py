@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from whet.data.answers import Answered, answers_of, tools_of, values_of
 from whet.data.fit import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, fit
 from whet.data.ledger import Ledger
-from whet.data.pieces import settle
+from whet.data.pieces import definition_of
 from whet.data.places import expanded, pictures_in, widened
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.template import Template
@@ -99,10 +99,19 @@ class Renderer:
         """Token that ends an assistant turn; an engine has to stop there."""
 
     @property
+    def place_id(self) -> int | None:
+        """The placeholder of rows with pictures; None where there are none."""
+        return None if self.reader is None else self.reader.place_id
+
+    def speaking(self, system: str | None) -> Renderer:
+        """The same with another system message."""
+        return Renderer(self.template.tokenizer, system=system, reader=self.reader)
+
+    @property
     def fingerprint(self) -> str:
         """Changes whenever the same record could give other ids."""
         tokenizer = self.template.tokenizer
-        state = sorted(tokenizer.get_vocab().items()) if not tokenizer.is_fast else _state(tokenizer)
+        state = sorted(tokenizer.get_vocab().items()) if not tokenizer.is_fast else definition_of(tokenizer)
         special = sorted(tokenizer.special_tokens_map.items())
         seen = "" if self.reader is None else self.reader.fingerprint
         parts = (VERSION, self.template.chat_template, self.template.probe_text(), self.system, special, state, seen)
@@ -285,11 +294,3 @@ def _draft(renderer: Renderer, record: Record) -> Draft | UserError:
         return renderer.draft(record)
     except UserError as error:
         return error
-
-
-def _state(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A fast tokenizer's whole definition, without the padding and truncation that an earlier call left in it."""
-    settle(tokenizer.backend_tokenizer)
-    state = tokenizer.backend_tokenizer.to_str()
-    assert isinstance(state, str)
-    return state

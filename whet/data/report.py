@@ -31,6 +31,8 @@ def show(report: Report, console: Console | None = None) -> None:
             or "no records"
         )
         line(f"{report.num_rows} rows, {kinds}; {report.ledger.describe()}")
+    if pictures := report.pictures.describe():
+        line(pictures)
     for lengths in report.lengths:
         console.print(_histogram(lengths))
     for name, count in sorted(report.empty.items()):

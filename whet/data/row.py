@@ -34,10 +34,13 @@ PLAIN = Tags()
 class Row:
     """One row, read by asking. Names are ours: a user's `columns` mapping has been applied before."""
 
-    __slots__ = ("_used", "origin", "tags", "values")
+    __slots__ = ("_used", "folders", "origin", "tags", "values")
 
-    def __init__(self, values: Mapping[str, Any], origin: Origin, tags: Tags = PLAIN) -> None:
-        self.values, self.origin, self.tags = values, origin, tags
+    def __init__(
+        self, values: Mapping[str, Any], origin: Origin, tags: Tags = PLAIN, folders: Sequence[str] = ()
+    ) -> None:
+        """`folders` are where relative paths of pictures are looked for, the first that has one winning."""
+        self.values, self.origin, self.tags, self.folders = values, origin, tags, folders
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:

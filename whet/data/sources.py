@@ -24,6 +24,7 @@ from whet.data.locate import Place, locate, read_place
 from whet.data.preferences import NothingToLearn
 from whet.data.row import Row
 from whet.data.split import split_records
+from whet.data.thin import thinned
 from whet.errors import ConfigError, DataError, nearest
 from whet.schema.records import Record, RecordKind
 
@@ -176,7 +177,15 @@ def _read_one(row: Row | DataError, format: Format, kind: RecordKind, data: Data
         return
     for record in records:
         ledger.keep(record.origin)
-        yield record
+        yield record if data.max_images is None else fewer_pictures(record, data.max_images, ledger)
+
+
+def fewer_pictures(record: Record, most: int, ledger: Ledger) -> Record:
+    """The record with at most so many pictures; it is written down where some were left out."""
+    fewer = thinned(record, most)
+    if fewer is not record:
+        ledger.thin(record.origin)
+    return fewer
 
 
 def _bad(errors: Iterable[Row | DataError], data: Data, ledger: Ledger) -> None:
@@ -195,11 +204,11 @@ def as_row(raw: RawRow, place: Place) -> Row:
     if isinstance(value, str):
         return Row({"prompt": value}, origin, place.tags)
     if not place.columns:
-        return Row(value, origin, place.tags)
+        return Row(value, origin, place.tags, place.images)
     theirs = set(place.columns.values())
     kept = {name: cell for name, cell in value.items() if name not in theirs}
     mapped = {ours: value[name] for ours, name in place.columns.items() if name in value}
-    return Row({**kept, **mapped}, origin, place.tags)
+    return Row({**kept, **mapped}, origin, place.tags, place.images)
 
 
 def check_mapped(rows: Sequence[Row], columns: Mapping[str, str]) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 from whet.data.kinds import as_prompt
+from whet.data.picture_files import identity
 from whet.errors import DataError
-from whet.schema.records import Conversation, Record
+from whet.schema.records import Conversation, Message, Record
 
 
 def split_records(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -52,4 +53,11 @@ def prompt_key(record: Record) -> str:
             turns = turns[:first]
         case _:
             turns = as_prompt(record).messages
-    return repr([(message.role, message.content) for message in turns])
+    return repr([(message.role, _content(message)) for message in turns])
+
+
+def _content(message: Message) -> object:
+    """What is said and seen: a picture is its bytes, whatever its name."""
+    if isinstance(message.content, str):
+        return message.content
+    return [identity(part.value) if part.type == "image" else part.value for part in message.content]

@@ -1,10 +1,12 @@
 """Rendered rows on disk, under a key that says what they were made from, so that they are made once.
 
     $WHET_CACHE/tokens/KEY/ids.npy, ends.npy, ...      the arrays, opened by mapping them into memory
-    $WHET_CACHE/tokens/KEY/about.json                  a hash of each, and what became of the records
+    $WHET_CACHE/tokens/KEY/about.json                  a hash of each, what became of the records, and how the files
+                                                       of their pictures were
 
 An entry appears under its name whole. One that cannot be read, or whose bytes are not those that were written, counts
-as none. Nothing here is needed: where the folder cannot be written, rows stay in memory.
+as none, and so does one of pictures whose files have changed since. Nothing here is needed: where the folder cannot be
+written, rows stay in memory.
 """
 
 from __future__ import annotations
@@ -14,9 +16,9 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from hashlib import file_digest, sha256
 from pathlib import Path
@@ -24,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from whet.data.cache import cache_folder
+from whet.data.picture_files import signature
 from whet.data.table import ARRAYS, Arrays, Table, TokenRows
 
 BROKEN = (OSError, ValueError, KeyError, TypeError)
@@ -47,27 +51,47 @@ class Tokenised:
     """Whether they were made earlier."""
 
 
-def cache_folder() -> Path | None:
-    """`$WHET_CACHE`, else ~/.cache/whet; None where there is no home."""
-    try:
-        return Path(os.environ.get("WHET_CACHE") or "~/.cache/whet").expanduser()
-    except RuntimeError:
-        return None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seen:
+    """The files of pictures that rows were made from, as they were."""
+
+    folders: tuple[str, ...] = ()
+    """Where relative paths of pictures were looked for: elsewhere the same rows show others."""
+    files: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
+    """Sizes and times of change; None where there was no such file. `data:` URLs cannot change."""
+
+    @classmethod
+    def now(cls, sources: Iterable[str], folders: tuple[str, ...]) -> Seen:
+        named = (source for source in dict.fromkeys(sources) if not source.startswith("data:"))
+        return cls(folders=folders, files={source: signature(source) for source in named})
+
+    def stands(self, folders: tuple[str, ...]) -> bool:
+        """Whether the same rows would show the same pictures now."""
+        return not self.files or (folders == self.folders and Seen.now(self.files, folders) == self)
 
 
-def load(key: str) -> Tokenised | None:
-    """What was saved under a key, or None where that is nothing, or no longer what it was."""
+NOTHING = Seen()
+
+
+def load(key: str, folders: tuple[str, ...] = ()) -> Tokenised | None:
+    """What was saved under a key, or None where that is nothing, or no longer what it was.
+
+    `folders` are where relative paths of pictures start from.
+    """
     folder = _entry(key)
     if folder is None:
         return None
     try:
-        return _open(folder)
+        return _open(folder, folders)
     except BROKEN:
         return None
 
 
-def save(key: str, table: Table, made: Tokenised) -> Tokenised:
-    """Write an entry; returns it opened from there, or `made` itself after saying once why it could not be kept."""
+def save(key: str, table: Table, made: Tokenised, seen: Seen = NOTHING) -> Tokenised:
+    """Write an entry; returns it opened from there, or `made` itself after saying once why it could not be kept.
+
+    `seen` are the pictures' files as they were before they were read.
+    """
     folder = _entry(key)
     if folder is None:
         return made
@@ -77,9 +101,9 @@ def save(key: str, table: Table, made: Tokenised) -> Tokenised:
         _sweep(folder.parent)
         temporary = folder.with_name(f".{key[:16]}-{os.getpid()}-{time.monotonic_ns()}")
         temporary.mkdir()
-        _write(temporary, table, made)
-        kept = _open(temporary)  # a mapped file stays readable when its folder is renamed, or removed
-        _publish(temporary, folder)
+        _write(temporary, table, made, seen)
+        kept = _open(temporary, seen.folders)  # a mapped file stays readable when its folder is renamed, or removed
+        _publish(temporary, folder, seen.folders)
     except OSError as error:
         _say_once(f"token cache: cannot write to {folder.parent} ({error.strerror or error}); going on without it")
         return made
@@ -94,7 +118,7 @@ def _entry(key: str) -> Path | None:
     return None if folder is None else folder / "tokens" / key
 
 
-def _write(folder: Path, table: Table, made: Tokenised) -> None:
+def _write(folder: Path, table: Table, made: Tokenised, seen: Seen) -> None:
     hashes = {}
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(table.arrays, name))
@@ -106,17 +130,22 @@ def _write(folder: Path, table: Table, made: Tokenised) -> None:
         "num_train": made.num_train,
         "account": made.account,
         "summary": made.summary,
+        "folders": seen.folders,
+        "pictures": seen.files,
     }
-    text = json.dumps(about, ensure_ascii=False)
+    text = json.dumps(about)
     (folder / "about.json").write_text(f"{sha256(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
 
 
-def _open(folder: Path) -> Tokenised:
-    """Raises one of BROKEN where the entry is not whole."""
+def _open(folder: Path, folders: tuple[str, ...]) -> Tokenised:
+    """Raises one of BROKEN where the entry is not whole, or its pictures are others now."""
     digest, _, text = (folder / "about.json").read_text(encoding="utf-8").rstrip("\n").partition("\n")
     if sha256(text.encode()).hexdigest() != digest:
         raise ValueError("about.json is not what was written")
     about = json.loads(text)
+    files = {source: stamp and tuple(stamp) for source, stamp in about["pictures"].items()}
+    if not Seen(folders=tuple(about["folders"]), files=files).stands(folders):
+        raise ValueError("pictures have changed")
     for name in ARRAYS:
         if _hash(folder / f"{name}.npy") != about["arrays"][name]:
             raise ValueError(f"{name} is not what was written")
@@ -136,7 +165,7 @@ def _hash(path: Path) -> str:
         return file_digest(handle, "sha256").hexdigest()
 
 
-def _publish(temporary: Path, folder: Path) -> None:
+def _publish(temporary: Path, folder: Path, folders: tuple[str, ...]) -> None:
     """Give an entry its name. Where there is one already, since another process was first, a sound one stays."""
     try:
         temporary.rename(folder)
@@ -144,7 +173,7 @@ def _publish(temporary: Path, folder: Path) -> None:
         if not folder.exists():
             raise
         try:
-            _open(folder)
+            _open(folder, folders)
         except BROKEN:
             broken = temporary.with_name(f"{temporary.name}-broken")
             with suppress(OSError):  # should another process do the same at this moment, either's entry is sound

@@ -164,8 +164,8 @@ class TokenRows(Sequence[Rendered | RenderedGroup]):
         for array in (arrays.ids, arrays.ends, arrays.rows):
             digest.update(np.ascontiguousarray(array).data)
         if len(arrays.shown):
-            for array in (arrays.digests[arrays.shown], arrays.shown_ends):
-                digest.update(np.ascontiguousarray(array).data)
+            digest.update(arrays.digests[arrays.shown].tobytes())
+            digest.update(np.ascontiguousarray(arrays.shown_ends).data)
         return digest.hexdigest()
 
     def _row(self, index: int) -> Rendered | RenderedGroup:

@@ -16,15 +16,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from whet.config.data import Data
 from whet.data import store
-from whet.data.keys import rows_key
+from whet.data.keys import picture_folders, rows_key
 from whet.data.ledger import Ledger
+from whet.data.places import pictures_of
 from whet.data.render import CHUNK, Renderer, fit, render_records
 from whet.data.sources import read_records, split_records
-from whet.data.store import Tokenised
+from whet.data.store import Seen, Tokenised
 from whet.data.table import Table, TokenRows, joined, table_of
 from whet.schema.records import Record, RecordKind
 
@@ -38,22 +40,23 @@ def tokenise(
 ) -> Tokenised:
     """The rows of `data.files`, then those held out; from the token cache where they were made before.
 
-    Raises DataError where files or records cannot be used.
+    They are made again where a picture's file is another than it was. Raises DataError where files or records cannot be
+    used.
     """
     key = rows_key(data, kinds, renderer, folders)
-    found = store.load(key) if key else None
+    found = store.load(key, picture_folders(data, folders)) if key else None
     if found is not None:
         return found
-    table, made = _make(data, kinds, renderer, folders)
+    table, made, seen = _make(data, kinds, renderer, folders)
     # Files that were written to while they were read are not what the key says.
     if key is None or not made.num_train or rows_key(data, kinds, renderer, folders) != key:
         return made
-    return store.save(key, table, made)
+    return store.save(key, table, made, seen)
 
 
 def _make(
     data: Data, kinds: tuple[RecordKind, ...], renderer: Renderer, folders: Mapping[str, Path]
-) -> tuple[Table, Tokenised]:
+) -> tuple[Table, Tokenised, Seen]:
     records, ledger = read_records(data, kinds, folders=folders)
     held_out: list[Record] = []
     held_ledger = ledger
@@ -61,6 +64,8 @@ def _make(
         held_out, held_ledger = read_records(data, kinds, folders=folders, files=data.eval_files)
     elif data.eval_fraction:
         records, held_out = split_records(records, data.eval_fraction, data.seed)
+    sources = (source for record in chain(records, held_out) for source in pictures_of(record))
+    seen = Seen.now(sources, picture_folders(data, folders))
     tables = list(rendered(renderer, records, data, ledger))
     num_train = sum(len(table.arrays.lines) for table in tables)
     tables += rendered(renderer, held_out, data, held_ledger)
@@ -70,7 +75,7 @@ def _make(
     account = ledger.to_json() | {"rows": {"train": num_train, "eval": len(rows) - num_train}}
     if data.eval_files:
         account["eval"] = held_ledger.to_json()
-    return table, Tokenised(rows=rows, num_train=num_train, account=account, summary=ledger.describe())
+    return table, Tokenised(rows=rows, num_train=num_train, account=account, summary=ledger.describe()), seen
 
 
 def rendered(renderer: Renderer, records: Sequence[Record], data: Data, ledger: Ledger) -> Iterator[Table]:
@@ -96,7 +101,8 @@ class Job:
         """The rows of the chunk that begins there, and what rendering added to the account."""
         ledger, data = Ledger(), self.data
         rows = render_records(self.renderer, self.records[start : start + CHUNK], data.on_bad_row, ledger)
-        return table_of(fit(rows, data.max_length, data.on_overlong, ledger)), ledger
+        fitted = fit(rows, data.max_length, data.on_overlong, ledger, place_id=self.renderer.place_id)
+        return table_of(fitted), ledger
 
 
 def num_processes() -> int:

@@ -11,6 +11,8 @@ from whet.schema.records import Conversation, Message, Preference, Prompt, Ranki
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from whet.data.render import Renderer
+
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """A checkpoint's tokenizer, without its model and without running code that comes with it.
@@ -32,6 +34,14 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def load_renderer(path: str, system: str | None) -> Renderer:
+    """How training would write records for a checkpoint, its pictures included."""
+    from whet.data.pictures import picture_reader
+    from whet.data.render import Renderer
+
+    return Renderer(load_tokenizer(path), system=system, reader=picture_reader(path))
+
+
 def texts_of(record: Record) -> tuple[Sequence[Message], Sequence[str]]:
     """Turns of a record, and its answers that are plain texts."""
     match record:
@@ -48,10 +58,9 @@ def texts_of(record: Record) -> tuple[Sequence[Message], Sequence[str]]:
 class LengthOf:
     """Token counts by the checkpoint's template: (longest row of the record, its prompt)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, system: str | None) -> None:
-        from whet.data.render import Renderer
-
-        self._renderer = Renderer(tokenizer, system=system)
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+        tokenizer = renderer.template.tokenizer
         self._special = tuple(token for token in tokenizer.all_special_tokens if len(token) > 1)
 
     @property

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 
 from whet.config.rollout import Rollout
+from whet.data.picture_files import identity
 from whet.data.render import Renderer
 from whet.experience.asking import JudgeStream, replies_to
 from whet.experience.store import RolloutStore
@@ -116,8 +117,13 @@ def prompt_keys(prompts: Iterable[Prompt]) -> list[str]:
     return [key for _, key in keyed(prompts)]
 
 
+def _said(part: Part) -> str:
+    """Words, or the hash of a picture: the same one elsewhere is the same, an edited one another."""
+    return identity(part.value) if part.type == "image" else part.value
+
+
 def _plain(message: Message) -> list[object]:
     content: object = message.content
-    if not isinstance(content, str):
-        content = [[part.type, part.value] for part in message.content if isinstance(part, Part)]
+    if isinstance(message.content, tuple):
+        content = [[part.type, _said(part)] for part in message.content]
     return [message.role, content, [dict(call) for call in message.tool_calls]]

@@ -14,14 +14,15 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from typing import Any, Literal
 
+from whet.data.images import IMAGE
 from whet.experience.collect import prompt_keys
 from whet.rewards.pointwise import PointForm
-from whet.rewards.transcript import transcript
+from whet.rewards.transcript import images_of, transcript
 from whet.schema.records import Preference, Prompt, Ranking, Record, Scored
 from whet.schema.rollouts import Completion, Group
 
@@ -61,10 +62,13 @@ class Example:
     question: str
     answer: str
     score: float
+    images: Mapping[str, list[str]] = field(default_factory=dict)
+    """The column of pictures that the question is about, where there are any."""
 
     def row(self) -> dict[str, Any]:
-        turns = [{"role": "user", "content": self.question}, {"role": "assistant", "content": self.answer}]
-        return {"messages": turns, "score": self.score}
+        marks = IMAGE * len(self.images.get("images", ()))
+        turns = [{"role": "user", "content": marks + self.question}, {"role": "assistant", "content": self.answer}]
+        return {"messages": turns, **self.images, "score": self.score}
 
 
 @dataclass(slots=True)
@@ -143,7 +147,8 @@ def agreeing_examples(
             continue
         counts.kept += 1
         for place, (reply, score) in enumerate(outcome):
-            examples.append(Example(question=_question(form, group, place), answer=reply, score=score))
+            asked, images = _question(form, group, place), images_of(group.prompt)
+            examples.append(Example(question=asked, answer=reply, score=score, images=images))
     return examples
 
 
@@ -161,7 +166,8 @@ def human_examples(told: Sequence[HumanScored], form: PointForm, counts: Example
             said = [reason.strip()] if reason and reason.strip() else []
             score = f"Score: {value:g}"
             words = [score, *said] if config.template == "score_first" else [*said, score]
-            examples.append(Example(question=_question(form, one.group, place), answer="\n".join(words), score=value))
+            asked, images = _question(form, one.group, place), images_of(one.group.prompt)
+            examples.append(Example(question=asked, answer="\n".join(words), score=value, images=images))
     return examples
 
 

@@ -26,8 +26,7 @@ from whet.rewards.pairwise import Comparison, swapped
 from whet.rewards.parse import Verdict, parse_verdict
 from whet.rewards.template import SHIPPED, fill, read_template
 from whet.rewards.tournament import Match, bradley_terry
-from whet.rewards.transcript import transcript
-from whet.schema.records import Message
+from whet.rewards.transcript import about, images_of, transcript
 from whet.schema.rollouts import Group, Judgement, Request, Sampling
 
 MetaReason = Literal["too_few", "unread", "ties", "too_long"]
@@ -121,6 +120,7 @@ class MetaJudge:
         """A line of judge_training.jsonl: a preference between two judgements of one answer."""
         return {
             "prompt": self._asked(pair.contest),
+            **images_of(pair.contest.group.prompt),
             "chosen": pair.chosen.reply,
             "rejected": pair.rejected.reply,
             "chosen_score": pair.chosen_elo,
@@ -136,16 +136,9 @@ class MetaJudge:
         shared = {"instruction": transcript(contest.group.prompt.messages), "response": completion.text}
         for m, n in permutations(range(len(contest.judgements)), 2):
             told = {"first": contest.judgements[m].reply, "second": contest.judgements[n].reply}
-            messages = (Message("user", fill(self.template, shared | told)),)
-            yield (
-                (m, n),
-                Request(
-                    key=f"{completion.key}/meta{m}.{n}",
-                    prompt_ids=self.judge.renderer.prompt(messages, origin=contest.group.prompt.origin),
-                    sampling=sampling,
-                    seed=self.judge.seed,
-                ),
-            )
+            messages = (about(contest.group.prompt, fill(self.template, shared | told)),)
+            asked = self.judge.renderer.ask(messages, origin=contest.group.prompt.origin)
+            yield (m, n), asked.request(f"{completion.key}/meta{m}.{n}", sampling, self.judge.seed)
 
     def _pair(
         self, contest: Contest, verdicts: dict[tuple[int, int], Verdict | None], weights: tuple[float, float]

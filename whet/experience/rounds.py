@@ -175,7 +175,7 @@ def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
     return {
         "place": _place(group),
         "key": completion.key,
-        "prompt": [{"role": message.role, "text": message.text} for message in group.prompt.messages],
+        "prompt": [{"role": message.role, "text": message.shown} for message in group.prompt.messages],
         "text": completion.text,
         "finish_reason": completion.finish_reason,
         "reward": score.value,

@@ -20,11 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from whet.config.rewards import Http
+from whet.data.picture_files import sent
 from whet.rewards.reward import no_answer, question
 from whet.rewards.value import read_value
 from whet.rollout.bearer import bearer
 from whet.rollout.retry import AGAIN, pause, retry_after
-from whet.schema.records import Prompt
+from whet.schema.records import Message, Part, Prompt
 from whet.schema.rollouts import Completion, Score
 
 CHUNK_BYTES, LARGEST_BYTES = 1 << 16, 1 << 26
@@ -92,13 +93,26 @@ def payload(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
     """What is sent: four lists of the same length."""
     return {
         "prompts": [question(prompt) for prompt, _ in pairs],
-        "messages": [[{"role": turn.role, "content": turn.text} for turn in prompt.messages] for prompt, _ in pairs],
+        "messages": [[_turn(turn) for turn in prompt.messages] for prompt, _ in pairs],
         "completions": [completion.text for _, completion in pairs],
         "columns": [
             {**prompt.columns, **({"reference": prompt.reference} if prompt.reference is not None else {})}
             for prompt, _ in pairs
         ],
     }
+
+
+def _turn(turn: Message) -> dict[str, Any]:
+    """In OpenAI's form: pictures go along, since the server may be elsewhere."""
+    if isinstance(turn.content, str):
+        return {"role": turn.role, "content": turn.content}
+    return {"role": turn.role, "content": [_part(part) for part in turn.content]}
+
+
+def _part(part: Part) -> dict[str, Any]:
+    if part.type == "text":
+        return {"type": "text", "text": part.value}
+    return {"type": "image_url", "image_url": {"url": sent(part.value)}}
 
 
 def read_scores(body: bytes, num: int) -> list[Score]:

@@ -20,6 +20,7 @@ from whet.rewards.pairwise import PairForm
 from whet.rewards.pointwise import PointForm
 from whet.rewards.reward import Reward
 from whet.rewards.template import SHIPPED, read_template
+from whet.rewards.transcript import about
 from whet.schema.records import Message, Prompt
 from whet.schema.rollouts import Asked, Completion, Group, Judgement, Request, Sampling, Score
 
@@ -160,7 +161,7 @@ class AskedJudge:
 
     def _rendered(self, group: Group, shown: tuple[int, ...]) -> tuple[tuple[Message, ...], Asked]:
         texts = [group.completions[place].text for place in shown]
-        messages = (Message("user", self.form.question(group.prompt, texts)),)
+        messages = (about(group.prompt, self.form.question(group.prompt, texts)),)
         return messages, self.renderer.ask(messages, origin=group.prompt.origin)
 
     def _scored(self, group: Group, judgements: Sequence[Judgement]) -> Group:

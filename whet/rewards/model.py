@@ -6,6 +6,7 @@ Completions of the same prompt that follow each other share it, as in training. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from whet.config.model import Model
 from whet.config.reward import RewardHead
 from whet.config.rewards import RewardModel
 from whet.data.pack import fill, pack_groups
+from whet.data.pictures import picture_reader
 from whet.data.render import Draft, Renderer
 from whet.data.rendered import RenderedGroup
 from whet.errors import DataError
@@ -38,7 +40,8 @@ class ModelReward:
         dtype = compute_dtype("auto", self._device)
         model = load_reward_model(ref, model_config, RewardHead(), dtype=dtype)
         self._scorer = RowScorer(model).eval()
-        self._renderer = Renderer(load_tokenizer(ref.path, chat_template=_template_of(ref)))
+        tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
+        self._renderer = Renderer(tokenizer, reader=picture_reader(ref.path))
         self._budget = config.batch_tokens or token_budget(unwrapped(model), self._device, dtype).packed
         self._longest = int(unwrapped(model).config.get_text_config().to_dict().get("max_position_embeddings") or 0)
 
@@ -46,7 +49,7 @@ class ModelReward:
         scores, groups = self._rendered(prompts, completions)
         shared = _shared(groups, self._budget)
         for batch in fill([group.num_tokens for group, _ in shared], self._budget):
-            packed = pack_groups([shared[number][0] for number in batch])
+            packed = pack_groups([shared[number][0] for number in batch], self._renderer.reader)
             with torch.inference_mode():
                 said = iter(self._scorer(packed.to(self._device)).tolist())
             for number in batch:
@@ -93,8 +96,9 @@ def _shared(groups: Mapping[int, RenderedGroup], budget: int) -> list[tuple[Rend
         (answer,) = group.response_ids
         if shared:
             last, places = shared[-1]
-            if last.prompt_ids == group.prompt_ids and last.num_tokens + len(answer) <= budget:
-                joined = RenderedGroup(prompt_ids=last.prompt_ids, response_ids=(*last.response_ids, answer))
+            same = last.prompt_ids == group.prompt_ids and last.pictures == group.pictures
+            if same and last.num_tokens + len(answer) <= budget:
+                joined = replace(last, response_ids=(*last.response_ids, answer))
                 shared[-1] = (joined, [*places, place])
                 continue
         shared.append((group, [place]))

@@ -19,7 +19,7 @@ ROLES: tuple[Role, ...] = ("system", "user", "assistant", "tool")
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One piece of a message: text, or an image by its path."""
+    """One piece of a message: text, or an image by its path or a `data:` URL."""
 
     type: Literal["text", "image"]
     value: str
@@ -42,6 +42,13 @@ class Message:
         if isinstance(self.content, str):
             return self.content
         return "".join(part.value for part in self.content if part.type == "text")
+
+    @property
+    def shown(self) -> str:
+        """The words of the turn, and `[image]` where a picture stands: for people to read."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.value if part.type == "text" else "[image]" for part in self.content)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,7 +24,7 @@ from whet.config.engine import Http
 from whet.config.model import Model
 from whet.data.render import Renderer
 from whet.errors import UserError
-from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device
+from whet.models.load import compute_dtype, load_model, pick_device
 from whet.rollout.build import Answering, native_engine
 from whet.rollout.engine import Engine, answers
 from whet.rollout.http import http_engine
@@ -33,6 +33,7 @@ from whet.runs.files import appending, json_line
 from whet.schema.records import Message
 from whet.schema.rollouts import Asked, Sampling
 from whet.stages.given import resolve
+from whet.stages.rendering import renderer_of
 
 HELP = """\
   exit, quit      leave
@@ -75,9 +76,9 @@ def chat(
     if compare and ref.adapter is None:
         raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
     config = Model(path=ref.path, adapter=ref.adapter)
-    tokenizer = load_tokenizer(ref.path)
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
-    renderer = Renderer(tokenizer)
+    renderer = renderer_of(ref.path, config)
+    tokenizer = renderer.template.tokenizer
     speaker = Speaker(
         model=loaded,
         engine=native_engine(loaded, Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True)),

@@ -15,9 +15,7 @@ from whet.config.engine import Engine
 from whet.config.evaluate import WinRateTask
 from whet.config.stage import EvaluateStage
 from whet.data.ledger import Ledger
-from whet.data.render import Renderer
 from whet.errors import ConfigError, nearest
-from whet.models.load import load_tokenizer
 from whet.rollout.build import Answering, Served, engine_of_another
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.reader import SampleRow
@@ -28,6 +26,7 @@ from whet.stages.measure.ready import ReadyTask, ready_tasks
 from whet.stages.measure.store import ReplyStore
 from whet.stages.measure.subject import Called, RefLoader, Subject
 from whet.stages.measure.task import measure, measure_task
+from whet.stages.rendering import renderer_of
 
 __all__ = ["measure_task", "run"]
 
@@ -72,7 +71,7 @@ def measure_tasks(
             print(f"{label}: {task.name} left out, a model has no match with itself")
             continue
         system = task.task.data.system
-        subject = replace(loaded, renderer=Renderer(loaded.tokenizer, system=system))
+        subject = replace(loaded, renderer=loaded.renderer.speaking(system))
         load = loader(context, stage.engine, system=system)
         measured = measure(task, subject, store=store, num_logged=stage.num_logged, load=load)
         for one in measured.measures:
@@ -102,8 +101,8 @@ def loader(context: Context, engine: Engine, *, system: str | None) -> RefLoader
 
 def load_subject(label: str, context: Context, engine: Engine, *, system: str | None) -> Subject:
     config, ref = context.model, _ref(label, context)
-    tokenizer = load_tokenizer(ref.path, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code)
-    renderer = Renderer(tokenizer, system=system)
+    renderer = renderer_of(ref.path, config, system=system)
+    tokenizer = renderer.template.tokenizer
     voice = Called(
         engine,
         Served(ref=ref, model=config, folder=context.paths.root),

@@ -20,7 +20,7 @@ from typing import Any
 from whet.config.data import Data, Source
 from whet.data.jsonrows import RawRow
 from whet.data.ledger import Ledger
-from whet.data.locate import Place, read_place
+from whet.data.locate import Place, image_folders, read_place
 from whet.data.sources import stream_records
 from whet.errors import ConfigError, DataError
 from whet.experience.sampled import Row
@@ -79,7 +79,9 @@ def prompts_of(
 
 def _nowhere(read: str, data: Data) -> Place:
     """Rows that a function gives lie in no file."""
-    return Place(name=read, path=None, format=data.format, columns=data.columns)
+    return Place(
+        name=read, path=None, format=data.format, columns=data.columns, images=image_folders(data, None)
+    )  # fmt: skip
 
 
 def _read(reader: Function, data: Data, name: str) -> Iterator[RawRow]:

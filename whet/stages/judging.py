@@ -9,7 +9,6 @@ from whet.config.rewards import RewardModel
 from whet.config.rollout import Rollout
 from whet.data.render import Renderer
 from whet.errors import ConfigError
-from whet.models.load import load_tokenizer
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.judge import Judge, RewardAsJudge, build_judge
 from whet.rollout.build import Answering, Served, engine_of_another, open_engine
@@ -17,6 +16,7 @@ from whet.rollout.engine import Engine
 from whet.schema.artifacts import ModelRef
 from whet.stages.context import Context
 from whet.stages.inputs import ref_of
+from whet.stages.rendering import renderer_of
 
 
 def judge_of(config: JudgeConfig, context: Context, *, seed: int) -> Judge:
@@ -54,11 +54,7 @@ def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine 
 
 def judge_renderer(judge: Asking, context: Context) -> Renderer:
     """The judge is asked in its own words: a task's system message is part of what it judges, not of its role."""
-    tokenizer = load_tokenizer(
-        judge_ref(judge, context).path, chat_template=context.model.chat_template,
-        trust_remote_code=context.model.trust_remote_code,
-    )  # fmt: skip
-    return Renderer(tokenizer)
+    return renderer_of(judge_ref(judge, context).path, context.model)
 
 
 def judge_ref(judge: Asking, context: Context) -> ModelRef:

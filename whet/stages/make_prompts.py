@@ -27,7 +27,6 @@ from whet.experience.diversity import diversity
 from whet.experience.instruct import draw, parse, question, read_instruct_template
 from whet.experience.rows import prompt_row
 from whet.experience.store import RolloutStore
-from whet.models.load import load_tokenizer
 from whet.rewards.transcript import transcript
 from whet.rollout.build import Answering, Served, open_engine
 from whet.runs.files import json_line, write_json, write_text, writing
@@ -36,6 +35,7 @@ from whet.schema.artifacts import StageResult
 from whet.schema.records import Message, Prompt
 from whet.schema.rollouts import Request
 from whet.stages.context import Context
+from whet.stages.rendering import renderer_of
 
 Row = dict[str, Any]
 REQUESTS_PER_PROMPT = 10
@@ -113,11 +113,8 @@ class Maker:
         """New prompts, a batch of requests at a time. What a batch shows the model depends on the batches before it
         alone, and each has a file of its own: a killed stage reads those it has and goes on with the next."""
         config, context = self.config, self._context
-        tokenizer = load_tokenizer(
-            context.start.path, chat_template=context.model.chat_template,
-            trust_remote_code=context.model.trust_remote_code,
-        )  # fmt: skip
-        renderer = Renderer(tokenizer)
+        renderer = renderer_of(context.start.path, context.model)
+        tokenizer = renderer.template.tokenizer
         limit = config.max_requests or REQUESTS_PER_PROMPT * self.num
         at_once = max(1, CHUNK_BATCHES * config.rollout.batch_size // config.rollout.group_size)
         answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=config.rollout.batch_size)

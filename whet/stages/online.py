@@ -19,7 +19,7 @@ from whet.config.stage import OnlineStage
 from whet.data.render import Renderer
 from whet.errors import DataError
 from whet.models.backbone import unwrapped
-from whet.models.load import compute_dtype, load_tokenizer, pick_device
+from whet.models.load import compute_dtype, pick_device
 from whet.models.memory import FreedMemory, activation_bytes
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
@@ -36,6 +36,7 @@ from whet.stages.judging import judge_engine, judge_renderer
 from whet.stages.online_work import OnlineGround, online_work
 from whet.stages.policy import Policy, load_policy
 from whet.stages.prompts import PromptSet, read_prompts
+from whet.stages.rendering import renderer_of
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish
 from whet.stages.watch import watch
 from whet.train.checkpoint import Checkpoints, Position
@@ -63,10 +64,8 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     device = pick_device(context.model.device)
     dtype = compute_dtype(stage.train.arithmetic, device)
     parallel = Parallel(device, dtype)
-    tokenizer = load_tokenizer(
-        context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
-    )
-    renderer = Renderer(tokenizer, system=stage.data.system)
+    renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
+    tokenizer = renderer.template.tokenizer
     reward = build_reward(stage.reward, setting=setting(stage, context, opened))
     asked = checked(stage, context, renderer, reward)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=stage.train.keep_checkpoints)

@@ -126,6 +126,7 @@ def _measuring(
         seed=stage.train.seed,
         parallel=ground.parallel,
         folder=ground.folder("measured"),
+        reader=ground.renderer.reader,
     )
 
 

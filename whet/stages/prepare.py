@@ -37,7 +37,6 @@ from whet.experience.pairs import Outcome, PairCounts, select_pairs
 from whet.experience.rows import dpo_row, grpo_rows, gspo_row, raw_row
 from whet.experience.store import RolloutStore
 from whet.experience.summary import chosen_length_ratio, group_metrics, histograms, reservoir
-from whet.models.load import load_tokenizer
 from whet.rewards.check import build_checker
 from whet.rewards.judge import AskedJudge, Judge
 from whet.rollout.build import Answering, Served, open_engine, server_counts
@@ -50,16 +49,15 @@ from whet.schema.rollouts import Group
 from whet.stages.context import Context
 from whet.stages.judging import judge_engine, judge_of
 from whet.stages.prompts import read_prompts
+from whet.stages.rendering import renderer_of
 from whet.stages.shares import claim_shares, put_aside, share_folder
 
 
 def run(stage: PrepareStage, context: Context) -> StageResult:
     """Generate, judge, pair, write. Raises RunError where no pair is left."""
     check = build_checker(stage.checker) if stage.checker is not None else None
-    tokenizer = load_tokenizer(
-        context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
-    )
-    renderer = Renderer(tokenizer, system=stage.data.system)
+    renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
+    tokenizer = renderer.template.tokenizer
     judge = judge_of(stage.judge, context, seed=stage.rollout.seed)
     if stage.meta is not None and isinstance(judge, AskedJudge):
         build_meta_judge(stage.meta, judge)  # a bad template is found before anything is asked

@@ -22,7 +22,6 @@ from itertools import islice
 from pathlib import Path
 
 from whet.config.stage import RejectStage
-from whet.data.render import Renderer
 from whet.errors import RunError
 from whet.experience.accept import sort_group
 from whet.experience.earlier import Earlier, recalling
@@ -31,7 +30,6 @@ from whet.experience.reject_files import reject_files
 from whet.experience.sampled import GroupFile, Row, read_groups
 from whet.experience.sampler import Sampler
 from whet.experience.store import RolloutStore
-from whet.models.load import load_tokenizer
 from whet.rewards.build import build_reward
 from whet.rewards.reward import Reward
 from whet.rollout.build import server_counts
@@ -43,6 +41,7 @@ from whet.stages.functions import FunctionSave, prompts_of
 from whet.stages.questions import Questions, survey
 from whet.stages.reject_account import account, describe, metrics
 from whet.stages.reject_engines import RejectEngines
+from whet.stages.rendering import renderer_of
 from whet.stages.shares import claim_shares, join_lines, put_aside, share_folder
 
 GROUPS = "groups.jsonl"
@@ -55,10 +54,7 @@ def run(stage: RejectStage, context: Context) -> StageResult:
     folder = share_folder(root, ranks.rank, ranks.world)
     read = prompts_of(stage.data, context.folders, functions.read, functions.format)
     save = FunctionSave(functions.save) if functions.save is not None else None
-    tokenizer = load_tokenizer(
-        context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
-    )
-    renderer = Renderer(tokenizer, system=stage.data.system)
+    renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
     with ExitStack() as stack:
         engines = stack.enter_context(RejectEngines(stage, context, renderer, folder))
         reward = build_reward(stage.reward, setting=engines.setting())

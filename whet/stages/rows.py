@@ -19,12 +19,13 @@ from whet.config.stage import (
     SftStage,
     SoftPreferenceStage,
 )
-from whet.data.render import Renderer
+from whet.data.pictures import PictureReader
 from whet.data.tokenise import tokenise
 from whet.errors import DataError
 from whet.runs.files import write_json
 from whet.schema.records import RecordKind
 from whet.stages.context import Context
+from whet.stages.rendering import render_with
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +41,8 @@ class Rows:
     """Hash of the token ids of all rows, for what is computed from them once."""
     formats: frozenset[str]
     """The formats the files were read as."""
+    reader: PictureReader | None = None
+    """Loads the rows' pictures."""
 
     @property
     def num_held_out(self) -> int:
@@ -66,7 +69,7 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
 
     Raises DataError where nothing is left to train on.
     """
-    renderer = Renderer(tokenizer, system=stage.data.system)
+    renderer = render_with(tokenizer, context.start.path, context.model, system=stage.data.system)
     made = tokenise(stage.data, record_kinds(stage), renderer, folders=context.folders)
     write_json(context.paths.data, made.account)
     held_out = len(made.rows) - made.num_train
@@ -78,5 +81,5 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
         )
     return Rows(
         rows=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest,
-        formats=frozenset(made.account["formats"].values()),
+        formats=frozenset(made.account["formats"].values()), reader=renderer.reader,
     )  # fmt: skip

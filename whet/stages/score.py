@@ -25,7 +25,7 @@ from whet.config.model import Model
 from whet.config.reward import RewardHead
 from whet.data.ledger import Ledger
 from whet.data.pack import pack_groups
-from whet.data.render import Renderer
+from whet.data.pictures import PictureReader
 from whet.errors import DataError, ModelError
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_tokenizer, pick_device
@@ -36,6 +36,7 @@ from whet.runs.files import json_line, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import ModelRef
 from whet.stages.measure.interval import wilson
+from whet.stages.rendering import render_with
 from whet.stages.score_rows import ScoreRow, batches, read_rows, windows
 
 WINDOW_BATCHES = 32
@@ -127,13 +128,14 @@ def score_file(
     dtype = compute_dtype(precision, place)
     model = load_reward_model(ref, config, RewardHead(), dtype=dtype)
     scorer = RowScorer(model).eval()
-    renderer = Renderer(load_tokenizer(ref.path, chat_template=_template_of(ref)), system=data.system)
+    tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
+    renderer = render_with(tokenizer, ref.path, config, system=data.system)
     budget = batch_tokens or token_budget(unwrapped(model), place, dtype).packed
     summary, notes, started = Summary(), Ledger(), time.monotonic()
     rows = read_rows(file, data, renderer, notes, with_content=with_content)
     with _lines_of(out) as handle, Progress("score", total=None) as progress:
         for window in windows(rows, WINDOW_BATCHES * budget):
-            scores = score_rows(scorer, window, budget, place)
+            scores = score_rows(scorer, window, budget, place, renderer.reader)
             for row, said in zip(window, scores, strict=True):
                 summary.add(row, said)
             handle.writelines(json_line(line_of(row, said)) for row, said in zip(window, scores, strict=True))
@@ -145,7 +147,11 @@ def score_file(
 
 
 def score_rows(
-    scorer: RowScorer, rows: Sequence[ScoreRow], budget: int, device: torch.device
+    scorer: RowScorer,
+    rows: Sequence[ScoreRow],
+    budget: int,
+    device: torch.device,
+    reader: PictureReader | None = None,
 ) -> list[tuple[float, ...] | None]:
     """The scores of each row's answers, None for a row without. Raises ModelError for a score that is no number."""
     scores: list[tuple[float, ...] | None] = [None] * len(rows)
@@ -153,7 +159,7 @@ def score_rows(
     places = list(groups)
     for batch in batches([groups[place].num_tokens for place in places], budget):
         here = [places[number] for number in batch]
-        packed = pack_groups([groups[place] for place in here])
+        packed = pack_groups([groups[place] for place in here], reader)
         with torch.inference_mode():
             said = iter(scorer(packed.to(device)).tolist())
         for place in here:

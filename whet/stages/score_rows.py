@@ -202,7 +202,7 @@ def _draft(renderer: Renderer, record: Answered | DataError) -> Draft | DataErro
 def _fitted(group: RenderedGroup, data: Data, order: tuple[float, ...], content: Mapping[str, Any]) -> ScoreRow:
     """The row at no more than `data.max_length` tokens, or why it is not scored."""
     account = Ledger(kept=1)
-    fitted = fit([group], data.max_length, data.on_overlong, account)
+    fitted = fit([group], data.max_length, data.on_overlong, account)  # prompts are never cut, and so no pictures
     if not fitted:
         reason = next(iter(account.dropped))
         return ScoreRow(origin=group.origin, problem=reason, reason=reason, content=content)

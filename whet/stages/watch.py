@@ -6,16 +6,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from whet.config.stage import PolicyStage
-from whet.data.render import Renderer
 from whet.stages.context import Context
 from whet.stages.evaluate import measure_task
+from whet.stages.rendering import render_with
 
 
 def watch(
     stage: PolicyStage, context: Context, model: torch.nn.Module, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, float]:
     """Measure the stage's `watch` tasks; keys are `watch/TASK/METRIC`."""
-    renderer = Renderer(tokenizer, system=stage.data.system)
+    renderer = render_with(tokenizer, context.start.path, context.model, system=stage.data.system)
     measured: dict[str, float] = {}
     for task in stage.watch:
         measures, _ = measure_task(

@@ -72,18 +72,18 @@ class Ground:
 
 def work_of(stage: OfflineStage, ground: Ground) -> Work:
     """Batches and formula of the stage's kind, with its reference where it needs one."""
-    device, rows = ground.parallel.device, ground.rows.rows
+    device, rows, reader = ground.parallel.device, ground.rows.rows, ground.rows.reader
     match stage:
         case SftStage():
 
             def tokens(indices: Sequence[int]) -> TokenBatch:
-                return collate_tokens([rows[i] for i in indices], device=device)
+                return collate_tokens([rows[i] for i in indices], device=device, reader=reader)
 
             return Work(learner=TokenLearner(supervised_formula(stage.objective)), collate=tokens)
         case RewardStage():
 
             def rankings(indices: Sequence[int]) -> RankingBatch:
-                return collate_rankings([rows[i] for i in indices], device=device)
+                return collate_rankings([rows[i] for i in indices], device=device, reader=reader)
 
             return Work(learner=RankingLearner(ranking_objective(stage.objective)), collate=rankings)
         case DpoStage():
@@ -96,7 +96,8 @@ def work_of(stage: OfflineStage, ground: Ground) -> Work:
 
 def _groups(ground: Ground) -> Callable[[Sequence[int]], GroupBatch]:
     def groups(indices: Sequence[int]) -> GroupBatch:
-        return collate_groups([ground.rows.rows[i] for i in indices], indices, device=ground.parallel.device)
+        mine = [ground.rows.rows[i] for i in indices]
+        return collate_groups(mine, indices, device=ground.parallel.device, reader=ground.rows.reader)
 
     return groups
 
@@ -142,7 +143,7 @@ def _ratings(stage: KtoStage, ground: Ground) -> Work:
 
     def ratings(indices: Sequence[int]) -> RatingBatch:
         mine, others = [rows.rows[i] for i in indices], [rows.rows[int(successor[i])] for i in indices]
-        return collate_ratings(mine, others, indices, device=ground.parallel.device)
+        return collate_ratings(mine, others, indices, device=ground.parallel.device, reader=rows.reader)
 
     references = _references(stage, ground, columns=2)
     return Work(

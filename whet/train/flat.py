@@ -72,7 +72,7 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
         ]
         if not usable:
             continue
-        ids = renderer.prompt(group.prompt.messages, group.prompt.tools, origin=group.prompt.origin)
+        asked = renderer.ask(group.prompt.messages, group.prompt.tools, origin=group.prompt.origin)
         for completion, score in usable:
             assert len(completion.logprobs) == len(completion.ids), "the engine gives log-probs"
             keys.append(completion.key)
@@ -82,9 +82,10 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
             sampler += completion.logprobs
         groups.append(
             RenderedGroup(
-                prompt_ids=ids,
+                prompt_ids=asked.prompt_ids,
                 response_ids=tuple(completion.ids for completion, _ in usable),
                 origin=group.prompt.origin,
+                pictures=asked.pictures,
             )
         )
     if not np.isfinite(rewards).any():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from whet.data.pack import fill, pack_groups
+from whet.data.pictures import PictureReader
 from whet.runs.files import writing
 from whet.train.flat import Flat
 from whet.train.parallel import Parallel
@@ -58,6 +59,8 @@ class Measuring:
     seed: int
     parallel: Parallel
     folder: Path
+    reader: PictureReader | None = None
+    """Loads the pictures of the prompts."""
 
     @property
     def has_old(self) -> bool:
@@ -108,7 +111,8 @@ class Measuring:
         for part in fill([flat.groups[g].num_tokens for g in groups], self.micro_batch_tokens):
             mine = [groups[i] for i in part]
             with self.parallel.forward():
-                numbers = measure(pack_groups([flat.groups[g] for g in mine]).to(self.parallel.device)).cpu().float()
+                packed = pack_groups([flat.groups[g] for g in mine], self.reader)
+                numbers = measure(packed.to(self.parallel.device)).cpu().float()
             out[_tokens(flat, mine)] = numbers
         return out
 

@@ -183,6 +183,7 @@ class OnlineFeed:
                     prompt_ids=group.prompt_ids,
                     response_ids=tuple(group.response_ids[i] for i in inside),
                     origin=group.origin,
+                    pictures=group.pictures,
                 )
             )
         order = [row for mine in rows for row in mine]
@@ -192,7 +193,7 @@ class OnlineFeed:
             return None if tensor is None else tensor[places].to(device)
 
         return PolicyBatch(
-            packed=pack_groups(chosen).to(device),
+            packed=pack_groups(chosen, self._renderer.reader).to(device),
             lengths=flat.lengths[order].to(device),
             advantages=experience.advantages.tokens[places].to(device),
             old_logprobs=of(experience.measured.policy) if self._measuring.has_old else None,

@@ -71,19 +71,24 @@ class OnlinePairFeed:
         # A formula that couples the pairs of a step tells those of all ranks apart by their number.
         first = self._parallel.rank * len(made.groups)
         return [
-            collate_groups([rows[i] for i in part], [first + i for i in part], device=self._parallel.device)
+            collate_groups(
+                [rows[i] for i in part], [first + i for i in part], device=self._parallel.device,
+                reader=self._renderer.reader,
+            )
             for part in fill([row.num_tokens for row in rows], self._micro_batch_tokens)
-        ]
+        ]  # fmt: skip
 
     def metrics(self, step: int) -> Mapping[str, float]:
         return self._metrics
 
     def _rendered(self, group: Group, pair: Pair) -> RenderedGroup:
         prompt = group.prompt
+        asked = self._renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin)
         return RenderedGroup(
-            prompt_ids=self._renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin),
+            prompt_ids=asked.prompt_ids,
             response_ids=(group.completions[pair.chosen.index].ids, group.completions[pair.rejected.index].ids),
             origin=prompt.origin,
+            pictures=asked.pictures,
         )
 
     def _of(self, made: Round) -> dict[str, float]:

@@ -12,7 +12,6 @@ from functools import partial
 import numpy as np
 
 from whet.config.evaluate import JudgementTask
-from whet.data.render import Renderer
 from whet.errors import DataError
 from whet.rewards.judge import build_judge
 from whet.schema.artifacts import Measure
@@ -28,7 +27,7 @@ from whet.stages.measure.subject import Subject
 def measure_judgement(ready: ReadyTask, task: JudgementTask, subject: Subject, store: ReplyStore) -> Measured:
     """`agreement`: the chance that a good answer scores above a bad one, ties half (AUC), over the answers that got a
     score; `unscored`: the share that got none. Raises DataError where all scored answers have one label."""
-    judge = build_judge(task.judge, Renderer(subject.tokenizer), seed=task.seed)
+    judge = build_judge(task.judge, subject.renderer.speaking(None), seed=task.seed)
     groups = [_group(key, rating) for key, rating in zip(ready.keys, ready.ratings, strict=True)]
     asked = [judge.questions(group) for group in groups]
     engine, size = partial(subject.engine, task.batch_size), ROUND * task.batch_size

@@ -30,7 +30,7 @@ def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject)
     rows = [
         (index, row)
         for index, record in enumerate(ready.conversations)
-        for row in fit(_rendered(record, task, subject, ledger), task.data.max_length, task.data.on_overlong, ledger)
+        for row in _fitted(record, task, subject, ledger)
     ]
     records: defaultdict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
     with Progress(f"{subject.label} · {ready.name}", len(rows)) as progress:
@@ -46,6 +46,12 @@ def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject)
         stage=subject.label, task=ready.name, metric="perplexity", value=value, low=low, high=high, num=len(records)
     )
     return Measured(measures=[measure], ledger=ledger)
+
+
+def _fitted(record: Conversation, task: PerplexityTask, subject: Subject, ledger: Ledger) -> list[Rendered]:
+    """The rows of one record at no more than `data.max_length` tokens."""
+    data, rows = task.data, _rendered(record, task, subject, ledger)
+    return fit(rows, data.max_length, data.on_overlong, ledger, place_id=subject.renderer.place_id)
 
 
 def _rendered(record: Conversation, task: PerplexityTask, subject: Subject, ledger: Ledger) -> Iterator[Rendered]:
@@ -66,7 +72,7 @@ def _row_nll(
     order = sorted(rows, key=lambda pair: len(pair[1].ids), reverse=True)
     for start in range(0, len(order), batch_size):
         part = order[start : start + batch_size]
-        batch = collate_tokens([row for _, row in part], device=device)
+        batch = collate_tokens([row for _, row in part], device=device, reader=subject.renderer.reader)
         logprobs = scorer(batch.packed).logprobs
         counts = batch.packed.target_rows.bincount(minlength=len(part)).tolist()
         totals, weights = torch.split(-logprobs * batch.weights, counts), torch.split(batch.weights, counts)

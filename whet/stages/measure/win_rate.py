@@ -11,14 +11,12 @@ from dataclasses import replace
 from functools import partial
 
 from whet.config.evaluate import WinRateTask
-from whet.data.render import Renderer
 from whet.rewards.check import Check, build_checker
 from whet.rewards.pairwise import Comparison, majority, swapped
 from whet.rewards.parse import parse_verdict
 from whet.rewards.template import SHIPPED, fill, read_template
-from whet.rewards.transcript import transcript
+from whet.rewards.transcript import about, transcript
 from whet.schema.artifacts import Measure
-from whet.schema.records import Message
 from whet.schema.rollouts import Sampling
 from whet.stages.measure.answers import ROUND, Measured, answer_all, sample_rows
 from whet.stages.measure.interval import proportion
@@ -96,7 +94,7 @@ def compare(
 
     The judge is asked in its own words: the system message of the task is part of what it judges, not of its role.
     """
-    judge = replace(judge, renderer=Renderer(judge.tokenizer))
+    judge = replace(judge, renderer=judge.renderer.speaking(None))
     config, field = task.judge, f"tasks.{ready.name}.template"
     template = read_template(task.template, SHIPPED["pairwise"], field=field)
     sampling = Sampling(max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p)
@@ -104,7 +102,7 @@ def compare(
     for key, prompt, (mine, other) in zip(ready.keys, ready.prompts, pairs, strict=True):
         for order, (first, second) in (("ours first", (mine, other)), ("ours second", (other, mine))):
             values = {"instruction": transcript(prompt.messages), "first": first.text, "second": second.text}
-            asked = judge.renderer.ask((Message("user", fill(template, values)),), origin=prompt.origin)
+            asked = judge.renderer.ask((about(prompt, fill(template, values)),), origin=prompt.origin)
             requests += [
                 asked.request(f"{key}|{order}#{vote}", sampling, task.seed)
                 for vote in range(config.votes)

@@ -1,0 +1,263 @@
+"""Pictures in rows, in every form that data sets have them: what a record names is a file that can be opened."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.data.drawn import bytes_of_drawing, draw, png_header
+from whet.config.data import Data
+from whet.data.convert import convert, writer_of
+from whet.data.doctor import check
+from whet.data.picture_files import url_of
+from whet.data.sources import read_records
+from whet.data.thin import kept_places, thinned
+from whet.errors import DataError
+from whet.schema.records import Conversation, Message, Part, Preference, Prompt, Rating, Record, RecordKind
+
+PNG = bytes_of_drawing()
+ANSWER = {"role": "assistant", "content": "A cat."}
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("WHET_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def read(path: str, kind: RecordKind = "conversation", **data: Any) -> list[Any]:
+    return read_records(Data(files=(path,), **data), (kind,))[0]
+
+
+def asked(text: Any, **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": text}, ANSWER], **more}
+
+
+def shown(record: Record) -> Any:
+    turns = record.messages if isinstance(record, Conversation | Prompt) else record.prompt
+    return turns[0].content
+
+
+def test_paths_start_from_the_folder_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("data/pics/a.png", "here.png", "other/pics/a.png"):
+        draw(tmp_path / name)
+    rows = [asked("<image>?", images=[name]) for name in ("pics/a.png", "here.png")]
+    path = write(tmp_path / "data" / "a.jsonl", *rows)
+    for name in (path, "data/a.jsonl", "data"):
+        first, second = read(name)
+        assert shown(first) == (Part("image", str(tmp_path / "data/pics/a.png")), Part("text", "?"))
+        assert shown(second)[0].value == str(tmp_path / "here.png")  # the working directory comes last
+    (first, second) = read(path, image_folder="other")
+    assert shown(first)[0].value == str(tmp_path / "other/pics/a.png")
+    assert shown(second)[0].value == str(tmp_path / "other/here.png")  # missing, and nothing else is tried
+    with pytest.raises(DataError, match=r"data\.image_folder: no such folder"):
+        read(path, image_folder="nowhere")
+
+
+def test_pictures_inside_rows_are_unpacked_once(tmp_path: Path, cache: Path) -> None:
+    url, bare = url_of(PNG), base64.b64encode(PNG).decode()
+    parts = [
+        {"type": "image_url", "image_url": {"url": url}},
+        {"type": "image_url", "image_url": url, "text": None},
+        {"type": "input_image", "image_url": url},
+        {"type": "image", "image": bare},
+        {"type": "image", "url": url},
+        {"type": "text", "text": "Which?"},
+    ]
+    rows = [asked(parts), asked("<image>?", images=[bare]), {"prompt": "Which?", "completion": "It.", "image": url}]
+    found = {
+        part.value
+        for number, row in enumerate(rows)
+        for part in shown(read(write(tmp_path / f"{number}.jsonl", row))[0])
+        if part.type == "image"
+    }
+    (unpacked,) = cache.glob("*/*")
+    assert found == {str(unpacked)} and unpacked.suffix == ".png" and unpacked.read_bytes() == PNG
+
+
+def test_bytes_in_parquet(tmp_path: Path, cache: Path) -> None:
+    other = draw(tmp_path / "b.png", seed=3)
+    both = [{"bytes": PNG, "path": "a.png"}, {"bytes": None, "path": "b.png"}]
+    rows = [
+        {"problem": "Which fits?", "solution": "Image 1", "images": both},
+        {"problem": "And here?", "solution": "Image 2", "images": [{"bytes": bytes_of_drawing(seed=1), "path": None}]},
+    ]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    first, second = read(str(tmp_path / "a.parquet"), "prompt")
+    assert first.reference == "Image 1" and "images" not in first.columns
+    assert Path(shown(first)[0].value).read_bytes() == PNG and shown(first)[1].value == str(other)
+    assert shown(first)[2] == Part("text", "Which fits?")  # a plain question without marks has its pictures in front
+    assert Path(shown(second)[0].value).parent.parent == cache
+    raw = pa.table({"prompt": ["<image>Which?"], "completion": ["This."], "image": [PNG]})
+    pyarrow.parquet.write_table(raw, tmp_path / "raw.parquet")
+    assert Path(shown(read(str(tmp_path / "raw.parquet"))[0])[0].value).read_bytes() == PNG
+
+
+def test_without_a_cache_pictures_go_along(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WHET_CACHE", str(tmp_path / "file"))
+    (record,) = read(write(tmp_path / "a.jsonl", asked("<image>?", images=[base64.b64encode(PNG).decode()])))
+    assert shown(record)[0].value == url_of(PNG)
+
+
+def test_rows_of_unifiedreward(tmp_path: Path) -> None:
+    draw(tmp_path / "1.png"), draw(tmp_path / "2.png")
+    images = ["1.png", "2.png"]
+    one, two = (str(tmp_path / name) for name in images)
+    turns = [{"from": "human", "value": "<image>\n<image>\nWhich?"}, {"from": "gpt", "value": "<answer>1</answer>"}]
+    (record,) = read(write(tmp_path / "c.jsonl", {"conversations": turns, "images": images}))
+    expected = (Part("image", one), Part("text", "\n"), Part("image", two), Part("text", "\nWhich?"))
+    assert shown(record) == expected
+    pair = {"problem": "<image>\n<image>\nWhich?", "chosen": "One.", "rejected": "Two.", "images": images}
+    (preference,) = read(write(tmp_path / "p.jsonl", pair), "preference")
+    assert isinstance(preference, Preference) and shown(preference) == expected
+    item = {"problem": "Which?", "solution": "Image 1", "images": images}
+    (prompt,) = read(write(tmp_path / "g.jsonl", item), "prompt")
+    assert prompt.reference == "Image 1"
+    assert shown(prompt) == (Part("image", one), Part("image", two), Part("text", "Which?"))
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "Which?", "responses": ["a", "b"], "rankings": [1, 2]}, "ranking"),
+        ({"prompt": "Which?", "responses": ["a", "b"], "rewards": [1, 2]}, "scored"),
+        ({"prompt": "Which?", "responses": ["a", "b"], "weights": [0.5, 0.5]}, "scored"),
+        ({"instruction": "Which?", "completions": [{"response": "a", "overall_score": 1}]}, "scored"),
+        ({"prompt": "Which?", "completion": "a", "label": True}, "rating"),
+        ({"instruction": "Which?", "output": "a"}, "conversation"),
+    ],
+)
+def test_every_format_takes_pictures(row: dict[str, Any], kind: RecordKind, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (record,) = read(write(tmp_path / "a.jsonl", {**row, "images": ["a.png"]}), kind)
+    found = shown(record)
+    assert found == (Part("image", str(tmp_path / "a.png")), Part("text", "Which?"))
+    assert "images" not in record.columns
+
+
+def test_llama_factory_rows(real_data: Path, tmp_path: Path) -> None:
+    text = (real_data / "mllm_demo.json").read_text()
+    (tmp_path / "mllm_demo.json").write_text(text)
+    for number in (1, 2, 3):
+        draw(tmp_path / "mllm_demo_data" / f"{number}.jpg", 60 * number, 90, seed=number)
+    records = read(str(tmp_path / "mllm_demo.json"))
+    assert len(records) == 6
+    assert records[0].messages[2].content == (
+        Part("text", "What are they doing?"), Part("image", str(tmp_path / "mllm_demo_data/1.jpg")),
+    )  # fmt: skip
+    report = check(str(tmp_path / "mllm_demo.json"), Data())
+    assert report.usable and report.pictures.describe() == "8 pictures in 6 rows, from 60×90 to 180×90 pixels"
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (asked("<image>?", images=["a.png", "a.png"]), "images: 2 images for 1 <image> marks"),
+        (asked("?", images=["a.png"]), "images: 1 images for 0 <image> marks"),
+        (asked("<image>?", images=[]), "images: 0 images for 1 <image> marks"),
+        (asked("<image>?", images=None), "images: 0 images for 1 <image> marks"),
+        (asked([{"type": "image"}]), "images: 0 images for a part {type: image} without its own"),
+        (asked("<image>?", images=["https://example.org/a"]), "images[0]: is a web address, and nothing is downloaded"),
+        (asked([{"type": "image_url", "image_url": {"url": "ftp://x"}}]), "messages[0].content[0]: is a web address"),
+        (asked("<image>?", images=["data:image/png;base64,@@"]), "images[0]: the picture's data: URL is broken base64"),
+        (asked("<image>?", images=[7]), "images[0]: is not the path of a picture (found"),
+        (asked("<image>?", images=[""]), "images[0]: is not the path of a picture (found"),
+        (asked("?", videos=["a.mp4"]), "videos: is not supported"),
+    ],
+)
+def test_bad_rows_are_one_line_and_counted(row: dict[str, Any], words: str, tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    path = write(tmp_path / "a.jsonl", asked("Fine."), row)
+    with pytest.raises(DataError) as caught:
+        read(path)
+    assert str(caught.value).startswith(f"{path}:2: {words}"), str(caught.value)
+    records, ledger = read_records(Data(files=(path,), on_bad_row="drop"), ("conversation",))
+    assert len(records) == 1 and (ledger.read, ledger.kept, ledger.num_dropped) == (2, 1, 1)
+
+
+def test_check_names_every_bad_picture(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    (tmp_path / "bomb.png").write_bytes(png_header(20_000, 20_000))
+    (tmp_path / "words.png").write_text("just some words, and many of them\n" * 9)
+    names = ["a.png", "bomb.png", "words.png", "nowhere.png"]
+    path = write(tmp_path / "a.jsonl", *(asked("<image>?", images=[name]) for name in names))
+    report = check(path, Data())
+    assert [line.split(" (")[0] for line in report.bad_rows] == [
+        f"{path}:2: images: the picture has more than 100,000,000 pixels",
+        f"{path}:3: images: the picture is none that can be read",
+        f"{path}:4: images: the picture is missing",
+    ]
+    assert (report.ledger.kept, report.ledger.num_dropped, report.usable) == (1, 3, False)
+
+
+@given(num=st.integers(1, 200), most=st.integers(1, 200))
+def test_kept_pictures_are_spread_evenly(num: int, most: int) -> None:
+    kept = kept_places(num, most)
+    assert kept == sorted(set(kept)) and len(kept) == min(num, most) and kept[0] == 0
+    if most > 1:
+        assert kept[-1] == num - 1
+        gaps = {after - before for before, after in pairwise(kept)}
+        assert not gaps or max(gaps) - min(gaps) <= 1
+
+
+def test_more_pictures_than_allowed(tmp_path: Path) -> None:
+    for number in range(8):
+        draw(tmp_path / f"{number}.png", seed=number)
+    marks = "".join(f"{number}<image>" for number in range(8))
+    path = write(tmp_path / "a.jsonl", asked(marks, images=[f"{n}.png" for n in range(8)]), asked("Fine."))
+    records, ledger = read_records(Data(files=(path,), max_images=4), ("conversation",))
+    parts = shown(records[0])
+    assert [Path(part.value).stem for part in parts if part.type == "image"] == ["0", "2", "5", "7"]
+    assert [part.value for part in parts if part.type == "text"] == ["0", "12", "345", "67"]
+    assert ledger.describe() == "2 read, 2 kept, 1 with fewer pictures"
+    assert ledger.to_json()["thinned"] == {"count": 1, "lines": {path: "1"}}
+    assert check(path, Data(max_images=4)).pictures.num == 4
+    few = Conversation(messages=(Message("user", (Part("image", "a"), Part("text", "?"))),))
+    assert thinned(few, 1) is few
+
+
+def test_a_mark_among_the_words_is_told_from_a_picture(tmp_path: Path) -> None:
+    """Where somebody wrote <image> beside a picture, rows are written with parts, and read again as they were."""
+    one = str(draw(tmp_path / "a.png"))
+    question = Message("user", (Part("image", one), Part("text", "What does <image> mean?")))
+    said = Message("assistant", "An <image> mark.")
+    records: dict[str, Any] = {
+        "messages": Conversation(messages=(question, said)),
+        "preference": Preference(prompt=(question,), chosen=(said,), rejected=(Message("assistant", "No."),)),
+        "kto": Rating(prompt=(Message("user", (Part("image", one),)),), response=(said,), label=False),
+        "prompt": Prompt(messages=(question,), reference="x"),
+    }
+    kinds: dict[str, RecordKind] = {"messages": "conversation", "kto": "rating"}
+    for to, record in records.items():
+        kind: RecordKind = kinds.get(to, to)  # type: ignore[arg-type]
+        (again,) = read(write(tmp_path / f"{to}.jsonl", writer_of(to)(record)), kind)
+        assert replace(again, origin=record.origin, columns={}) == record
+    with pytest.raises(DataError, match="cannot be written as sharegpt"):
+        writer_of("sharegpt")(records["messages"])
+
+
+def test_converted_rows_name_the_same_pictures(tmp_path: Path) -> None:
+    one = draw(tmp_path / "in" / "a.png")
+    path = write(tmp_path / "in" / "a.jsonl", asked("<image>Well?", images=["a.png"]))
+    for to in ("messages", "sharegpt"):
+        out = tmp_path / "out" / f"{to}.jsonl"
+        convert(path, Data(), to, str(out))
+        assert shown(read(str(out))[0]) == (Part("image", str(one)), Part("text", "Well?"))

@@ -1,0 +1,37 @@
+"""How a stage writes for a checkpoint: its tokenizer and template, and its pictures where it takes any."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from transformers import PreTrainedTokenizerBase
+
+from whet.config.model import Model
+from whet.data.pictures import PictureReader, picture_reader
+from whet.data.render import Renderer
+from whet.models.load import load_tokenizer
+
+
+def renderer_of(path: str, model: Model, *, system: str | None = None) -> Renderer:
+    """For the checkpoint at `path`, by the plan's model section. Raises ModelError where it cannot be written for."""
+    tokenizer = load_tokenizer(
+        path, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code
+    )  # fmt: skip
+    return render_with(tokenizer, path, model, system=system)
+
+
+def render_with(
+    tokenizer: PreTrainedTokenizerBase, path: str, model: Model, *, system: str | None = None
+) -> Renderer:
+    """The same with the checkpoint's tokenizer in hand."""
+    return Renderer(tokenizer, system=system, reader=reader_of(path, model))
+
+
+def reader_of(path: str, model: Model) -> PictureReader | None:
+    """The reader of the checkpoint's pictures, always the same one; None where it takes none."""
+    return _reader(path, model.trust_remote_code, model.chat_template is None)
+
+
+@lru_cache(maxsize=8)
+def _reader(path: str, trust_remote_code: bool, with_template: bool) -> PictureReader | None:
+    return picture_reader(path, trust_remote_code=trust_remote_code, with_template=with_template)
