@@ -58,6 +58,16 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_tiny(folder, TINY_TEXTS, vocab_size=384, hidden_size=32, seed=0)
 
 
+@pytest.fixture(scope="session")
+def tiny_vlm_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen2.5-VL checkpoint, one small layer and one in its tower; patches of 14 pixels, four a token."""
+    from whet.models.tiny_vlm import Tower, build_tiny_vlm
+
+    folder = tmp_path_factory.mktemp("tiny-vlm") / "checkpoint"
+    tower = Tower(depth=1, hidden_size=16, intermediate_size=32)
+    return build_tiny_vlm(folder, TINY_TEXTS, vocab_size=400, hidden_size=32, num_layers=1, tower=tower)
+
+
 @pytest.fixture
 def in_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Run the test inside an empty directory, so that `runs/` is made there."""

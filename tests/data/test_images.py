@@ -19,6 +19,7 @@ from tests.data.drawn import bytes_of_drawing, draw, png_header
 from whet.config.data import Data
 from whet.data.convert import convert, writer_of
 from whet.data.doctor import check
+from whet.data.hub import read_hub
 from whet.data.picture_files import url_of
 from whet.data.sources import read_records
 from whet.data.thin import kept_places, thinned
@@ -232,6 +233,32 @@ def test_more_pictures_than_allowed(tmp_path: Path) -> None:
     assert check(path, Data(max_images=4)).pictures.num == 4
     few = Conversation(messages=(Message("user", (Part("image", "a"), Part("text", "?"))),))
     assert thinned(few, 1) is few
+
+
+def test_pictures_of_parquet_are_converted_to_files_beside(tmp_path: Path, cache: Path) -> None:
+    rows = [{"prompt": "Which?", "completion": "This.", "image": {"bytes": PNG, "path": None}}]
+    pyarrow.parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
+    out = tmp_path / "out" / "rows.jsonl"
+    convert(str(tmp_path / "a.parquet"), Data(), "messages", str(out))
+    (picture,) = (tmp_path / "out" / "rows_pictures").iterdir()
+    assert json.loads(out.read_text())["images"] == [f"rows_pictures/{picture.name}"]
+    assert shown(read(str(out))[0]) == (Part("image", str(picture)), Part("text", "Which?"))
+    assert picture.read_bytes() == PNG
+
+
+def test_pictures_of_a_hub_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    features = datasets.Features(
+        {"prompt": datasets.Value("string"), "images": datasets.List(datasets.Image())}
+    )  # fmt: skip
+    path = str(draw(tmp_path / "a.png"))
+    rows = datasets.Dataset.from_dict({"prompt": ["Which?"], "images": [[path]]}, features=features)
+    (tmp_path / "set").mkdir()
+    rows.to_parquet(str(tmp_path / "set" / "train.parquet"))
+    ((_, row),) = read_hub(str(tmp_path / "set"))
+    assert isinstance(row, dict) and row["images"][0]["bytes"] == Path(path).read_bytes()
 
 
 def test_a_mark_among_the_words_is_told_from_a_picture(tmp_path: Path) -> None:

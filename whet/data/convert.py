@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.config.data import Data
+from whet.data.beside import Beside
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.places import pictures_in
@@ -32,6 +33,8 @@ SHAREGPT_ROLES = {"system": "system", "user": "human", "assistant": "gpt", "tool
 def convert(path: str, data: Data, to: str, out: str) -> Ledger:
     """Read `path`, write `out`; returns the account of its rows. The file appears whole or not at all.
 
+    Pictures that came inside rows are written into a folder beside it.
+
     Raises DataError where `out` exists or a record cannot be written in that format, ConfigError for an unknown one.
     """
     if to not in TARGETS:
@@ -43,10 +46,12 @@ def convert(path: str, data: Data, to: str, out: str) -> Ledger:
         raise DataError("exists already, and is not overwritten", file=out, fix="choose another name or remove it")
     records, ledger = read_records(data, (TARGETS[to],), files=(path,))
     writer = writer_of(to)
-    text = "".join(
-        json.dumps(_row(writer(record), record), ensure_ascii=False, default=str) + "\n" for record in records
-    )
-    _write(target, text)
+    beside = Beside(target)
+    try:
+        rows = [_row(writer(beside.record(record)), record) for record in records]
+    except OSError as error:
+        raise DataError("cannot write pictures", file=str(target), found=error.strerror or str(error)) from error
+    _write(target, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
     return ledger
 
 

@@ -33,7 +33,7 @@ def _load(name: str, subset: str | None, split: str) -> Any:
             "a hub data set needs the package datasets", file=name, fix="pip install datasets, or download the files"
         ) from None
     try:
-        return datasets.load_dataset(name, subset, split=split)
+        return _undecoded(datasets.load_dataset(name, subset, split=split), datasets)
     except Exception as error:
         # `datasets` raises a dozen unrelated types (network, unknown name or split, broken files), all user input.
         found = " ".join(str(error).split())[:200]
@@ -43,3 +43,21 @@ def _load(name: str, subset: str | None, split: str) -> Any:
             found=found,
             fix="check the name, `subset`, `split` and the network (HF_HUB_OFFLINE is off?); a local path must exist",
         ) from error
+
+
+def _undecoded(rows: Any, datasets: Any) -> Any:
+    """The rows with pictures as they were stored, {bytes, path}, rather than decoded on the way."""
+    for name, feature in rows.features.items():
+        raw = _raw(feature, datasets)
+        if raw is not feature:
+            rows = rows.cast_column(name, raw)
+    return rows
+
+
+def _raw(feature: Any, datasets: Any) -> Any:
+    """The feature itself where it holds no pictures."""
+    if isinstance(feature, datasets.Image):
+        return datasets.Image(decode=False)
+    inner = getattr(feature, "feature", None)  # of a list, by whatever name
+    raw = None if inner is None else _raw(inner, datasets)
+    return feature if raw is inner else type(feature)(raw)

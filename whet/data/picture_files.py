@@ -94,11 +94,11 @@ def kind_of_bytes(data: bytes) -> str | None:
 
 def unpacked(data: bytes) -> str:
     """The path of a file with these bytes, or a `data:` URL of them where none can be kept."""
-    folder = cache_folder()
+    folder = pictures_folder()
     name = f"{sha256(data).hexdigest()[:40]}.{kind_of_bytes(data) or 'bin'}"
     if folder is None:
         return url_of(data)
-    path = (folder / "pictures" / name[:2] / name).absolute()
+    path = folder / name[:2] / name
     try:
         if not path.is_file() or path.stat().st_size != len(data):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -108,6 +108,12 @@ def unpacked(data: bytes) -> str:
     except OSError:
         return url_of(data)
     return str(path)
+
+
+def pictures_folder() -> Path | None:
+    """Where pictures that came inside rows are unpacked; None where there is no home."""
+    folder = cache_folder()
+    return None if folder is None else (folder / "pictures").absolute()
 
 
 def url_of(data: bytes) -> str:

@@ -155,6 +155,11 @@ class TokenRows(Sequence[Rendered | RenderedGroup]):
         starts: NDArray[np.int64] = np.asarray(self._arrays.ends)[self._arrays.rows]
         return np.diff(starts)
 
+    @property
+    def with_pictures(self) -> list[int]:
+        """Places of the rows that have any."""
+        return np.flatnonzero(np.diff(self._arrays.shown_ends)).tolist() if len(self._arrays.shown) else []
+
     @cached_property
     def digest(self) -> str:
         """Hash of the token ids, how they are divided, and what is seen in the pictures: the same for the same rows,

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from whet.experience.rounds import Round
-from whet.rewards.transcript import transcript
+from whet.rewards.transcript import images_of, transcript
 
 
 def completion_rows(made: Round, advantages: Mapping[str, float]) -> Iterator[dict[str, Any]]:
@@ -24,4 +24,5 @@ def completion_rows(made: Round, advantages: Mapping[str, float]) -> Iterator[di
                 "parts": dict(score.parts),
                 "advantage": advantages.get(completion.key),
                 "error": completion.error or score.error,
+                **images_of(group.prompt),
             }

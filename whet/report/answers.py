@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from whet.report.pictures import thumbnails
 from whet.runs.reader import SampleRow
 
 
@@ -33,6 +34,8 @@ class Comparison:
     reference: str | None
     answers: tuple[Answer, ...]
     change: str
+    pictures: tuple[str, ...] = ()
+    """Thumbnails of the prompt's."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,7 +67,10 @@ def _compare(rows: Sequence[SampleRow], order: Sequence[str]) -> Comparison:
     answers = tuple(Answer(model=m, text=latest[m].completion, score=latest[m].score) for m in models)
     first, last = answers[0].score or 0.0, answers[-1].score or 0.0
     change = "unchanged" if first == last else "gained" if last > first else "lost"
-    return Comparison(prompt=rows[0].prompt, reference=rows[0].reference, answers=answers, change=change)
+    return Comparison(
+        prompt=rows[0].prompt, reference=rows[0].reference, answers=answers, change=change,
+        pictures=thumbnails(rows[0].images),
+    )  # fmt: skip
 
 
 def _summary(comparisons: Sequence[Comparison]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
+from whet.report.pictures import thumbnails
 from whet.report.series import finite
 from whet.runs.completions import CompletionRow, index_rounds, read_round
 from whet.runs.reader import StageView
@@ -37,6 +38,8 @@ class ShownPrompt:
     """Best reward first; completions without one come last."""
     num_hidden: int
     """Completions between the best and the worst that are not shown."""
+    pictures: tuple[str, ...] = ()
+    """Thumbnails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +98,7 @@ def _prompt(rows: Sequence[CompletionRow]) -> ShownPrompt:
         columns=("reward", *parts, "advantage", "tokens", "end"),
         rows=tuple(_shown(row, parts) for row in order),
         num_hidden=hidden,
+        pictures=thumbnails(rows[0].images),
     )
 
 

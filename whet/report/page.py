@@ -27,6 +27,7 @@ from whet.report.header import header
 from whet.report.plots import DARK, LIGHT, draw
 from whet.report.rounds import RoundsSection, read_rounds
 from whet.report.rows import ledger_rows
+from whet.report.shown_rows import ShownRow, read_shown_rows
 from whet.runs.files import write_text, writing
 from whet.runs.reader import RunView, StageView, read_run
 
@@ -53,6 +54,7 @@ class StageSection:
     judging: judging.Judging | None
     rejection: rejection.Rejection | None
     completions: Browser | None
+    shown_rows: list[ShownRow]
 
     @property
     def alarms(self) -> list[str]:
@@ -135,7 +137,10 @@ def _section(number: int, stage: StageView, folder: Path) -> StageSection:
     ]  # fmt: skip
     prefix = f"{number:02d}-{stage.name}"
     drawn = [_drawn(chart, folder, prefix) for chart in charts]
-    return StageSection(stage=stage, charts=drawn, judging=found, rejection=sorted_out, completions=read_browser(stage))
+    return StageSection(
+        stage=stage, charts=drawn, judging=found, rejection=sorted_out, completions=read_browser(stage),
+        shown_rows=read_shown_rows(stage),
+    )  # fmt: skip
 
 
 def _drawn(chart: Chart, folder: Path, prefix: str) -> Drawn:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 from whet.report.figures import Bar, Chart, Intervals, Lines, Panel, Series
+from whet.report.pictures import thumbnails
 from whet.runs.files import read_json, read_jsonl
 from whet.runs.reader import Row, StageView
 
@@ -74,6 +75,8 @@ class ShownGroup:
     prompt: str
     reference: str | None
     answers: tuple[Shown, ...]
+    pictures: tuple[str, ...] = ()
+    """Thumbnails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +198,14 @@ def _group(row: Row) -> ShownGroup:
         prompt="\n\n".join(_words(message) for message in row["messages"]),
         reference=row.get("reference"),
         answers=tuple(_answer(one) for one in answers),
+        pictures=thumbnails(_pictures(row["messages"])),
     )
+
+
+def _pictures(messages: Sequence[Row]) -> Iterator[str]:
+    for message in messages:
+        if not isinstance(message["content"], str):
+            yield from (part["image"] for part in message["content"] if "image" in part)
 
 
 def _words(message: Row) -> str:

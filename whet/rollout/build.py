@@ -1,6 +1,6 @@
 """An engine section -> the engine of a model that does not train.
 
-    engine = open_engine(config.engine, served, Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=32))
+    engine = open_engine(config.engine, served, Answering.by(renderer, batch_size=32))
 
 The model is loaded into this process only where the engine runs here.
 """
@@ -18,6 +18,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from whet.config.engine import Engine as EngineConfig
 from whet.config.engine import Http, Native, Vllm
 from whet.config.model import Model
+from whet.data.pictures import PictureReader
+from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, end_ids, load_model, pick_device
@@ -52,6 +54,16 @@ class Answering:
     """Samples decoded at the same time inside this process."""
     exact: bool = False
     """Leave an adapter beside weights in a narrow type, where folding it in would round small updates away."""
+    reader: PictureReader | None = None
+    """Loads the pictures of requests, where the model takes any."""
+
+    @classmethod
+    def by(cls, renderer: Renderer, *, batch_size: int, exact: bool = False) -> Answering:
+        """In the words of whoever asks."""
+        return cls(
+            tokenizer=renderer.template.tokenizer, end_id=renderer.end_id, batch_size=batch_size, exact=exact,
+            reader=renderer.reader,
+        )  # fmt: skip
 
 
 def open_engine(config: EngineConfig, served: Served, answering: Answering) -> Engine:

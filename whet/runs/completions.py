@@ -40,6 +40,8 @@ class CompletionRow:
     advantage: float | None
     """Mean over its tokens; None where it was not trained on."""
     error: str | None
+    images: tuple[str, ...] = ()
+    """Pictures of the prompt."""
 
     @property
     def group(self) -> str:

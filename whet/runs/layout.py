@@ -37,6 +37,11 @@ class StagePaths:
         return self.root / "data.json"
 
     @property
+    def pictures(self) -> Path:
+        """Some rows with pictures as they are trained on: {origin, pieces: [{text, trained, picture}]}."""
+        return self.root / "pictures.jsonl"
+
+    @property
     def checkpoints(self) -> Path:
         return self.root / "checkpoints"
 

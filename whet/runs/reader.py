@@ -37,6 +37,8 @@ class SampleRow:
     completion: str
     reference: str | None
     score: float | None
+    images: tuple[str, ...] = ()
+    """Pictures of the prompt."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -78,10 +78,9 @@ def chat(
     config = Model(path=ref.path, adapter=ref.adapter)
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
     renderer = renderer_of(ref.path, config)
-    tokenizer = renderer.template.tokenizer
     speaker = Speaker(
         model=loaded,
-        engine=native_engine(loaded, Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True)),
+        engine=native_engine(loaded, Answering.by(renderer, batch_size=1, exact=True)),
         renderer=renderer,
         sampling=sampling,
         seed=seed,

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from whet.config.engine import Engine
 from whet.config.evaluate import WinRateTask
@@ -48,9 +49,14 @@ def run(stage: EvaluateStage, context: Context) -> StageResult:
             ledgers.setdefault(task.name, measured.ledger)
     write_json(context.paths.data, {name: ledger.to_json() for name, ledger in ledgers.items()})
     write_json(context.paths.evaluation, [asdict(measure) for measure in measures])
-    write_jsonl(context.paths.samples, [asdict(sample) for sample in samples])
+    write_jsonl(context.paths.samples, [_line(sample) for sample in samples])
     metrics = store.counts() | {"models": len(labels), "tasks": len(ready)}
     return StageResult(metrics=metrics, evaluation=tuple(measures))
+
+
+def _line(sample: SampleRow) -> dict[str, Any]:
+    row = asdict(sample)
+    return row if sample.images else {name: value for name, value in row.items() if name != "images"}
 
 
 def measure_model(
@@ -102,13 +108,12 @@ def loader(context: Context, engine: Engine, *, system: str | None) -> RefLoader
 def load_subject(label: str, context: Context, engine: Engine, *, system: str | None) -> Subject:
     config, ref = context.model, _ref(label, context)
     renderer = renderer_of(ref.path, config, system=system)
-    tokenizer = renderer.template.tokenizer
     voice = Called(
         engine,
         Served(ref=ref, model=config, folder=context.paths.root),
-        Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True),
+        Answering.by(renderer, batch_size=1, exact=True),
     )
-    return Subject(label=label, voice=voice, tokenizer=tokenizer, renderer=renderer)
+    return Subject(label=label, voice=voice, tokenizer=renderer.template.tokenizer, renderer=renderer)
 
 
 def _ref(label: str, context: Context) -> ModelRef:

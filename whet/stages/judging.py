@@ -48,7 +48,7 @@ def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine 
     return open_engine(
         config,
         Served(ref=judge_ref(judge, context), model=context.model, folder=context.paths.root),
-        Answering(tokenizer=renderer.template.tokenizer, end_id=renderer.end_id, batch_size=rollout.batch_size),
+        Answering.by(renderer, batch_size=rollout.batch_size),
     )
 
 

@@ -114,10 +114,9 @@ class Maker:
         alone, and each has a file of its own: a killed stage reads those it has and goes on with the next."""
         config, context = self.config, self._context
         renderer = renderer_of(context.start.path, context.model)
-        tokenizer = renderer.template.tokenizer
         limit = config.max_requests or REQUESTS_PER_PROMPT * self.num
         at_once = max(1, CHUNK_BATCHES * config.rollout.batch_size // config.rollout.group_size)
-        answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=config.rollout.batch_size)
+        answering = Answering.by(renderer, batch_size=config.rollout.batch_size)
         served = Served(ref=context.start, model=context.model, folder=context.paths.root)
         made = list[str]()
         with (

@@ -73,7 +73,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     engine = policy_engine(
         stage.rollout.engine, policy.model,
         Served(ref=context.start, model=context.model, folder=context.paths.root),
-        Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size), dtype=dtype,
+        Answering.by(renderer, batch_size=stage.rollout.batch_size), dtype=dtype,
     )  # fmt: skip
     opened.callback(engine.close)
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))

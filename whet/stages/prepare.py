@@ -21,8 +21,6 @@ from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
 
-from transformers import PreTrainedTokenizerBase
-
 from whet.config.judge import RewardJudge
 from whet.config.stage import PrepareStage
 from whet.data.render import Renderer
@@ -57,14 +55,13 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
     """Generate, judge, pair, write. Raises RunError where no pair is left."""
     check = build_checker(stage.checker) if stage.checker is not None else None
     renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
-    tokenizer = renderer.template.tokenizer
     judge = judge_of(stage.judge, context, seed=stage.rollout.seed)
     if stage.meta is not None and isinstance(judge, AskedJudge):
         build_meta_judge(stage.meta, judge)  # a bad template is found before anything is asked
     asked = read_prompts(stage.data, context, renderer, hold_out=False)
     if context.ranks.is_main:
         asked.write(context)
-    groups, metrics = collect_groups(stage, context, tokenizer, renderer, judge, asked.prompts)
+    groups, metrics = collect_groups(stage, context, renderer, judge, asked.prompts)
     if not context.ranks.is_main:
         return StageResult()
     checked = check_groups(groups, check) if check is not None else None
@@ -90,7 +87,6 @@ def run(stage: PrepareStage, context: Context) -> StageResult:
 def collect_groups(
     stage: PrepareStage,
     context: Context,
-    tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     judge: Judge,
     prompts: Sequence[Prompt],
@@ -104,7 +100,7 @@ def collect_groups(
     named = list(keyed(prompts))
     shares = [named[rank :: ranks.world] for rank in range(ranks.world)]
     begun = time.perf_counter()
-    answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=stage.rollout.batch_size)
+    answering = Answering.by(renderer, batch_size=stage.rollout.batch_size)
     served = Served(ref=context.start, model=context.model, folder=root)
     with ExitStack() as opened:
         engine = opened.enter_context(closing(open_engine(stage.rollout.engine, served, answering)))

@@ -38,10 +38,7 @@ class RejectEngines:
         if self._function is not None:
             return self._function
         stage, context = self._stage, self._context
-        answering = Answering(
-            tokenizer=self.renderer.template.tokenizer, end_id=self.renderer.end_id,
-            batch_size=stage.rollout.batch_size,
-        )  # fmt: skip
+        answering = Answering.by(self.renderer, batch_size=stage.rollout.batch_size)
         engine = open_engine(
             stage.rollout.engine, Served(ref=context.start, model=context.model, folder=context.paths.root), answering
         )

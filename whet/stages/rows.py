@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,19 @@ from whet.config.stage import (
     SftStage,
     SoftPreferenceStage,
 )
+from whet.data.marked import token_pieces
 from whet.data.pictures import PictureReader
+from whet.data.render import Rendered, RenderedGroup, Renderer
+from whet.data.store import Tokenised
 from whet.data.tokenise import tokenise
 from whet.errors import DataError
-from whet.runs.files import write_json
+from whet.runs.files import write_json, write_jsonl
 from whet.schema.records import RecordKind
 from whet.stages.context import Context
 from whet.stages.rendering import render_with
+
+SHOWN = 3
+"""Rows with pictures that are kept to look at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +78,7 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
     renderer = render_with(tokenizer, context.start.path, context.model, system=stage.data.system)
     made = tokenise(stage.data, record_kinds(stage), renderer, folders=context.folders)
     write_json(context.paths.data, made.account)
+    write_shown(renderer, made, context)
     held_out = len(made.rows) - made.num_train
     text = f"{stage.name}: {made.summary}; {made.num_train} rows to train on, {held_out} held out"
     print(f"{text}; {len(made.rows):,} rows from the token cache" if made.cached else text)
@@ -83,3 +90,21 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
         rows=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest,
         formats=frozenset(made.account["formats"].values()), reader=renderer.reader,
     )  # fmt: skip
+
+
+def write_shown(renderer: Renderer, made: Tokenised, context: Context) -> None:
+    """The first rows with pictures, for the report to show where these stand."""
+    if made.rows.with_pictures:
+        rows = [made.rows[place] for place in made.rows.with_pictures[:SHOWN]]
+        write_jsonl(context.paths.pictures, [_shown(renderer, row) for row in rows])
+
+
+def _shown(renderer: Renderer, row: Rendered | RenderedGroup) -> dict[str, Any]:
+    match row:
+        case Rendered():
+            pieces = token_pieces(renderer, row.ids, row.weights, row.pictures)
+        case RenderedGroup():
+            pieces = token_pieces(renderer, row.prompt_ids, [0.0] * len(row.prompt_ids), row.pictures)
+            for ids in row.response_ids:
+                pieces += token_pieces(renderer, ids, [1.0] * len(ids), ())
+    return {"origin": str(row.origin), "pieces": [asdict(piece) for piece in pieces]}

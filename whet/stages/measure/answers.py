@@ -8,6 +8,7 @@ from functools import partial
 
 from whet.config.evaluate import ExactTask, OverlapTask, WinRateTask
 from whet.data.ledger import Ledger
+from whet.data.places import pictures_in
 from whet.errors import DataError
 from whet.rewards.transcript import transcript
 from whet.runs.reader import SampleRow
@@ -61,6 +62,7 @@ def sample_rows(
             completion=answers[index][0].text,
             reference=ready.prompts[index].reference,
             score=scores[index],
+            images=tuple(pictures_in(ready.prompts[index].messages)),
         )
         for index in ready.logged(num_logged)
     ]

@@ -44,7 +44,7 @@ def measure_task(
 
     The model's training state and random numbers stay as they were.
     """
-    answering = Answering(tokenizer=tokenizer, end_id=renderer.end_id, batch_size=1, exact=True)
+    answering = Answering.by(renderer, batch_size=1, exact=True)
     subject = Subject(label=label, voice=Present(model, answering), tokenizer=tokenizer, renderer=renderer)
     with evaluating(model):
         measured = measure(ready_task(task, folders=folders), subject, load=ref_loader)

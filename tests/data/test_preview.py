@@ -1,0 +1,73 @@
+"""Rows to look at: where pictures stand in words, and small on a page that needs nothing beside it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from tests.data.drawn import draw
+from whet.config.data import Data
+from whet.data.preview import preview
+from whet.data.thumbnail import SIDE, thumbnail
+from whet.errors import DataError
+
+
+def write(path: Path, *rows: Any) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def shown(path: str, model: Path | None, page: Path | None = None) -> str:
+    console = Console(file=io.StringIO(), width=200, soft_wrap=True)
+    preview(path, Data(), str(model) if model else None, 3, console, page)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    draw(tmp_path / "cat.png", 90, 70)
+    draw(tmp_path / "dogs.jpg", 28, 28, seed=3)
+    turns = [{"role": "user", "content": "<image>Which [b]<script>?<image>"}, {"role": "assistant", "content": "So."}]
+    return write(tmp_path / "a.jsonl", {"messages": turns, "images": ["cat.png", "dogs.jpg"]})
+
+
+def test_where_the_image_tokens_stand(rows: str, tiny_vlm_checkpoint: Path) -> None:
+    text = shown(rows, tiny_vlm_checkpoint)
+    assert "<|vision_start|>[image 2×3 = 6 tokens cat.png]<|vision_end|>Which [b]<script>?" in text
+    assert "<|vision_start|>[image 2×2 = 4 tokens dogs.jpg]<|vision_end|>" in text
+    assert "«So.<|im_end|>»" in text and "image_pad" not in text
+    assert "user: [image cat.png]Which [b]<script>?[image dogs.jpg]" in shown(rows, None)
+
+
+def test_pairs_with_pictures(tmp_path: Path, tiny_vlm_checkpoint: Path) -> None:
+    draw(tmp_path / "cat.png", 90, 70)
+    pair = {"problem": "Which?", "chosen": "One.", "rejected": "Two.", "images": ["cat.png"]}
+    text = shown(write(tmp_path / "p.jsonl", pair), tiny_vlm_checkpoint)
+    assert "[image 2×3 = 6 tokens cat.png]<|vision_end|>Which?" in text and "«One.<|im_end|>»" in text
+
+
+def test_a_page_with_thumbnails(rows: str, tiny_vlm_checkpoint: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert f"{page}: 1 of 1 records" in shown(rows, tiny_vlm_checkpoint, page)
+    html = page.read_text()
+    small = re.findall(r'<img src="data:image/jpeg;base64,([A-Za-z0-9+/=]+)" alt="">', html)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(data))).size for data in small]
+    assert len(sizes) == 2 and sizes[1] == (28, 28) and max(sizes[0]) <= SIDE
+    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert "[image 2×3 = 6 tokens cat.png]" in html and "<mark>So." in html
+    with pytest.raises(DataError, match="exists already"):
+        shown(rows, None, page)
+
+
+def test_a_picture_that_cannot_be_read_has_no_thumbnail(tmp_path: Path) -> None:
+    (tmp_path / "x.png").write_text("no picture")
+    assert thumbnail(str(tmp_path / "x.png")) is None and thumbnail(str(tmp_path / "nowhere.png")) is None

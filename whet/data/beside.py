@@ -1,0 +1,53 @@
+"""Pictures that came inside rows, put beside a file that is written: it then needs nothing of this machine's cache.
+
+    rows.jsonl  rows_pictures/9f2c....png           {"images": ["rows_pictures/9f2c....png"], ...}
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from whet.data.picture_files import pictures_folder
+from whet.schema.records import Conversation, Message, Preference, Prompt, Ranking, Rating, Record, Scored
+
+
+class Beside:
+    """Copies what it is shown; `path` is the file that will be written."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder, self._cache = path.with_name(f"{path.stem}_pictures"), pictures_folder()
+
+    def record(self, record: Record) -> Record:
+        """The record with paths that start from the file's folder where it had those of the cache. Raises OSError."""
+        match record:
+            case Conversation() | Prompt():
+                return replace(record, messages=self._turns(record.messages))
+            case Preference() | Rating() | Ranking() | Scored():
+                return replace(record, prompt=self._turns(record.prompt))
+
+    def _turns(self, messages: Sequence[Message]) -> tuple[Message, ...]:
+        return tuple(
+            message
+            if isinstance(message.content, str)
+            else replace(
+                message,
+                content=tuple(
+                    replace(part, value=self._kept(part.value)) if part.type == "image" else part
+                    for part in message.content
+                ),
+            )
+            for message in messages
+        )
+
+    def _kept(self, source: str) -> str:
+        path = Path(source)
+        if self._cache is None or not path.is_relative_to(self._cache) or not path.is_file():
+            return source
+        target = self._folder / path.name
+        if not target.exists():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        return f"{self._folder.name}/{target.name}"
