@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from whet.data.decode import BadPicture, size_of
+from whet.data.ledger import Ledger
 from whet.data.picture_files import bytes_of
 from whet.data.pictures import complaint
 from whet.data.places import pictures_of
 from whet.errors import DataError
 from whet.schema.records import Record
+
+
+def with_sound_pictures(
+    records: Iterable[Record], on_bad_row: Literal["error", "drop"], ledger: Ledger
+) -> list[Record]:
+    """The records whose pictures can all be read. At the first other it raises DataError, or drops it, as the plan
+    says."""
+    check = PictureCheck()
+    sound: list[Record] = []
+    for record in records:
+        error = check.problem(record)
+        if error is None:
+            sound.append(record)
+        elif on_bad_row == "error":
+            raise error
+        else:
+            ledger.drop(error.problem, record.origin, str(error))
+    return sound
 
 
 @dataclass(slots=True)

@@ -14,7 +14,7 @@ MAX_LINES = 90
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Loss:
-    """Rows dropped or truncated for one reason."""
+    """Rows dropped, truncated or thinned for one reason."""
 
     reason: str
     count: int
@@ -54,6 +54,8 @@ def _row(stage: str, split: str, ledger: Mapping[str, Any]) -> LedgerRow:
     losses = [_loss(reason, found) for reason, found in ledger["dropped"].items()]
     if ledger["truncated"]["count"]:
         losses.append(_loss("truncated", ledger["truncated"]))
+    if "thinned" in ledger:
+        losses.append(_loss("more pictures than data.max_images: some left out", ledger["thinned"]))
     return LedgerRow(
         stage=stage,
         split=split,

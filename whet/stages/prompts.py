@@ -72,18 +72,28 @@ def read_prompts(data: Data, context: Context, renderer: Renderer, *, hold_out: 
 
 
 def _fitting(records: Sequence[Record], data: Data, renderer: Renderer, ledger: Ledger) -> tuple[Prompt, ...]:
-    fitting: list[Prompt] = []
-    for record in records:
-        assert isinstance(record, Prompt), "only prompts were asked for"
-        length = len(renderer.prompt(record.messages, record.tools, origin=record.origin))
-        if length <= data.max_length:
-            fitting.append(record)
-        elif data.on_overlong == "error":
-            raise DataError(
-                f"the prompt has {length} tokens, and data.max_length is {data.max_length}",
-                file=record.origin.file, line=record.origin.line,
-                fix="raise data.max_length, or set data.on_overlong to drop",
-            )  # fmt: skip
-        else:
-            ledger.drop(PROMPT_OVERLONG, record.origin)
-    return tuple(fitting)
+    prompts = [record for record in records if isinstance(record, Prompt)]
+    assert len(prompts) == len(records), "only prompts were asked for"
+    return tuple(prompt for prompt in prompts if fits(prompt, data, renderer, ledger))
+
+
+def fits(prompt: Prompt, data: Data, renderer: Renderer, ledger: Ledger) -> bool:
+    """Whether a prompt can be written for the checkpoint, its pictures included, and is not too long; else it is
+    dropped, or raises DataError where the plan says so."""
+    try:
+        length = len(renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin))
+    except DataError as error:
+        if data.on_bad_row == "error":
+            raise
+        ledger.drop(error.problem, prompt.origin, str(error))
+        return False
+    if length <= data.max_length:
+        return True
+    if data.on_overlong == "error":
+        raise DataError(
+            f"the prompt has {length} tokens, and data.max_length is {data.max_length}",
+            file=prompt.origin.file, line=prompt.origin.line,
+            fix="raise data.max_length, or set data.on_overlong to drop",
+        )  # fmt: skip
+    ledger.drop(PROMPT_OVERLONG, prompt.origin)
+    return False

@@ -11,12 +11,13 @@ from itertools import islice
 
 from whet.config.data import Data
 from whet.data.ledger import Ledger
-from whet.data.render import PROMPT_OVERLONG, Renderer
+from whet.data.render import Renderer
 from whet.errors import DataError
 from whet.experience.collect import keyed
 from whet.rewards.gold import gold_check
 from whet.rewards.reward import Reward
 from whet.schema.records import Prompt
+from whet.stages.prompts import fits
 
 GOLD = "its reference does not get full marks"
 """Why a row is left out after the gold check."""
@@ -54,7 +55,7 @@ def survey(
     ledger, left_out, num, gold = Ledger(), set[int](), 0, _Gold(reward, data)
     prompts = enumerate(read(ledger))
     while window := list(islice(prompts, WINDOW)):
-        fitting = [(place, prompt) for place, prompt in window if _fits(prompt, data, renderer, ledger)]
+        fitting = [(place, prompt) for place, prompt in window if fits(prompt, data, renderer, ledger)]
         sound = gold.sound(fitting, ledger)
         num += len(sound)
         left_out |= {place for place, _ in window} - sound
@@ -87,17 +88,3 @@ class _Gold:
             return "gold check: references say nothing of this reward"
         found = f"{self._bad:,} without full marks left out" if self._bad else "full marks for all"
         return f"gold check: {self._checked:,} references, {found}"
-
-
-def _fits(prompt: Prompt, data: Data, renderer: Renderer, ledger: Ledger) -> bool:
-    length = len(renderer.prompt(prompt.messages, prompt.tools, origin=prompt.origin))
-    if length <= data.max_length:
-        return True
-    if data.on_overlong == "error":
-        raise DataError(
-            f"the prompt has {length} tokens, and data.max_length is {data.max_length}",
-            file=prompt.origin.file, line=prompt.origin.line,
-            fix="raise data.max_length, or set data.on_overlong to drop",
-        )  # fmt: skip
-    ledger.drop(PROMPT_OVERLONG, prompt.origin)
-    return False

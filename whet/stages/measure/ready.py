@@ -10,9 +10,10 @@ from pathlib import Path
 
 from whet.config.evaluate import JudgementTask, PerplexityTask, Task
 from whet.data.ledger import Ledger
+from whet.data.picture_check import with_sound_pictures
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError
-from whet.schema.records import Conversation, Origin, Prompt, Rating
+from whet.schema.records import Conversation, Origin, Prompt, Rating, Record, RecordKind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +52,16 @@ def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = No
     name = name or task.name or task.type
     _check(task, name)
     if isinstance(task, PerplexityTask):
-        records, ledger = read_records(task.data, ("conversation",), folders=folders)
+        records, ledger = _read(task, "conversation", folders)
         conversations = tuple(record for record in records if isinstance(record, Conversation))
         kept = ReadyTask(name=name, task=task, conversations=conversations, ledger=ledger)
     elif isinstance(task, JudgementTask):
-        records, ledger = read_records(task.data, ("rating",), folders=folders)
+        records, ledger = _read(task, "rating", folders)
         ratings = tuple(record for record in records if isinstance(record, Rating))
         places = _keys([rating.origin for rating in ratings])
         kept = ReadyTask(name=name, task=task, ratings=ratings, keys=places, ledger=ledger)
     else:
-        records, ledger = read_records(task.data, ("prompt",), folders=folders)
+        records, ledger = _read(task, "prompt", folders)
         prompts = tuple(record for record in records if isinstance(record, Prompt))
         keys = _keys([prompt.origin for prompt in prompts])
         kept = ReadyTask(name=name, task=task, prompts=prompts, keys=keys, ledger=ledger)
@@ -68,6 +69,12 @@ def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = No
         found = f"{len(records)} in {', '.join(map(str, task.data.files)) or 'no file'}"
         raise DataError("an evaluation needs at least 2 records", field=f"tasks.{name}.data.files", found=found)
     return kept
+
+
+def _read(task: Task, kind: RecordKind, folders: Mapping[str, Path]) -> tuple[list[Record], Ledger]:
+    """The task's records. Pictures that cannot be read are found now, before any model answers."""
+    records, ledger = read_records(task.data, (kind,), folders=folders)
+    return with_sound_pictures(records, task.data.on_bad_row, ledger), ledger
 
 
 def _check(task: Task, name: str) -> None:
