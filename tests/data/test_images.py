@@ -251,14 +251,14 @@ def test_pictures_of_a_hub_folder(tmp_path: Path, cache: Path, monkeypatch: pyte
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     features = datasets.Features(
-        {"prompt": datasets.Value("string"), "images": datasets.List(datasets.Image())}
-    )  # fmt: skip
-    path = str(draw(tmp_path / "a.png"))
-    rows = datasets.Dataset.from_dict({"prompt": ["Which?"], "images": [[path]]}, features=features)
+        prompt=datasets.Value("string"), image=datasets.Image(), images=datasets.List(datasets.Image())
+    )
+    stored = {"bytes": PNG, "path": "a.png"}
+    rows = datasets.Dataset.from_dict({"prompt": ["Which?"], "image": [stored], "images": [[stored]]}, features=features)
     (tmp_path / "set").mkdir()
     rows.to_parquet(str(tmp_path / "set" / "train.parquet"))
     ((_, row),) = read_hub(str(tmp_path / "set"))
-    assert isinstance(row, dict) and row["images"][0]["bytes"] == Path(path).read_bytes()
+    assert isinstance(row, dict) and row["images"] == [row["image"]] == [stored]  # not decoded on the way
 
 
 def test_a_mark_among_the_words_is_told_from_a_picture(tmp_path: Path) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.data.drawn import draw
 from tests.rollout.stub import Stub
 from whet.config.data import Data
 from whet.config.model import Lora, Model
@@ -156,3 +158,30 @@ def test_a_model_behind_a_server(talk, monkeypatch, tmp_path):
 def test_a_server_is_a_url_and_has_no_adapters_of_ours(talk, words):
     with pytest.raises(UserError, match="--server"):
         talk("exit", **words)
+
+
+def test_pictures_go_with_the_next_message(talk, monkeypatch, tiny_vlm_checkpoint, tmp_path):
+    draw(tmp_path / "cat.png", 90, 70)
+    asked = []
+
+    def stream(self, request):
+        asked.append(request)
+        yield f"yes {len(asked)}"
+
+    monkeypatch.setattr(NativeEngine, "stream", stream)
+    (tmp_path / "words.png").write_text("just some words")
+    said = talk(
+        f"/image {tmp_path / 'cat.png'}", "what is it?", "and now?", f"/image {tmp_path / 'words.png'}",
+        "/image nowhere.png", "/save", model=tiny_vlm_checkpoint,
+    )  # fmt: skip
+    assert "cat.png (90×70) goes with your next message." in said
+    assert "(the picture is none that can be read: " in said and "(the picture is missing: " in said
+    assert [[Path(picture.source).name for picture in request.pictures] for request in asked] == [["cat.png"]] * 2
+    (row,) = read_jsonl(tmp_path / "rows" / "chat.jsonl")
+    assert row["images"] == [str(tmp_path / "cat.png")] and row["messages"][0]["content"] == "<image>what is it?"
+
+
+def test_a_text_model_says_that_it_takes_no_pictures(talk, heard, tmp_path):
+    draw(tmp_path / "cat.png")
+    said = talk(f"/image {tmp_path / 'cat.png'}", "what is it?", "and you?")
+    assert "this checkpoint takes none" in said and said.endswith("yes 1\n") and len(heard) == 1

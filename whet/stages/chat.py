@@ -22,6 +22,9 @@ from peft import PeftModel
 
 from whet.config.engine import Http
 from whet.config.model import Model
+from whet.data.convert import writer_of
+from whet.data.decode import BadPicture, size_of
+from whet.data.picture_files import bytes_of
 from whet.data.render import Renderer
 from whet.errors import UserError
 from whet.models.load import compute_dtype, load_model, pick_device
@@ -30,7 +33,8 @@ from whet.rollout.engine import Engine, answers
 from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
 from whet.runs.files import appending, json_line
-from whet.schema.records import Message
+from whet.schema.records import Conversation as Record
+from whet.schema.records import Message, Part
 from whet.schema.rollouts import Asked, Sampling
 from whet.stages.given import resolve
 from whet.stages.rendering import renderer_of
@@ -39,6 +43,7 @@ HELP = """\
   exit, quit      leave
   /reset          forget the conversation
   /system TEXT    set the system message; without TEXT, remove it
+  /image PATH     show a picture with the next message
   /save           add the conversation to the file of training rows
   /help           these lines"""
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -158,6 +163,8 @@ class Conversation:
     compare: bool = False
     system: str | None = None
     turns: list[Message] = field(default_factory=list)
+    pictures: list[str] = field(default_factory=list)
+    """Go with the next message."""
 
     @property
     def messages(self) -> tuple[Message, ...]:
@@ -180,10 +187,13 @@ class Conversation:
         match name:
             case "/reset":
                 self.turns.clear()
+                self.pictures.clear()
                 return "The conversation is forgotten."
             case "/system":
                 self.system = rest.strip() or None
                 return "The system message is set." if self.system else "There is no system message now."
+            case "/image":
+                return self._image(rest.strip())
             case "/save":
                 return self._save()
             case "/help":
@@ -193,7 +203,9 @@ class Conversation:
 
     def answer(self, text: str) -> None:
         """Print the answer as it comes, and remember it. An interrupted answer and its question are forgotten."""
-        self.turns.append(Message("user", text))
+        shown, self.pictures = self.pictures, []
+        parts = (*(Part("image", path) for path in shown), Part("text", text))
+        self.turns.append(Message("user", parts if shown else text))
         try:
             if self.compare:
                 self._print(adapted=False, title="without the adapter")
@@ -201,7 +213,7 @@ class Conversation:
         except KeyboardInterrupt:
             self.turns.pop()
             print("\n(interrupted, and forgotten)")
-        except ValueError as error:
+        except (ValueError, UserError) as error:
             self.turns.pop()
             print(f"({error}; /reset starts anew)")
         else:
@@ -217,10 +229,20 @@ class Conversation:
         print(flush=True)
         return "".join(pieces)
 
+    def _image(self, name: str) -> str:
+        """Show a picture, if it is one."""
+        path = Path(name).expanduser().absolute()
+        try:
+            height, width = size_of(bytes_of(str(path)))
+        except BadPicture as bad:
+            return f"({bad.problem}: {bad.found or path})"
+        self.pictures.append(str(path))
+        return f"{path.name} ({width}×{height}) goes with your next message."
+
     def _save(self) -> str:
         if not self.turns:
             return "There is nothing to save yet."
-        row = {"messages": [{"role": message.role, "content": message.text} for message in self.messages]}
+        row = writer_of("messages")(Record(messages=self.messages))
         with appending(self.save) as handle:
             handle.write(json_line(row))
         return f"Saved to {self.save}: {len(self.turns) // 2} exchange{'s' if len(self.turns) > 2 else ''}."
