@@ -254,7 +254,8 @@ def test_pictures_of_a_hub_folder(tmp_path: Path, cache: Path, monkeypatch: pyte
         prompt=datasets.Value("string"), image=datasets.Image(), images=datasets.List(datasets.Image())
     )
     stored = {"bytes": PNG, "path": "a.png"}
-    rows = datasets.Dataset.from_dict({"prompt": ["Which?"], "image": [stored], "images": [[stored]]}, features=features)
+    columns = {"prompt": ["Which?"], "image": [stored], "images": [[stored]]}
+    rows = datasets.Dataset.from_dict(columns, features=features)
     (tmp_path / "set").mkdir()
     rows.to_parquet(str(tmp_path / "set" / "train.parquet"))
     ((_, row),) = read_hub(str(tmp_path / "set"))
