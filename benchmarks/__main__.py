@@ -56,19 +56,21 @@ def parser() -> argparse.ArgumentParser:
     grpo.add_options(commands.add_parser("grpo", help="compare online RL"))
     serve.add_options(commands.add_parser("serve", help="compare clients of a vLLM server"))
     for task in TASKS:
-        add_options(commands.add_parser(task, help=f"compare {task}"))
+        add_options(commands.add_parser(task, help=f"compare {task}"), task)
     return top
 
 
-def add_options(task: argparse.ArgumentParser) -> None:
-    add = task.add_argument
-    add("--model", choices=list(SHAPES), default="103m", help="size of the random model")
+def add_options(parser: argparse.ArgumentParser, command: str) -> None:
+    add = parser.add_argument
+    add("--model", choices=[name for name in SHAPES if name != "vl"], default="103m", help="size of the random model")
     add("--peer", choices=["trl", "own"], default="trl", help="own: whet without prefix sharing")
     add("--sides", help=f"only these, comma-separated, the first to compare with: {', '.join(get_args(Side))}")
     add("--data", nargs="+", help="files whet reads; without it texts are made up")
     add("--prompt-tokens", type=int, help="made-up texts: mean tokens of a prompt (128)")
     add("--response-tokens", type=int, help="made-up texts: mean tokens of a response (128; 76 behind long prompts)")
     add("--long-prompts", action="store_true", help="made-up prompts of four times the response")
+    if command == "dpo":
+        add("--vision", action="store_true", help="questions about drawn pictures, put to the model `vl`")
     add("--max-length", type=int, default=512)
     add("--batch-size", type=int, help="records a step; by default by task and model")
     add("--rounds", type=int, default=3, help="trainings of each side")
@@ -86,13 +88,17 @@ def comparison(options: argparse.Namespace) -> Comparison:
         raise UserError("lengths are those of the files", field="--data", fix="ask for lengths of made-up texts only")
     if options.peer == "own" and options.command == "sft":
         raise UserError("a conversation shares no prompt", field="--peer", found="own", fix="take dpo or reward")
+    vision = options.command == "dpo" and options.vision
+    if vision and options.data:
+        raise UserError("pictures are drawn", field="--data", fix="leave out --vision or --data")
     response = options.response_tokens or (76 if options.long_prompts else 128)
     return Comparison(
         task=options.command,
-        model=options.model,
+        model="vl" if vision else options.model,
         peer=options.peer,
         sides=tuple(options.sides.split(",")) if options.sides else None,
         data=tuple(str(Path(file).resolve()) for file in options.data or ()),
+        vision=vision,
         prompt_tokens=4 * response if options.long_prompts else options.prompt_tokens or 128,
         response_tokens=response,
         max_length=options.max_length,

@@ -12,6 +12,7 @@ from benchmarks.figures import SideFigures, Work, summarise, to_json, work_of
 from benchmarks.flops import peak_flops
 from benchmarks.job import Outcome, Side, Task, Training
 from benchmarks.machine import describe_machine
+from benchmarks.pictures import write_pairs
 from benchmarks.rounds import Workplace, run_rounds
 from benchmarks.shapes import SHAPES, batch_size
 from benchmarks.table import conclude, describe, save
@@ -31,6 +32,7 @@ class Comparison:
     peer: Literal["trl", "own"]
     sides: tuple[str, ...] | None
     data: tuple[str, ...]
+    vision: bool
     prompt_tokens: int
     response_tokens: int
     max_length: int
@@ -90,6 +92,9 @@ def training_of(options: Comparison, work: Path) -> Training:
     size = options.batch_size or batch_size(options.task, options.model)
     steps = options.warmup + options.steps
     data = options.data
+    if options.vision:
+        data = (str(work / "pairs.jsonl"),)
+        write_pairs(Path(data[0]), round(SPARE * steps * size) + 1)
     if not data:
         lengths = Lengths(prompt=options.prompt_tokens, response=options.response_tokens)
         if lengths.longest > options.max_length:
@@ -110,6 +115,7 @@ def training_of(options: Comparison, work: Path) -> Training:
         batch_size=size,
         steps=steps,
         max_length=options.max_length,
+        pictures=options.vision,
         learning_rate=1e-4 if options.task == "sft" else 1e-5,
     )
 
@@ -142,7 +148,7 @@ def entry(
         "model": options.model,
         "parameters": SHAPES[options.model].parameters,
         "peer": options.peer,
-        "data": [Path(file).name for file in options.data]
+        "data": "pairs of drawn pictures" if options.vision else [Path(file).name for file in options.data]
         or {"made up": True, "prompt_tokens": options.prompt_tokens, "response_tokens": options.response_tokens},
         "batch_size": training.batch_size,
         "max_length": training.max_length,

@@ -35,6 +35,8 @@ class Training:
     steps: int
     """Steps in all, warm-up included."""
     max_length: int
+    pictures: bool
+    """Prompts hold pictures: see `benchmarks.vision`."""
     learning_rate: float
     rank: int = 16
     alpha: int = 32

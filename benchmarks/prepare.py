@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from whet.data.pictures import picture_reader
 
+from benchmarks import vision
 from benchmarks.job import Job, Task, Training, read_job
 from benchmarks.shapes import SHAPES, build_model
 from whet.config.data import Data
@@ -37,13 +39,20 @@ IGNORED = -100
 def prepare(training: Training, size: str) -> None:
     """Build `training.model` unless it is there, and write `training.rows`. Raises DataError where rows are too few."""
     records = read(training)
-    if not Path(training.model).is_dir():
+    folder, shape = Path(training.model), SHAPES[size]
+    if not folder.is_dir():
         texts = [text for record in records for text in words_of(record)]
-        tokenizer = train_tokenizer(
-            texts, vocab_size=min(MAX_VOCABULARY, SHAPES[size].vocabulary), max_positions=training.max_length
-        )
-        build_model(SHAPES[size], tokenizer, Path(training.model), device=training.device)
-    rows = visited(rendered(records, training), training)
+        if training.pictures:
+            vision.build_model(shape, texts, folder)
+        else:
+            room = min(MAX_VOCABULARY, shape.vocabulary)
+            tokenizer = train_tokenizer(texts, vocab_size=room, max_positions=training.max_length)
+            build_model(shape, tokenizer, folder, device=training.device)
+    order = visited(rendered(records, training), training)
+    rows: list[dict[str, Any]] = [as_ids(training.task, row) for row in order]
+    if training.pictures:
+        by_line = {record.origin.line: record for record in records}
+        rows = [ids | vision.as_asked(by_line[row.origin.line]) for ids, row in zip(rows, order, strict=True)]
     Path(training.rows).write_text(json.dumps(rows), encoding="utf-8")
 
 
@@ -61,13 +70,13 @@ def words_of(record: Record) -> list[str]:
 def rendered(records: Sequence[Record], training: Training) -> list[Rendered | RenderedGroup]:
     """The rows as a stage of whet makes them."""
     ledger = Ledger()
-    renderer = Renderer(load_tokenizer(training.model))
+    renderer = Renderer(load_tokenizer(training.model), reader=picture_reader(training.model))
     rows: Any = render_records(renderer, records, "drop", ledger)
     fitted: list[Rendered | RenderedGroup] = fit(rows, training.max_length, "truncate", ledger)
     return fitted
 
 
-def visited(rows: Sequence[Rendered | RenderedGroup], training: Training) -> list[dict[str, list[int]]]:
+def visited(rows: Sequence[Rendered | RenderedGroup], training: Training) -> list[Rendered | RenderedGroup]:
     """The rows of all steps in order: whet's feed visits an epoch by a permutation of (seed, epoch).
 
     No row comes twice: a cached reference would make the second visit cheaper.
@@ -79,7 +88,7 @@ def visited(rows: Sequence[Rendered | RenderedGroup], training: Training) -> lis
             fix="take fewer steps, or a longer file",
         )  # fmt: skip
     order = np.random.Generator(np.random.PCG64([training.seed, 0])).permutation(len(rows))
-    return [as_ids(training.task, rows[i]) for i in order[:needed]]
+    return [rows[i] for i in order[:needed]]
 
 
 def as_ids(task: Task, row: Rendered | RenderedGroup) -> dict[str, list[int]]:

@@ -52,6 +52,7 @@ class Shape:
 
 
 SHAPES = {
+    "vl": Shape(hidden=256, layers=4, heads=8, kv_heads=4, head_dim=32, intermediate=768),
     "tiny": Shape(hidden=32, layers=2, heads=4, kv_heads=2, head_dim=8, intermediate=64, vocabulary=2048),
     "103m": Shape(hidden=512, layers=8, heads=8, kv_heads=4, head_dim=64, intermediate=1536),
     "0.6b": Shape(hidden=1024, layers=28, heads=16, kv_heads=8, head_dim=128, intermediate=3072),
@@ -59,8 +60,9 @@ SHAPES = {
         hidden=3584, layers=28, heads=28, kv_heads=4, head_dim=128, intermediate=18944, vocabulary=152_064, tied=False
     ),
 }
-"""`0.6b` is Qwen3-0.6B's shape, `7b` has the numbers of Qwen2.5-7B; `tiny` is for tests and measures nothing."""
-BATCH_SIZES = {"tiny": 2, "103m": 4, "0.6b": 2, "7b": 8}
+"""`0.6b` is Qwen3-0.6B's shape, `7b` has the numbers of Qwen2.5-7B; `tiny` is for tests and measures nothing. `vl` is
+the language model of `benchmarks.vision`."""
+BATCH_SIZES = {"vl": 4, "tiny": 2, "103m": 4, "0.6b": 2, "7b": 8}
 """Pairs a step of dpo; see `batch_size`."""
 
 

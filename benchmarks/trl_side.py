@@ -17,6 +17,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from benchmarks import vision
 from benchmarks.job import Job, Trained, Training
 from whet.errors import UserError
 
@@ -31,7 +32,7 @@ except ImportError as error:
     raise UserError("TRL is not installed", field="--peer", fix="pip install 'trl>=1.16'") from error
 
 Trainer = SFTTrainer | DPOTrainer | RewardTrainer
-Row = dict[str, list[int]]
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -151,6 +152,15 @@ def build_trainer(job: Job, settings: Settings, rows: list[Row]) -> Trainer:
             config = SFTConfig(max_length=length, padding_free=settings.padding_free, **arguments)
             data = Dataset.from_list([{"input_ids": row["ids"], "labels": row["labels"]} for row in rows])
             return SFTTrainer(args=config, train_dataset=data, peft_config=lora(training, "CAUSAL_LM"), **shared)
+        case "dpo" if training.pictures:
+            config = DPOConfig(max_length=training.max_length, beta=0.1, **arguments)
+            shared["processing_class"] = vision.own_processor(training.model)
+            asked: Any = vision.Asked(rows)
+            one = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c", "images": []}])
+            adapter = lora(training, "CAUSAL_LM", vision.LANGUAGE_LAYERS)
+            trainer = DPOTrainer(args=config, train_dataset=one, peft_config=adapter, **shared)
+            trainer.train_dataset = asked
+            return trainer
         case "dpo":
             text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
             config = DPOConfig(max_length=training.max_length, beta=0.1, **arguments)
@@ -191,7 +201,7 @@ def common_arguments(job: Job, settings: Settings) -> dict[str, Any]:
     }
 
 
-def lora(training: Training, kind: str) -> LoraConfig:
+def lora(training: Training, kind: str, targets: str = "all-linear") -> LoraConfig:
     return LoraConfig(
-        r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, target_modules="all-linear", task_type=kind
+        r=training.rank, lora_alpha=training.alpha, lora_dropout=0.0, target_modules=targets, task_type=kind
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from whet.errors import RunError
 from whet.experience.store import RolloutStore
 from whet.models.load import load_model, load_tokenizer
 from whet.rollout import retry
+from whet.rollout.continuations import continuation_logprobs
 from whet.rollout.engine import answers
 from whet.rollout.http import http_engine
 from whet.rollout.probe import trainer_logprobs
@@ -117,6 +119,15 @@ def test_ids_text_and_logprobs_are_the_models_own(
         assert completion.text == tokenizer.decode(list(completion.ids), skip_special_tokens=True)
         expected = trainer_logprobs(adapted, (*request.prompt_ids, *completion.ids))[-len(completion.ids) :]
         assert completion.logprobs == pytest.approx(expected, abs=CLOSE)
+
+
+def test_log_probs_of_given_continuations(
+    engine: VllmEngine, adapted: PeftModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    asked = [replace(request, continuations=((7,), (9, 4), (2,))) for request in requests(tokenizer, 4)]
+    engine.sync(8)
+    for said, expected in zip(answers(engine, asked), continuation_logprobs(adapted, asked), strict=True):
+        assert said.continuation_logprobs == pytest.approx(expected, abs=CLOSE)
 
 
 def test_prompts_that_do_not_fit_are_data(engine: VllmEngine) -> None:

@@ -19,7 +19,7 @@ from whet.rollout import endpoints, retry
 from whet.rollout.engine import answers
 from whet.rollout.http import http_engine
 from whet.rollout.server import ServerEngine
-from whet.rollout.wire import chat_body, messages_of, read_reply
+from whet.rollout.wire import NotReadable, chat_body, messages_of, read_last_logprobs, read_reply
 from whet.schema.pictures import Picture
 from whet.schema.records import Message, Part
 from whet.schema.rollouts import Completion, Request, Sampling
@@ -312,6 +312,23 @@ def test_ids_and_log_probs_of_a_chat_reply_and_the_prompt_it_answers() -> None:
 
     assert (read([7, 9, 9, 8]).ids, read([7, 9, 9, 8]).logprobs) == ((5, 6), (-0.25, -1.5))
     assert read([7, 9, 8]).error == "the server read another prompt: 3 tokens for our 4, other ones from token 2 on"
+
+
+def test_log_probs_of_the_end_of_a_prompt() -> None:
+    known = [None, {"7": {"logprob": -9.0}}, {"5": {"logprob": -0.5}}, {"6": {"logprob": -1.25}}]
+    reply = {"choices": [{"prompt_logprobs": known}], "usage": {"prompt_tokens": 4, "completion_tokens": 1}}
+    summed, usage = read_last_logprobs(2, json.dumps(reply).encode())
+    assert summed == -1.75 and usage.prompt_tokens == 4
+    with pytest.raises(NotReadable, match="3 log-probs for 4 tokens"):
+        read_last_logprobs(4, json.dumps({"choices": [{"prompt_logprobs": known[1:]}]}).encode())
+    with pytest.raises(NotReadable, match="cannot be read"):
+        read_last_logprobs(4, json.dumps(reply).encode())
+
+
+def test_a_server_that_cannot_measure_says_so_for_each_request(opened: list[ServerEngine]) -> None:
+    with Stub() as stub:
+        (refused,) = answers(engine_of(opened, stub.url), [replace(requests(1)[0], continuations=((5,), (6,)))])
+    assert refused.error == "this server does not tell the log-probs of given continuations" and not stub.bodies
 
 
 def completion_of(engine: ServerEngine) -> Completion:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
-from whet.config.engine import Engine, Http, Vllm
+from whet.config.engine import Engine, Http
 
 MOST_SCORES = 21
 """Scores on a scale that are weighed by their probability: from 0 to 20, say."""
@@ -39,7 +39,8 @@ class PointwiseForm(Asking):
     """`additive` (five points, reason first), `score_first`, or a text file with {instruction} and {response}."""
     scores: Literal["parse", "expectation"] = "parse"
     """`parse` takes the score as it is written; `expectation` the mean of all scores on the scale, each by the
-    probability it had at that place (G-Eval, 2303.16634), which leaves fewer ties. Whole scores only."""
+    probability it had at that place (G-Eval, 2303.16634), which leaves fewer ties. It takes whole scores, and the
+    engine native or vllm."""
     low: float = 0.0
     """Lowest valid score; a reply outside [low, high] counts as unreadable."""
     high: float = 5.0
@@ -56,8 +57,8 @@ class PointwiseForm(Asking):
             raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
         if self.scores == "expectation" and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError("scores=expectation weighs whole scores: low and high must be whole numbers")
-        if self.scores == "expectation" and isinstance(self.engine, Http | Vllm):
-            raise ValueError("scores=expectation needs an engine inside this process: take engine=native")
+        if self.scores == "expectation" and isinstance(self.engine, Http):
+            raise ValueError("scores=expectation asks how likely given scores are: take engine=native or vllm")
         if self.scores == "expectation" and self.high - self.low >= MOST_SCORES:
             raise ValueError(f"scores=expectation weighs at most {MOST_SCORES} scores: narrow low and high")
         return self

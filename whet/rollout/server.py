@@ -11,25 +11,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
 
 from whet.errors import ConfigError, RunError
 from whet.rollout.endpoints import Endpoint, Endpoints
 from whet.rollout.retry import AGAIN, pause, retry_after
-from whet.rollout.wire import NotReadable, Usage, complaint, failed, read_reply
+from whet.rollout.wire import NotReadable, Usage, complaint, failed, read_last_logprobs, read_reply
 from whet.schema.rollouts import Completion, Request
+
+T = TypeVar("T")
+Reader = Callable[[bytes], tuple[T, Usage]]
 
 AHEAD = 2
 """Requests that are pulled at a time, in multiples of those that wait for an answer: none of these then waits for the
 caller."""
 WINDOW = 16
 """How far the newest request may be from the oldest unanswered one, in the same multiples."""
-CANNOT_MEASURE = "a server does not tell the log-probs of given continuations"
+CANNOT_MEASURE = "this server does not tell the log-probs of given continuations"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +53,8 @@ class Manner:
     """What is wrong with a request that need not be sent."""
     same_prompt: bool = False
     """The server has our tokenizer and template: an answer to other ids than ours is an error."""
+    measures: Callable[[Request], Sequence[tuple[str, Mapping[str, Any]]]] | None = None
+    """As `written`, for each of a request's continuations; None where the server cannot say how likely they are."""
 
 
 class _Again(Exception):
@@ -139,41 +145,59 @@ class ServerEngine:
 
     async def _answer(self, request: Request) -> Completion:
         assert self._running is not None
-        if problem := CANNOT_MEASURE if request.continuations else self.manner.problem(request):
+        unmeasured = request.continuations and self.manner.measures is None
+        if problem := CANNOT_MEASURE if unmeasured else self.manner.problem(request):
             self._counts["failed"] += 1
             return failed(request, problem)
         async with self._running.places:
-            reason = ""
-            for attempt in range(self._retries + 1):
-                try:
-                    completion, usage = await self._ask(request)
-                except _Refused as error:
-                    self._counts["failed"] += 1
-                    return failed(request, str(error))
-                except _Again as error:
-                    reason = str(error)
-                    if attempt < self._retries:
-                        self._counts["retries"] += 1
-                        await asyncio.sleep(max(pause(attempt, request.key), error.after))
-                    continue
-                self._count(usage, completion)
-                return replace(completion, policy_version=self.version)
-        if not self._endpoints.num_answered:
-            raise RunError("the server does not answer", field=self.manner.field, found=reason)
-        self._counts["failed"] += 1
-        return failed(request, reason)
-
-    def _count(self, usage: Usage, completion: Completion) -> None:
+            try:
+                completion = await (self._measured(request) if request.continuations else self._drawn(request))
+            except _Refused as error:
+                self._counts["failed"] += 1
+                return failed(request, str(error))
         self._counts["answered"] += 1
         self._counts["failed"] += completion.finish_reason == "error"
-        self._counts["prompt_tokens"] += usage.prompt_tokens
-        self._counts["completion_tokens"] += usage.completion_tokens
+        return replace(completion, policy_version=self.version)
 
-    async def _ask(self, request: Request) -> tuple[Completion, Usage]:
+    async def _drawn(self, request: Request) -> Completion:
         try:
-            path, asked = self.manner.written(request)
+            path, body = self.manner.written(request)
         except OSError as error:
             raise _Refused(f"a picture cannot be read: {error}") from None
+        read = partial(read_reply, request, same_prompt=self.manner.same_prompt)
+        return await self._ask_until(request.key, path, body, read)
+
+    async def _measured(self, request: Request) -> Completion:
+        assert self.manner.measures is not None
+        logprobs = [
+            await self._ask_until(request.key, path, body, partial(read_last_logprobs, len(ids)))
+            for ids, (path, body) in zip(request.continuations, self.manner.measures(request), strict=True)
+        ]
+        return Completion(
+            key=request.key, ids=(), text="", logprobs=(), finish_reason="stop", continuation_logprobs=tuple(logprobs)
+        )
+
+    async def _ask_until(self, name: str, path: str, body: Mapping[str, Any], read: Reader[T]) -> T:
+        """Ask, again where that may help. Raises _Refused with the last reason where it did not, and RunError where
+        nothing has ever answered."""
+        reason = ""
+        for attempt in range(self._retries + 1):
+            try:
+                said, usage = await self._ask(path, body, read)
+            except _Again as error:
+                reason = str(error)
+                if attempt < self._retries:
+                    self._counts["retries"] += 1
+                    await asyncio.sleep(max(pause(attempt, name), error.after))
+                continue
+            self._counts["prompt_tokens"] += usage.prompt_tokens
+            self._counts["completion_tokens"] += usage.completion_tokens
+            return said
+        if not self._endpoints.num_answered:
+            raise RunError("the server does not answer", field=self.manner.field, found=reason)
+        raise _Refused(reason)
+
+    async def _ask(self, path: str, asked: Mapping[str, Any], read: Reader[T]) -> tuple[T, Usage]:
         endpoint = self._endpoints.take()
         done = False
         try:
@@ -185,7 +209,7 @@ class ServerEngine:
                 )
             if status != 200:
                 self._refuse(endpoint, status, body)
-            completion, usage = read_reply(request, body, same_prompt=self.manner.same_prompt)
+            read_whole = read(body)
             done = True
         except NotReadable as error:
             raise _Again(f"{endpoint.url}: {error}") from None
@@ -194,7 +218,7 @@ class ServerEngine:
             raise
         finally:
             (self._endpoints.answered if done else self._endpoints.failed)(endpoint)
-        return completion, usage
+        return read_whole
 
     async def _post(
         self, endpoint: Endpoint, path: str, body: Mapping[str, Any]

@@ -37,7 +37,7 @@ from whet.rollout.bearer import bearer
 from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
 from whet.rollout.process import DIRECT, ServerProcess
 from whet.rollout.server import Manner, ServerEngine
-from whet.rollout.wire import chat_body, complaint, completions_body
+from whet.rollout.wire import chat_body, complaint, completions_body, measuring_bodies
 from whet.schema.rollouts import Completion, Request
 
 BASE, POLICY = "whet", "whet-policy"
@@ -87,7 +87,8 @@ class VllmEngine:
         self._engine = ServerEngine(
             (f"{self.root}/v1",),
             Manner(
-                written=self._written, headers=self.headers, local=True, problem=self._problem, same_prompt=True
+                written=self._written, headers=self.headers, local=True, problem=self._problem, same_prompt=True,
+                measures=self._measures,
             ),
             concurrency=config.concurrency, timeout=config.timeout, retries=config.retries,
         )  # fmt: skip
@@ -164,8 +165,11 @@ class VllmEngine:
             "stop_token_ids": list(self._checkpoint.end_ids),
         }
 
+    def _measures(self, request: Request) -> list[tuple[str, Mapping[str, Any]]]:
+        return [("/completions", body | {"model": self._name}) for body in measuring_bodies(request)]
+
     def _problem(self, request: Request) -> str | None:
-        num = len(request.prompt_ids)
+        num = len(request.prompt_ids) + max(map(len, request.continuations), default=0)
         if num == 0:
             return "the prompt has no tokens"
         if num >= self._max_length:

@@ -24,6 +24,10 @@ ENDINGS: Mapping[str, FinishReason] = {"length": "length", "content_filter": "er
 """What a server calls the end of an answer; everything else is a stop."""
 
 
+MISREAD = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)
+"""What reading a reply of another form raises."""
+
+
 class NotReadable(Exception):
     """A reply of another form than the API's: it may have been cut short, or come from something in between."""
 
@@ -51,6 +55,12 @@ def chat_body(request: Request) -> dict[str, Any]:
 def completions_body(request: Request) -> dict[str, Any]:
     asked = {"prompt": list(request.prompt_ids), "return_token_ids": True} | _sampling(request)
     return asked | ({"logprobs": 0} if request.logprobs else {})
+
+
+def measuring_bodies(request: Request) -> list[dict[str, Any]]:
+    """For each continuation the prompt with it behind, whose log-probs are asked for: in vLLM's words."""
+    asked = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 0}
+    return [{"prompt": [*request.prompt_ids, *ids]} | asked for ids in request.continuations]
 
 
 def _sampling(request: Request) -> dict[str, Any]:
@@ -109,16 +119,15 @@ def read_reply(request: Request, body: bytes, *, same_prompt: bool = False) -> t
     server says which ids it read. Raises NotReadable."""
     try:
         reply = json.loads(body)
-        choice, usage = reply["choices"][0], reply.get("usage") or {}
+        choice, counted = reply["choices"][0], _usage(reply)
         text = choice["message"]["content"] if "message" in choice else choice["text"]
-        counted = Usage(**{name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")})
         ids = tuple(int(token) for token in choice.get("token_ids") or ())
         known = choice.get("logprobs") or {}
         values = known.get("token_logprobs") or [token["logprob"] for token in known.get("content") or ()]
         logprobs = tuple(map(float, values)) if ids else ()
         read = reply.get("prompt_token_ids") or choice.get("prompt_token_ids") if same_prompt else None
         ending = str(choice.get("finish_reason") or "stop")
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
+    except MISREAD as error:
         raise NotReadable(f"the reply cannot be read ({type(error).__name__}: {error})") from None
     if not isinstance(text, str | None) or (ids and len(logprobs) not in (0, len(ids))):
         raise NotReadable("the reply cannot be read: no text, or ids and log-probs of different lengths")
@@ -136,6 +145,26 @@ def read_reply(request: Request, body: bytes, *, same_prompt: bool = False) -> t
         counted_tokens=None if ids else counted.completion_tokens,
         error=f"the server ended the answer: {ending}" if finish == "error" else None,
     ), counted
+
+
+def read_last_logprobs(num_tokens: int, body: bytes) -> tuple[float, Usage]:
+    """The log-probs of the prompt's last tokens, summed. Raises NotReadable."""
+    try:
+        reply = json.loads(body)
+        known = reply["choices"][0]["prompt_logprobs"][-num_tokens:]
+        # Of each token the likeliest stand beside it; at 0 of these, it stands alone.
+        values = [float(value["logprob"]) for token in known for value in token.values()]
+        counted = _usage(reply)
+    except MISREAD as error:
+        raise NotReadable(f"the reply cannot be read ({type(error).__name__}: {error})") from None
+    if len(values) != num_tokens:
+        raise NotReadable(f"the reply cannot be read: {len(values)} log-probs for {num_tokens} tokens")
+    return sum(values), counted
+
+
+def _usage(reply: Mapping[str, Any]) -> Usage:
+    said = reply.get("usage") or {}
+    return Usage(**{name: int(said.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")})
 
 
 def _differs(ours: Sequence[int], theirs: Sequence[int]) -> str | None:

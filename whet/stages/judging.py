@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.config.engine import Native
+from whet.config.engine import Http
 from whet.config.judge import Asking, PointwiseForm, RewardJudge
 from whet.config.judge import Judge as JudgeConfig
 from whet.config.rewards import RewardModel
@@ -37,10 +37,10 @@ def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine 
     other engine is asked for; else one to be closed by the caller."""
     own_is_asked = own is not None and judge.model == "start" and judge.engine in (None, rollout.engine)
     config = rollout.engine if own_is_asked else judge.engine or engine_of_another(rollout.engine)
-    if isinstance(judge, PointwiseForm) and judge.needs_probabilities and not isinstance(config, Native):
+    if isinstance(judge, PointwiseForm) and judge.needs_probabilities and isinstance(config, Http):
         raise ConfigError(
-            "scores=expectation needs an engine inside this process", field="judge.engine", found=config.type,
-            fix="set judge.engine=native",
+            "scores=expectation asks how likely given scores are", field="judge.engine", found=config.type,
+            fix="set judge.engine to native or vllm",
         )  # fmt: skip
     if own is not None and own_is_asked:
         return own

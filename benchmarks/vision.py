@@ -1,0 +1,79 @@
+"""A small vision-language model for the comparisons, and what the peer needs to be asked about pictures.
+
+The model has the vocabulary of the Qwen models and little else. The peer renders and reads pictures by itself, in its
+collator; its ids are compared with whet's by the tokens of a step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLProcessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from benchmarks.shapes import Shape
+from whet.models.tiny_vlm import Tower, build_tiny_vlm
+from whet.schema.records import Preference, Record
+
+LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
+"""Layers that whet gives adapters: the tower has none."""
+
+
+def as_asked(record: Record) -> dict[str, Any]:
+    """A preference as the peer's collator takes it: the parts of the question, both answers, and the pictures."""
+    assert isinstance(record, Preference) and not isinstance(record.prompt[-1].content, str)
+    parts = record.prompt[-1].content
+    return {
+        "parts": [
+            {"type": "image"} if part.type == "image" else {"type": "text", "text": part.value} for part in parts
+        ],
+        "answers": [record.chosen[-1].text, record.rejected[-1].text],
+        "images": [part.value for part in parts if part.type == "image"],
+    }
+
+
+class Asked(torch.utils.data.Dataset[dict[str, Any]]):
+    """Rows of `as_asked`, their pictures opened when they are fetched."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self._rows[index]
+        chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in row["answers"])
+        return {
+            "prompt": [{"role": "user", "content": [dict(part) for part in row["parts"]]}],
+            "chosen": chosen, "rejected": rejected, "images": [Image.open(path) for path in row["images"]],
+        }  # fmt: skip
+
+
+def build_model(shape: Shape, texts: list[str], folder: Path) -> None:
+    """Write a bf16 Qwen2.5-VL checkpoint with its tokenizer and image processor. Its embedding has the shape's
+    vocabulary, whatever the tokenizer's."""
+    tower = Tower(depth=4, hidden_size=128, intermediate_size=384, num_heads=4)
+    build_tiny_vlm(
+        folder, texts, family="qwen2_5_vl", vocab_size=32_768, hidden_size=shape.hidden,
+        intermediate_size=shape.intermediate, num_layers=shape.layers, num_heads=shape.heads,
+        num_kv_heads=shape.kv_heads, max_positions=4096, tower=tower, dtype=torch.bfloat16,
+    )  # fmt: skip
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.bfloat16)
+    model.resize_token_embeddings(shape.vocabulary, mean_resizing=False)
+    model.save_pretrained(folder)
+
+
+def own_processor(folder: str) -> Any:
+    """transformers' processor of the checkpoint. It insists on one for films as well, which wants torchvision and is
+    not called here: where that is missing, something stands in its place."""
+    pictures = Qwen2VLImageProcessorPil.from_pretrained(folder)
+    films = SimpleNamespace(merge_size=pictures.merge_size, model_input_names=[])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with patch.object(Qwen2_5_VLProcessor, "check_argument_for_proper_class", lambda self, name, argument: None):
+        return Qwen2_5_VLProcessor(pictures, tokenizer, films, chat_template=tokenizer.chat_template)
