@@ -8,8 +8,7 @@ from typing import Literal
 
 from whet.data.decode import BadPicture, size_of
 from whet.data.ledger import Ledger
-from whet.data.picture_files import bytes_of
-from whet.data.pictures import complaint
+from whet.data.picture_files import bytes_of, complaint
 from whet.data.places import pictures_of
 from whet.errors import DataError
 from whet.schema.records import Record

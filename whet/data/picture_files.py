@@ -18,6 +18,8 @@ from pathlib import Path
 
 from whet.data.cache import cache_folder
 from whet.data.decode import BadPicture
+from whet.errors import DataError
+from whet.schema.records import NOWHERE, Origin
 
 MAX_BYTES = 256 * 2**20
 """Largest file of a picture."""
@@ -122,8 +124,22 @@ def url_of(data: bytes) -> str:
 
 
 def sent(source: str) -> str:
-    """A picture as servers take it: a `data:` URL of its bytes. Raises BadPicture."""
-    return source if source.startswith(DATA) else url_of(bytes_of(source))
+    """A picture as servers take it: a `data:` URL of its bytes. Raises DataError where it cannot be read."""
+    try:
+        return source if source.startswith(DATA) else url_of(bytes_of(source))
+    except BadPicture as bad:
+        raise complaint(bad, source, NOWHERE) from None
+
+
+def complaint(bad: BadPicture, source: str, origin: Origin) -> DataError:
+    """The record's line about a picture."""
+    name = "a picture in the row" if source.startswith("data:") else source
+    found = name if bad.found is None or bad.found == source else f"{name} ({bad.found})"
+    nowhere = origin is NOWHERE
+    return DataError(
+        bad.problem, file=None if nowhere else origin.file, line=None if nowhere else origin.line, field="images",
+        found=found, fix=bad.fix,
+    )  # fmt: skip
 
 
 def _of_url(source: str) -> bytes:

@@ -18,8 +18,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from whet.data.decode import BadPicture, decoded, size_of
-from whet.data.picture_files import bytes_of, signature
-from whet.errors import ConfigError, DataError, ModelError
+from whet.data.picture_files import bytes_of, complaint, signature
+from whet.errors import ConfigError, ModelError
 from whet.schema.pictures import Picture
 from whet.schema.records import NOWHERE, Origin
 
@@ -155,17 +155,6 @@ def picture_reader(
     return PictureReader(
         processor, rule, place_id=int(place_id), reserved_ids=() if video is None else (int(video),),
         chat_template=_chat_template(path) if with_template else None,
-    )  # fmt: skip
-
-
-def complaint(bad: BadPicture, source: str, origin: Origin) -> DataError:
-    """The record's line about a picture."""
-    name = "a picture in the row" if source.startswith("data:") else source
-    found = name if bad.found is None or bad.found == source else f"{name} ({bad.found})"
-    nowhere = origin is NOWHERE
-    return DataError(
-        bad.problem, file=None if nowhere else origin.file, line=None if nowhere else origin.line, field="images",
-        found=found, fix=bad.fix,
     )  # fmt: skip
 
 

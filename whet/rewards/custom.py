@@ -14,6 +14,7 @@ from typing import Any
 from whet.config.rewards import Custom
 from whet.rewards.process import Call, Worker
 from whet.rewards.reward import no_answer, question
+from whet.rewards.transcript import images_of
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
 
@@ -39,8 +40,8 @@ class FunctionReward:
         return [next(rest) if score is None else score for score in scores]
 
     def _columns(self, prompt: Prompt) -> dict[str, Any]:
-        """The row's columns and its reference, as far as the function takes them."""
-        columns: dict[str, Any] = dict(prompt.columns)
+        """The row's columns, its reference and its pictures, as far as the function takes them."""
+        columns: dict[str, Any] = dict(prompt.columns) | images_of(prompt)
         if prompt.reference is not None:
             columns["reference"] = prompt.reference
         return {
