@@ -40,7 +40,7 @@ def token_pieces(
             rest = rest[picture.num_tokens :]
             continue
         end = next((i for i, (token, _) in enumerate(rest) if pictures and token == place), len(rest))
-        for trained, run in groupby(rest[:end], key=lambda pair: pair[1] > 0):
+        for trained, run in groupby(rest[:end], key=lambda pair: bool(pair[1] > 0)):
             pieces.append(Piece(str(decode([token for token, _ in run])), trained))
         rest = rest[end:]
     return pieces
