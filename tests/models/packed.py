@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from whet.models.attention import NAME
-from whet.models.backbone import from_trees, row_places
+from whet.models.rows import from_trees, row_places
 from whet.schema.packed import Packed, Tree
 
 VOCABULARY = 300

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from tests.models.packed import VOCABULARY, build, with_adapter
-from whet.models.backbone import Backbone, from_trees
+from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.lean_step import LeanStep
 from whet.models.packed_linear import packs
+from whet.models.rows import from_trees
 from whet.models.snapshot import Snapshot
 from whet.schema.packed import Tree
 

@@ -15,10 +15,10 @@ from tests.models.packed import ARCHITECTURES, build, pack
 from whet.config.model import Lora, Model
 from whet.config.reward import RewardHead
 from whet.errors import ModelError
-from whet.models.backbone import row_places
 from whet.models.load import load_model, load_tokenizer, save_trained
 from whet.models.merge import merge_reward_adapter
 from whet.models.reward import load_reward_model, save_reward_model
+from whet.models.rows import row_places
 from whet.models.score_head import ScoreHead, fresh_head, num_layers
 from whet.models.scoring import RowScorer
 from whet.schema.artifacts import ModelRef

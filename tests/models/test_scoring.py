@@ -221,7 +221,7 @@ def test_scores_of_rows_are_read_at_their_last_token() -> None:
 
 
 def row_ids(packed: Packed, number: int) -> torch.Tensor:
-    from whet.models.backbone import row_places
+    from whet.models.rows import row_places
 
     places = row_places(packed.trees)[number]
     return packed.input_ids[places[places >= 0]]

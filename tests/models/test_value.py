@@ -15,9 +15,10 @@ from whet.config.model import Lora, Model
 from whet.config.reward import RewardHead
 from whet.config.value import ModelValue, PolicyValue, ValueFunction
 from whet.errors import ModelError
-from whet.models.backbone import row_places, unwrapped
+from whet.models.backbone import unwrapped
 from whet.models.load import load_model, load_tokenizer, save_trained
 from whet.models.reward import load_reward_model, save_reward_model
+from whet.models.rows import row_places
 from whet.models.scoring import RowScorer, TokenScorer
 from whet.models.value import (
     FILE,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from tests.models.packed import VOCABULARY, build, with_adapter
-from whet.models.backbone import Backbone, from_trees
+from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
+from whet.models.rows import from_trees
 from whet.models.scoring import TokenScorer, next_logits
 from whet.rollout import decode, native
 from whet.rollout.native import NativeEngine

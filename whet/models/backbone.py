@@ -1,7 +1,8 @@
 """Hidden states of packed rows, by the checkpoint's own layers; padded rows where its attention cannot take a tree.
 
 What a model can take is tried out, not looked up: its first packed row is preceded by a probe of a few tokens, packed
-and padded, and where the two differ the model is given padded rows from then on, which is said once.
+and padded, and where the two differ the model is given padded rows from then on, which is said once. So are pictures:
+a row with the first one must get the numbers of the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from inspect import signature
 from typing import Any
 
 import torch
@@ -19,14 +21,20 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
+from whet.errors import ModelError
 from whet.models.attention import NAME, Layout
 from whet.models.decoding import Captured, KeyValues
 from whet.models.gate import fuse_gates
+from whet.models.inputs import Inputs, inputs_of
 from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
+from whet.models.positions import prompt_shifts
+from whet.models.rows import from_trees, row_places
+from whet.models.vision import Vision, language_layers
 from whet.schema.packed import Packed, Tree
+from whet.schema.pictures import Media
 
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
 
@@ -42,7 +50,8 @@ class Backbone:
         """Rows of more than `keep_tokens` tokens keep no activations but each layer's input; None keeps all."""
         self._whole = unwrapped(model)
         self._keep_tokens = keep_tokens
-        self._layers: torch.nn.Module = getattr(self._whole, self._whole.base_model_prefix)
+        self._layers = language_layers(self._whole)
+        self._vision = Vision.of(self._whole)
         self._window = _window(self._whole)
         self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
         self.least_rows = least_rows(next(self._whole.parameters()))
@@ -61,11 +70,17 @@ class Backbone:
         return embeddings
 
     def hidden(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
-        """[T, H]: the last layer's output for every token. `embedded` [T, H] replaces the tokens' embeddings."""
+        """[T, H]: the last layer's output for every token. `embedded` [T, H] replaces the tokens' embeddings, but for
+        the pictures'.
+
+        Raises ModelError for pictures that the model does not take, or not in a way that is known here.
+        """
         padded = self.refusal is not None or (self._window is not None and _longest(packed.trees) > self._window)
         large = self._keep_tokens is not None and packed.num_tokens > self._keep_tokens
+        self._try_pictures(packed.media)
         with self._recomputing(large and torch.is_grad_enabled()):
-            return self._padded(packed, embedded) if padded else self._packed(packed, embedded)
+            inputs = self._inputs(packed, embedded)
+            return self._padded(inputs, packed.trees) if padded else self._run(inputs, trees=Layout(packed.trees))
 
     @contextmanager
     def _recomputing(self, wanted: bool) -> Iterator[None]:
@@ -81,8 +96,26 @@ class Backbone:
 
     def prompts(self, packed: Packed) -> tuple[Tensor, Captured]:
         """[T, H] of prompts without branches, and their keys and values to decode from."""
-        captured = Captured(sizes=tuple(tree.prompt for tree in packed.trees))
-        return self._packed(packed, captured=captured), captured
+        self._try_pictures(packed.media)
+        captured = Captured(sizes=tuple(tree.prompt for tree in packed.trees), shifts=self._shifts(packed))
+        return self._run(self._inputs(packed), trees=Layout(packed.trees, captured)), captured
+
+    def padded_prompts(self, packed: Packed, place: Tensor) -> tuple[Tensor, Any, Tensor]:
+        """The same for prompts with pictures where rows are padded, on the left: their tokens stand at place [R, L] of
+        the packed row, -1 is padding. [R, H] of their last tokens, transformers' cache, and their shifts [R]."""
+        self._try_pictures(packed.media)
+        inputs = self._inputs(packed)
+        taken = inputs.rows(place)
+        # Counted from the first real token, where the model does not count by itself from the left.
+        taken.setdefault("position_ids", inputs.positions[place.clamp_min(0)])
+        out = self._layers(**taken, use_cache=True)
+        shifts = torch.tensor(self._shifts(packed), device=place.device)
+        return out.last_hidden_state[:, -1], out.past_key_values, shifts
+
+    def _shifts(self, packed: Packed) -> tuple[int, ...]:
+        """How much further on what follows each prompt stands than its tokens' number says."""
+        in_grid = self._vision is not None and self._vision.in_grid
+        return prompt_shifts(packed.trees, packed.media if in_grid else None)
 
     def stepper(self) -> Stepper:
         """What decodes a token a row with the weights as they are now.
@@ -104,7 +137,7 @@ class Backbone:
 
     def _step(self, ids: Tensor, positions: Tensor, memory: KeyValues) -> Tensor:
         """By the checkpoint's own layers."""
-        return self._run(ids, positions, None, decoding=memory)
+        return self._run(Inputs(ids=ids, positions=positions), decoding=memory)
 
     @cached_property
     def _is_lean(self) -> bool:
@@ -134,46 +167,25 @@ class Backbone:
         """Whether rows of so many tokens can be decoded by `prompts` and `step`."""
         return self.refusal is None and (self._window is None or length <= self._window)
 
-    def _packed(self, packed: Packed, embedded: Tensor | None = None, captured: Captured | None = None) -> Tensor:
-        layout = Layout(packed.trees, captured)
-        return self._run(packed.input_ids, packed.position_ids, embedded, trees=layout)
+    def _inputs(self, packed: Packed, embedded: Tensor | None = None) -> Inputs:
+        return inputs_of(packed, embedded, self.embeddings, self._vision)
 
-    def _run(
-        self,
-        ids: Tensor,
-        positions: Tensor,
-        embedded: Tensor | None,
-        *,
-        trees: Layout | None = None,
-        decoding: KeyValues | None = None,
-    ) -> Tensor:
-        """[T, H] of T tokens in one row, of which only the attention knows how they belong together."""
+    def _run(self, inputs: Inputs, **known: Layout | KeyValues) -> Tensor:
+        """[T, H] of T tokens in one row; what is `known` of how they belong together goes to the attention."""
         # transformers hands a mask of four dimensions on as it is; our attention does not look at it.
-        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=ids.device)
-        known = {"trees": trees} if decoding is None else {"decoding": decoding}
+        mask = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=inputs.ids.device)
         hidden: Tensor = self._layers(
-            input_ids=ids.unsqueeze(0) if embedded is None else None,
-            inputs_embeds=None if embedded is None else embedded.unsqueeze(0),
-            position_ids=positions.unsqueeze(0),
-            attention_mask=mask,
-            use_cache=False,
-            **known,
+            **inputs.one_row(), attention_mask=mask, use_cache=False, **known
         ).last_hidden_state
         return hidden[0]
 
-    def _padded(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
-        places = row_places(packed.trees).to(packed.input_ids.device)  # [R, L], -1 is padding
-        real, place = places >= 0, places.clamp_min(0)
-        hidden: Tensor = self._layers(
-            input_ids=packed.input_ids[place] if embedded is None else None,
-            inputs_embeds=None if embedded is None else embedded[place],
-            attention_mask=real.long(),
-            use_cache=False,
-        ).last_hidden_state
+    def _padded(self, inputs: Inputs, trees: tuple[Tree, ...]) -> Tensor:
+        places = row_places(trees).to(inputs.ids.device)  # [R, L], -1 is padding
+        hidden: Tensor = self._layers(**inputs.rows(places), use_cache=False).last_hidden_state
         # A prompt's tokens stand in several rows and are the same in all: the first row's are taken.
-        flat = torch.full((packed.num_tokens,), -1, dtype=torch.int64, device=places.device)
-        order = real.flatten().nonzero(as_tuple=True)[0].flip(0)
-        flat[place.flatten()[order]] = order
+        flat = torch.full((len(inputs.ids),), -1, dtype=torch.int64, device=places.device)
+        order = (places >= 0).flatten().nonzero(as_tuple=True)[0].flip(0)
+        flat[places.flatten()[order]] = order
         return hidden.flatten(0, 1)[flat]
 
     def _why_not(self) -> str | None:
@@ -197,10 +209,42 @@ class Backbone:
         probe = from_trees(ids, PROBE)
         with torch.no_grad(), evaluating(self._whole):
             try:
-                packed, padded = self._packed(probe).float(), self._padded(probe).float()
+                inputs = self._inputs(probe)
+                packed, padded = self._run(inputs, trees=Layout(PROBE)), self._padded(inputs, PROBE)
             except (TypeError, ValueError, RuntimeError, IndexError):
                 return False  # a layer that does not pass `trees` on, or will not have the mask
-        return self._agree(packed, padded)
+        return self._agree(packed.float(), padded.float())
+
+    def _try_pictures(self, media: Media | None) -> None:
+        """Raises ModelError where a row with the first picture gets other numbers than by the model's own forward."""
+        if media is None or self._vision is None or self._vision.tried:
+            return
+        device, picture = next(self._whole.parameters()).device, media.pictures[0]
+        tried = torch.arange(1, 1 + picture.num_tokens, device=device)
+        types = torch.zeros(picture.num_tokens + 3, dtype=torch.int64, device=device).index_fill_(0, tried, 1)
+        ids = types * self._whole.config.image_token_id
+        one = Media(pictures=(picture,), places=tried, load=media.load)
+        row = from_trees(ids, (Tree(0, len(ids)),), one)
+        with torch.no_grad(), evaluating(self._whole), torch.autocast(device.type, enabled=False):
+            ours = self._padded(self._inputs(row), row.trees).float()
+            theirs = self._own(ids, types, one).float()
+        if not self._agree(ours, theirs):
+            raise ModelError(
+                f"{type(self._whole).__name__} takes pictures in a way that is not known here", field="model.path",
+                fix="take a Qwen2.5-VL, Qwen3-VL or LLaVA checkpoint",
+            )  # fmt: skip
+        self._vision.tried = True
+
+    def _own(self, ids: Tensor, types: Tensor, media: Media) -> Tensor:
+        """[T, H] of one row with pictures by the model's own forward pass; types [T] are 1 at a picture's tokens."""
+        base = getattr(self._whole, self._whole.base_model_prefix)
+        told = {"mm_token_type_ids", "token_type_ids"} & signature(base.forward).parameters.keys()
+        seen = {name: tensor.to(ids.device) for name, tensor in media.load(media.pictures).items()}
+        hidden: Tensor = base(
+            input_ids=ids.unsqueeze(0), attention_mask=torch.ones_like(ids).unsqueeze(0), use_cache=False, **seen,
+            **{name: types.unsqueeze(0) for name in told},
+        ).last_hidden_state  # fmt: skip
+        return hidden[0]
 
     def _agree(self, ours: Tensor, theirs: Tensor) -> bool:
         narrow = next(self._whole.parameters()).dtype in (torch.bfloat16, torch.float16)
@@ -211,48 +255,6 @@ def unwrapped(model: torch.nn.Module) -> PreTrainedModel:
     """The transformers model under a peft adapter."""
     whole: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
     return whole
-
-
-def from_trees(ids: Tensor, trees: tuple[Tree, ...]) -> Packed:
-    """A packed row of these ids [T] whose every token but a row's first is a target."""
-    positions: list[int] = []
-    sources: list[int] = []
-    targets: list[int] = []
-    rows: list[int] = []
-    ends: list[int] = []
-    row = 0
-    for tree in trees:
-        positions += range(tree.prompt)
-        paths = [range(start, start + size) for start, size in tree.spans()] or [
-            range(tree.start + 1, tree.start + tree.prompt)
-        ]
-        for path in paths:
-            if tree.branches:
-                positions += range(tree.prompt, tree.prompt + len(path))
-            last = tree.start + tree.prompt - 1 if tree.branches else tree.start
-            sources += [last, *path][: len(path)]
-            targets += path
-            rows += [row] * len(path)
-            ends.append([last, *path][-1])
-            row += 1
-
-    def tensor(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=ids.device)
-
-    return Packed(
-        input_ids=ids, position_ids=tensor(positions), trees=trees, sources=tensor(sources),
-        targets=ids[tensor(targets)], target_rows=tensor(rows), ends=tensor(ends),
-    )  # fmt: skip
-
-
-def row_places(trees: tuple[Tree, ...]) -> Tensor:
-    """[R, L] positions of each row's tokens in the packed row, -1 where the row is shorter than the longest."""
-    paths = []
-    for tree in trees:
-        prompt = [*range(tree.start, tree.start + tree.prompt)]
-        paths += [[*prompt, *range(start, start + size)] for start, size in tree.spans()] or [prompt]
-    longest = max(len(path) for path in paths)
-    return torch.tensor([path + [-1] * (longest - len(path)) for path in paths])
 
 
 def max_positions(model: torch.nn.Module) -> int | None:

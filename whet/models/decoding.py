@@ -25,6 +25,8 @@ class Captured:
 
     sizes: tuple[int, ...]
     """Tokens of each prompt."""
+    shifts: tuple[int, ...]
+    """How much further on than its tokens' number what follows each prompt stands; 0 but for pictures in a grid."""
     keys: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
     """Layer to one [k, P, d] for each prompt."""
     values: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
@@ -33,6 +35,7 @@ class Captured:
         """Without the prompts after the first `num`."""
         return Captured(
             sizes=self.sizes[:num],
+            shifts=self.shifts[:num],
             keys={layer: parts[:num] for layer, parts in self.keys.items()},
             values={layer: parts[:num] for layer, parts in self.values.items()},
         )
@@ -59,6 +62,8 @@ class KeyValues:
     def __init__(self) -> None:
         self._layers: dict[int, _Layer] = {}
         self._prompt_lengths: list[int] = []
+        self._shifts: list[int] = []
+        """Of each group, see `Captured`."""
         self._groups: list[int] = []
         """Group of each row."""
         self._lengths: list[int] = []
@@ -72,7 +77,8 @@ class KeyValues:
     @property
     def positions(self) -> list[int]:
         """Where the next token of each row stands."""
-        return [self._prompt_lengths[g] + length for g, length in zip(self._groups, self._lengths, strict=True)]
+        begin = [size + shift for size, shift in zip(self._prompt_lengths, self._shifts, strict=True)]
+        return [begin[group] + length for group, length in zip(self._groups, self._lengths, strict=True)]
 
     def num_bytes(self) -> int:
         """What is held, unused room included."""
@@ -87,6 +93,7 @@ class KeyValues:
         """Add the captured prompts as new groups, `rows[i]` rows to the i-th, behind the rows there are."""
         first = len(self._prompt_lengths)
         self._prompt_lengths += captured.sizes
+        self._shifts += captured.shifts
         for number, count in enumerate(rows):
             self._groups += [first + number] * count
             self._lengths += [0] * count
@@ -120,6 +127,7 @@ class KeyValues:
                 layer.prompt_keys = layer.prompt_keys[which][..., :longest].contiguous()
                 layer.prompt_values = layer.prompt_values[which][:, :, :longest].contiguous()
         self._prompt_lengths = [self._prompt_lengths[group] for group in groups]
+        self._shifts = [self._shifts[group] for group in groups]
         self._groups, self._lengths = [again[self._groups[row]] for row in rows], [self._lengths[row] for row in rows]
 
     def begin(self) -> None:

@@ -23,8 +23,9 @@ from transformers import PreTrainedModel
 
 from whet.models.decoding import KeyValues
 from whet.models.packed_linear import PackedLinear
+from whet.models.vision import language_layers
 
-KINDS = ("llama", "mistral", "qwen2", "qwen3")
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
 """Model types whose layers are the ones above. A probe tells different numbers, not a cap that small scores never meet,
 so the kinds are named as well."""
 
@@ -93,7 +94,7 @@ class LeanStep:
 
     def __init__(self, whole: PreTrainedModel) -> None:
         """Raises AttributeError where a part has another name; see `fits`."""
-        layers: Any = getattr(whole, whole.base_model_prefix)
+        layers: Any = language_layers(whole)
         config = whole.config.get_text_config()
         self._embed, self._rotary = layers.embed_tokens, layers.rotary_emb
         self._heads, self._kv = config.num_attention_heads, config.num_key_value_heads

@@ -9,15 +9,26 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
+from whet.models.adapted_layers import adapted_layers
 from whet.models.attention import NAME
+from whet.models.processor_files import copy_processor
+from whet.models.vision import vision_parts
 from whet.schema.artifacts import ModelRef
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
@@ -82,24 +93,12 @@ def load_model(
 
     With `trainable`, trainable weights are fp32 whatever `dtype` is (the loop computes in `dtype` by autocast): the
     adapter of `ref` is continued, else a fresh one is made by `config.lora` (initialised from `seed`), else, with
-    `lora: null`, every weight trains. Without `trainable` the model is in eval mode and nothing requires grad.
+    `lora: null`, every weight trains. A vision tower and its projector train only with `config.vision.train`. Without
+    `trainable` the model is in eval mode and nothing requires grad.
     """
-    check_directory(ref.path)
     device = pick_device(config.device)
     full = trainable and ref.adapter is None and config.lora is None
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            ref.path,
-            dtype=torch.float32 if full else dtype,
-            attn_implementation=NAME if config.attention == "sdpa" else config.attention,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the weights", field="model.path", found=repr(ref.path), fix=first_line(error)
-        ) from error
+    model, report = open_checkpoint(ref.path, config, dtype=torch.float32 if full else dtype)
     if "score.weight" in report["unexpected_keys"] or (ref.adapter and _scores(ref.adapter)):
         raise ModelError(
             "a reward model, not a language model", field="model.path", found=repr(ref.adapter or ref.path),
@@ -109,14 +108,57 @@ def load_model(
     if ref.adapter is not None:
         model = with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:
-        model = with_fresh_adapter(model, lora_config(config.lora), seed=seed)
+        model = with_fresh_adapter(model, lora_config(config.lora, model, config), seed=seed)
     model.to(device)
     if not trainable:
         model.requires_grad_(False)
+    freeze_vision(model, config)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     return model.train(trainable)
+
+
+def open_checkpoint(path: str, config: Model, *, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The language model in a checkpoint, its eyes included where it has any, and transformers' report on the loading.
+
+    Raises ModelError where it cannot be loaded.
+    """
+    check_directory(path)
+    try:
+        kind = AutoModelForImageTextToText if sees(path, config) else AutoModelForCausalLM
+        model, report = kind.from_pretrained(
+            path,
+            dtype=dtype,
+            attn_implementation=NAME if config.attention == "sdpa" else config.attention,
+            use_safetensors=True,
+            trust_remote_code=config.trust_remote_code,
+            output_loading_info=True,
+        )
+    except UNREADABLE as error:
+        raise ModelError(
+            "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
+        ) from error
+    return model, report
+
+
+def sees(path: str, config: Model) -> bool:
+    """Whether the checkpoint is of a vision-language model, by its config.json. Raises ModelError without one."""
+    try:
+        known = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
+    except UNREADABLE as error:
+        raise ModelError(
+            "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
+        ) from error
+    return getattr(known, "vision_config", None) is not None
+
+
+def freeze_vision(model: PreTrainedModel | PeftModel, config: Model) -> None:
+    """Leave tower and projector as they are, unless the plan trains them."""
+    whole: PreTrainedModel = model.get_base_model() if isinstance(model, PeftModel) else model
+    for part in vision_parts(whole).values():
+        if not config.vision.train:
+            part.requires_grad_(False)
 
 
 def end_ids(
@@ -131,7 +173,8 @@ def end_ids(
 
 
 def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
-    """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template."""
+    """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template, and
+    what tells how pictures are prepared, from where the tokenizer came from."""
     if isinstance(model, PeftModel):
         # peft keeps the names as a set and writes them in hash order: equal adapters would differ in their bytes.
         for config in model.peft_config.values():
@@ -142,6 +185,8 @@ def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokeni
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
+    if vision_parts(model.get_base_model() if isinstance(model, PeftModel) else model):
+        copy_processor(tokenizer.name_or_path, directory)
 
 
 def with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
@@ -190,12 +235,12 @@ def check_complete(missing: Collection[str], field: str, place: str) -> None:
         )  # fmt: skip
 
 
-def lora_config(lora: Lora) -> LoraConfig:
-    """peft's words for the plan's adapter on a language model."""
-    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+def lora_config(lora: Lora, model: PreTrainedModel, config: Model) -> LoraConfig:
+    """peft's words for the plan's adapter on this language model."""
     return LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets, task_type="CAUSAL_LM"
-    )
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, task_type="CAUSAL_LM",
+        target_modules=adapted_layers(model, lora.targets, vision=config.vision.train),
+    )  # fmt: skip
 
 
 def with_fresh_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:

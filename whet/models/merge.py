@@ -11,6 +11,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from whet.errors import ModelError
+from whet.models.backbone import unwrapped
+from whet.models.reward import narrow_layers
+from whet.models.vision import language_layers
 
 
 def merge_adapter(
@@ -40,7 +43,7 @@ def merge_reward_adapter(
     """
     before = [_score(model, ids) for ids in probes]
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
-    merged.base_model.to(dtype)
+    narrow_layers(merged, dtype)
     differences = [(_score(merged, ids) - expected).abs() for ids, expected in zip(probes, before, strict=True)]
     return merged, _within(torch.stack(differences), tolerance)
 
@@ -67,13 +70,18 @@ def _next_token_logprobs(model: torch.nn.Module, ids: Sequence[int]) -> Tensor:
     return torch.log_softmax(_logits(model, ids)[0].float(), dim=-1).cpu()
 
 
+@torch.inference_mode()
 def _score(model: torch.nn.Module, ids: Sequence[int]) -> Tensor:
     """float32 on the CPU."""
-    return _logits(model, ids).squeeze().float().cpu()
+    whole = unwrapped(model)
+    taken = torch.tensor([list(ids)], device=whole.device)
+    hidden = language_layers(whole)(input_ids=taken, use_cache=False).last_hidden_state[0, -1]
+    score: Tensor = whole.score(hidden)
+    return score.squeeze().float().cpu()
 
 
+@torch.inference_mode()
 def _logits(model: torch.nn.Module, ids: Sequence[int]) -> Tensor:
     device = next(model.parameters()).device
-    with torch.inference_mode():
-        logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits
+    logits: Tensor = model(input_ids=torch.tensor([list(ids)], device=device), use_cache=False).logits
     return logits

@@ -1,4 +1,8 @@
-"""Reward models: a language model's layers under a score head; made of a language model, continued, saved."""
+"""Reward models: a language model's layers under a score head; made of a language model, continued, saved.
+
+Of a model of text the checkpoint is transformers' sequence classifier. For vision-language models there is none, and
+theirs is the checkpoint of the model itself, its LM head included, with one tensor more: `score.weight`.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +26,12 @@ from whet.models.load import (
     check_complete,
     check_directory,
     first_line,
+    freeze_vision,
     lora_config,
+    open_checkpoint,
     pick_device,
     save_trained,
+    sees,
     with_adapter,
     with_fresh_adapter,
 )
@@ -62,13 +69,14 @@ def load_reward_model(
         )  # fmt: skip
     folds = trainable and head.freeze_backbone and adapter is not None
     whole = trainable and adapter is None and config.lora is None and not head.freeze_backbone
-    model = _classifier(ref.path, config, dtype=torch.float32 if whole or folds else dtype)
+    model = _headless(ref.path, config, dtype=torch.float32 if whole or folds else dtype)
     model.score = ScoreHead(_head_for(model, stored, head, place=ref.adapter or ref.path, seed=seed))
     if trainable and not head.freeze_backbone:
         loaded = _with_trained_part(model, adapter, config, seed=seed)
     else:
         loaded = _folded(model, adapter, dtype) if folds else _as_trained(model, adapter)
     loaded.to(pick_device(config.device))
+    freeze_vision(loaded, config)
     for name, parameter in loaded.named_parameters():
         if not trainable or (head.freeze_backbone and name != KEY):
             parameter.requires_grad_(False)
@@ -78,7 +86,7 @@ def load_reward_model(
 
 
 def save_reward_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what was trained, the head included: the adapter alone, or a sequence-classification checkpoint.
+    """Write what was trained, the head included: the adapter alone, or the whole checkpoint.
 
     transformers takes for a row's last token the last that is not padding. So where the tokenizer pads with the token
     that ends a text, the saved one pads with another, if it has any.
@@ -98,8 +106,21 @@ def _adapter(path: str | None) -> _Adapter | None:
     return _Adapter(path, adapter_head(path))
 
 
+def _headless(path: str, config: Model, *, dtype: torch.dtype) -> PreTrainedModel:
+    """The layers of a reward model, whose `score` is about to be set."""
+    if not sees(path, config):
+        return _classifier(path, config, dtype=dtype)
+    model, report = open_checkpoint(path, config, dtype=dtype)
+    check_complete(report["missing_keys"], "model.path", path)
+    # It is kept for whoever opens the checkpoint, and says nothing here. Where it is tied, the embeddings train.
+    head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and head.weight is not embeddings.weight:
+        head.requires_grad_(False)
+    return model
+
+
 def _classifier(path: str, config: Model, *, dtype: torch.dtype) -> PreTrainedModel:
-    """transformers' sequence classifier with one label; its `score` is about to be replaced."""
+    """transformers' sequence classifier with one label."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reports the head that it did not find, or that did not fit
     try:
@@ -154,7 +175,7 @@ def _with_trained_part(
         return _with_language_adapter(model, adapter.path)
     if config.lora is None:
         return model
-    lora = lora_config(config.lora)
+    lora = lora_config(config.lora, model, config)
     lora.task_type, lora.modules_to_save = "SEQ_CLS", ["score"]
     return with_fresh_adapter(model, lora, seed=seed)
 
@@ -164,12 +185,19 @@ def _as_trained(model: PreTrainedModel, adapter: _Adapter | None) -> PreTrainedM
 
 
 def _folded(model: PreTrainedModel, adapter: _Adapter | None, dtype: torch.dtype) -> PreTrainedModel:
-    """The adapter in the weights, summed in fp32; then the layers in `dtype`."""
+    """The adapter in the weights, summed in fp32; then the layers in `dtype`, the head in fp32."""
     assert adapter is not None
     adapted = _with_language_adapter(model, adapter.path) if adapter.head is None else _as_trained(model, adapter)
-    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True).to(dtype)
-    merged.score.float()
+    merged: PreTrainedModel = adapted.merge_and_unload(safe_merge=True)
+    narrow_layers(merged, dtype)
     return merged
+
+
+def narrow_layers(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Cast all but the score head, which stays what it is."""
+    for name, part in model.named_children():
+        if name != "score":
+            part.to(dtype)
 
 
 def _with_language_adapter(model: PreTrainedModel, adapter: str) -> PeftModel:

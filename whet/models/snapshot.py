@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from whet.models.backbone import unwrapped
 from whet.models.packed_linear import PackedLinear, packs
+from whet.models.vision import Vision, vision_parts
 
 
 class Snapshot:
@@ -29,6 +30,7 @@ class Snapshot:
         kind that cannot be folded in, is used as it is. With `pack_frozen` a packed copy of every frozen layer is held
         as well: decoding is about a third faster where few layers are adapted, for the memory of their weights."""
         self._source, self._dtype, self._pack_frozen = unwrapped(source), dtype, pack_frozen
+        self._eyes = tuple(f"{name}." for name in vision_parts(self._source))
         self._copies: list[tuple[Tensor, str]] = []
         """Weights of its own, and the name of the module or parameter of the source that they follow."""
         self._packed: list[tuple[PackedLinear, str]] = []
@@ -68,6 +70,7 @@ class Snapshot:
             for name, buffer in list(module._buffers.items()):
                 if buffer is not None:
                     module._buffers[name] = getattr(self._module(path), name)
+        Vision.share(self._source, twin)
         return twin.eval().requires_grad_(False)
 
     def _follow(self, path: str, name: str, made: dict[int, torch.nn.Parameter]) -> torch.nn.Parameter:
@@ -98,6 +101,8 @@ class Snapshot:
         """Whether the twin's module is a linear layer to hold packed."""
         if type(module) is not torch.nn.Linear or not packs(self._weight(path), self._dtype):
             return False
+        if path.startswith(self._eyes):
+            return False  # its products are long, and a picture goes through them once
         head = self._module(path) is self._source.get_output_embeddings()
         return head or self._pack_frozen or self._followed(path, "weight") is not None
 

@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from transformers import PreTrainedModel
 
-from whet.models.backbone import Backbone, from_trees
+from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
+from whet.models.rows import from_trees
 from whet.models.scoring import logits_function
 from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import Scratch, draw
