@@ -19,7 +19,20 @@ class Lora(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0)
     """Dropout on the adapter's input while training."""
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Names of the layers that get an adapter; `all-linear` takes every linear layer except the LM head."""
+    """Names of the layers that get an adapter; `all-linear` takes every linear layer except the LM head. In a vision
+    tower and its projector no layer gets one unless `vision.train` is set."""
+
+
+class Vision(Section):
+    """The eyes of a vision-language model; a model of text has none, and leaves these keys as they are."""
+
+    train: bool = False
+    """Train the vision tower and its projector too: their linear layers get the adapter's targets, or with `lora: null`
+    all their weights train. Else both stay as they are, and a picture goes through the tower once and is remembered."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Smaller pictures are scaled up to so many pixels; null keeps the limit of the checkpoint's image processor."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Larger pictures are scaled down to so many pixels, which bounds their tokens; null keeps the same limit."""
 
 
 class Build(Section):
@@ -52,6 +65,8 @@ class Model(Section):
     """Adapter to train; `null` trains every weight."""
     adapter: str | None = None
     """Adapter directory to start from. Its rank and targets then replace `lora`."""
+    vision: Vision = Vision()
+    """Pictures."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     chat_template: str | None = None
