@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +34,8 @@ from whet.rollout.probe import trainer_logprobs
 from whet.rollout.vllm import Checkpoint, Followed, VllmEngine
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.artifacts import ModelRef
-from whet.schema.records import Message
+from whet.schema.pictures import Picture
+from whet.schema.records import Message, Part
 from whet.schema.rollouts import Request, Sampling
 from whet.stages.pipeline import run_plan
 
@@ -121,13 +124,44 @@ def test_ids_text_and_logprobs_are_the_models_own(
         assert completion.logprobs == pytest.approx(expected, abs=CLOSE)
 
 
-def test_log_probs_of_given_continuations(
-    engine: VllmEngine, adapted: PeftModel, tokenizer: PreTrainedTokenizerBase
-) -> None:
-    asked = [replace(request, continuations=((7,), (9, 4), (2,))) for request in requests(tokenizer, 4)]
-    engine.sync(8)
-    for said, expected in zip(answers(engine, asked), continuation_logprobs(adapted, asked), strict=True):
-        assert said.continuation_logprobs == pytest.approx(expected, abs=CLOSE)
+PARSE = """
+import json, sys
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.multimodal.media import MediaConnector
+
+asked = ChatCompletionRequest.model_validate(json.load(sys.stdin))
+urls = [part["image_url"]["url"] for part in asked.messages[0]["content"] if part["type"] == "image_url"]
+pictures = [MediaConnector().fetch_image(url) for url in urls]
+print(json.dumps({
+    "sizes": [getattr(picture, "media", picture).size for picture in pictures],
+    "texts": [part["text"] for part in asked.messages[0]["content"] if part["type"] == "text"],
+    "known": [asked.return_token_ids, asked.logprobs, asked.top_logprobs, asked.seed, asked.max_tokens],
+    "unknown": sorted(asked.model_extra or {}),
+}))
+"""
+
+
+def test_vllm_reads_the_pictures_of_a_request(engine: VllmEngine, tmp_path: Path) -> None:
+    """Its models with pictures need torchvision, of which no build fits a torch for the CPU; so its parser is asked."""
+    from PIL import Image
+
+    Image.new("RGB", (9, 7), "red").save(tmp_path / "a.png")
+    url = "data:image/png;base64," + base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
+    said = (Part("image", str(tmp_path / "a.png")), Part("text", "or"), Part("image", url), Part("text", "?"))
+    picture = Picture(source=url, digest="d", num_tokens=1)
+    request = Request(
+        key="a", prompt_ids=(1, 5, 2, 5), pictures=(picture, picture), messages=(Message("user", said),),
+        sampling=Sampling(max_new_tokens=9), seed=0,
+    )  # fmt: skip
+    path, body = engine._written(request)
+    assert path == "/chat/completions"
+    done = subprocess.run(
+        [os.environ["WHET_VLLM_PYTHON"], "-c", PARSE], input=json.dumps(body), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "sizes": [[9, 7], [9, 7]], "texts": ["or", "?"], "known": [True, True, 0, body["seed"], 9], "unknown": [],
+    }  # fmt: skip
 
 
 def test_prompts_that_do_not_fit_are_data(engine: VllmEngine) -> None:
@@ -211,6 +245,9 @@ def test_whole_weights_follow_by_a_server_started_anew(
         anew.sync(1)
         assert anew.sync_difference is not None and anew.sync_difference < CLOSE
         after = answers(anew, requests(tokenizer, 2))
+        weighed = [replace(request, continuations=((7,), (9, 4), (2,))) for request in requests(tokenizer, 4)]
+        for said, known in zip(answers(anew, weighed), continuation_logprobs(model, weighed), strict=True):
+            assert said.continuation_logprobs == pytest.approx(known, abs=CLOSE)
     finally:
         anew.close()
     assert [c.policy_version for c in before + after] == [0, 0, 1, 1]

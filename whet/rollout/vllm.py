@@ -88,7 +88,7 @@ class VllmEngine:
             (f"{self.root}/v1",),
             Manner(
                 written=self._written, headers=self.headers, local=True, problem=self._problem, same_prompt=True,
-                measures=self._measures,
+                measures=self._measures if _rank(checkpoint, follows) is None else None,
             ),
             concurrency=config.concurrency, timeout=config.timeout, retries=config.retries,
         )  # fmt: skip
