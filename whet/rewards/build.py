@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import assert_never
 
 from whet.config.judge import PointwiseForm
+from whet.config.model import Vision
 from whet.config.rewards import Composite, Custom, Http, Judged, PlainReward, RewardModel, RewardPart
 from whet.config.rewards import Reward as RewardConfig
 from whet.config.rules import Contains, Exact, JsonSchema, Length, Math, Numeric, Overlong, Regex, Repetition, Tags
@@ -42,6 +43,8 @@ class RewardSetting:
     """The longest answer an engine gives."""
     judge: Callable[[PointwiseForm], tuple[Engine, Renderer]] | None = None
     """The engine and the renderer of a judge; None where the stage has no judges."""
+    vision: Vision = field(default_factory=Vision)
+    """Limits of pictures that the reward models of `models` were trained with."""
 
 
 def build_reward(config: RewardConfig, *, setting: RewardSetting | None = None) -> Reward:
@@ -85,7 +88,8 @@ def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
             from whet.rewards.model import ModelReward  # torch
 
             ref = setting.models.get(config.path, ModelRef(path=config.path))
-            model = ModelReward(config, ref if config.adapter is None else replace(ref, adapter=config.adapter))
+            ref = ref if config.adapter is None else replace(ref, adapter=config.adapter)
+            model = ModelReward(config, ref, setting.vision if config.path in setting.models else None)
             return NormalisedReward(reward=model) if config.normalise == "running" else model
         case Judged():
             return _judged(config, setting)

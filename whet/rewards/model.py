@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from whet.config.model import Model
+from whet.config.model import Model, Vision
 from whet.config.reward import RewardHead
 from whet.config.rewards import RewardModel
 from whet.data.pack import fill, pack_groups
@@ -33,15 +33,17 @@ from whet.schema.rollouts import Completion, Score
 class ModelReward:
     """Scores by a sequence classifier with one label."""
 
-    def __init__(self, config: RewardModel, ref: ModelRef) -> None:
-        """Raises ModelError where `ref` is no reward model."""
+    def __init__(self, config: RewardModel, ref: ModelRef, vision: Vision | None = None) -> None:
+        """`vision` has limits of pictures other than the checkpoint's. Raises ModelError where `ref` is no reward model."""
         model_config = Model.model_validate({"path": ref.path, "adapter": ref.adapter, "device": config.device})
         self._device = pick_device(config.device)
         dtype = compute_dtype("auto", self._device)
         model = load_reward_model(ref, model_config, RewardHead(), dtype=dtype)
         self._scorer = RowScorer(model).eval()
         tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
-        self._renderer = Renderer(tokenizer, reader=picture_reader(ref.path))
+        limits = vision or Vision()
+        reader = picture_reader(ref.path, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels)
+        self._renderer = Renderer(tokenizer, reader=reader)
         self._budget = config.batch_tokens or token_budget(unwrapped(model), self._device, dtype).packed
         self._longest = int(unwrapped(model).config.get_text_config().to_dict().get("max_position_embeddings") or 0)
 

@@ -29,7 +29,8 @@ def judge_of(config: JudgeConfig, context: Context, *, seed: int) -> Judge:
     model = RewardModel(
         path=config.path, adapter=config.adapter, batch_tokens=config.batch_tokens, device=context.model.device
     )
-    return RewardAsJudge(reward=build_reward(model, setting=RewardSetting(models=context.models)))
+    setting = RewardSetting(models=context.models, vision=context.model.vision)
+    return RewardAsJudge(reward=build_reward(model, setting=setting))
 
 
 def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine | None = None) -> Engine:

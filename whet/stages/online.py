@@ -109,6 +109,7 @@ def setting(stage: OnlineStage, context: Context, opened: ExitStack) -> RewardSe
         models=context.models,
         max_new_tokens=stage.rollout.max_new_tokens,
         judge=partial(judge_of, stage, context, opened),
+        vision=context.model.vision,
     )
 
 

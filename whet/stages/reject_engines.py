@@ -48,8 +48,9 @@ class RejectEngines:
     def setting(self) -> RewardSetting:
         """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge."""
         return RewardSetting(
-            models=self._context.models, max_new_tokens=self._stage.rollout.max_new_tokens, judge=self._judge
-        )
+            models=self._context.models, max_new_tokens=self._stage.rollout.max_new_tokens, judge=self._judge,
+            vision=self._context.model.vision,
+        )  # fmt: skip
 
     def _judge(self, judge: PointwiseForm) -> tuple[Engine, Renderer]:
         path = self._folder / f"judging{len(self._judges) or ''}.jsonl"
