@@ -34,7 +34,8 @@ class ModelReward:
     """Scores by a sequence classifier with one label."""
 
     def __init__(self, config: RewardModel, ref: ModelRef, vision: Vision | None = None) -> None:
-        """`vision` has limits of pictures other than the checkpoint's. Raises ModelError where `ref` is no reward model."""
+        """`vision` has the limits of pictures, else the checkpoint's hold. Raises ModelError where `ref` is no reward
+        model."""
         model_config = Model.model_validate({"path": ref.path, "adapter": ref.adapter, "device": config.device})
         self._device = pick_device(config.device)
         dtype = compute_dtype("auto", self._device)
