@@ -24,7 +24,7 @@ from whet.data.locate import Place, locate, read_place
 from whet.data.preferences import NothingToLearn
 from whet.data.row import Row
 from whet.data.split import split_records
-from whet.data.thin import thinned
+from whet.data.thin import Kind, thinned
 from whet.errors import ConfigError, DataError, nearest
 from whet.schema.records import Record, RecordKind
 
@@ -180,7 +180,7 @@ def _read_one(row: Row | DataError, format: Format, kind: RecordKind, data: Data
         yield record if data.max_images is None else fewer_pictures(record, data.max_images, ledger)
 
 
-def fewer_pictures(record: Record, most: int, ledger: Ledger) -> Record:
+def fewer_pictures(record: Kind, most: int, ledger: Ledger) -> Kind:
     """The record with at most so many pictures; it is written down where some were left out."""
     fewer = thinned(record, most)
     if fewer is not record:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 from whet.data.places import pictures_in
 from whet.schema.records import Conversation, Message, Part, Preference, Prompt, Ranking, Rating, Record, Scored
@@ -25,7 +26,10 @@ def kept_places(num: int, most: int) -> list[int]:
     return [(2 * i * (num - 1) + gaps) // (2 * gaps) for i in range(most)]
 
 
-def thinned(record: Record, most: int) -> Record:
+Kind = TypeVar("Kind", bound=Record)
+
+
+def thinned(record: Kind, most: int) -> Kind:
     """The record with at most `most` pictures in what is asked; the record itself where it has no more."""
     match record:
         case Conversation() | Prompt():

@@ -141,6 +141,8 @@ def score_file(
             handle.writelines(json_line(line_of(row, said)) for row, said in zip(window, scores, strict=True))
             handle.flush()
             progress.update(len(window), note=f"mean {summary.mean:.3g}")
+    if notes.thinned:
+        notes.note(f"fewer pictures than they have, by data.max_images: {len(notes.thinned):,} rows")
     for line in (*notes.notes, *summary.lines(time.monotonic() - started)):
         print(line, file=sys.stderr)
     return summary

@@ -22,7 +22,7 @@ from whet.data.ledger import Ledger
 from whet.data.locate import locate, read_place
 from whet.data.render import CHUNK, Draft, Renderer
 from whet.data.rendered import RenderedGroup
-from whet.data.sources import open_rows
+from whet.data.sources import fewer_pictures, open_rows
 from whet.errors import DataError
 from whet.schema.records import Conversation, Origin, Preference, Prompt, Ranking, Rating, Record, Scored
 
@@ -92,7 +92,9 @@ def read_answers(file: str, data: Data, notes: Ledger) -> Iterator[Answered | Da
             else:
                 notes.formats[opened.name] = opened.format
                 try:
-                    yield from [answered(record) for record in parse_row(row, opened.format)]
+                    records = [answered(record) for record in parse_row(row, opened.format)]
+                    most = data.max_images
+                    yield from records if most is None else [fewer_pictures(one, most, notes) for one in records]
                 except DataError as error:
                     yield error
 
