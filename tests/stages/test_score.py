@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.data.drawn import draw
 from whet.cli import main
 from whet.config.data import Data
 from whet.config.model import Model
@@ -290,3 +291,22 @@ def test_reading_complains_when_asked(in_tmp: Path, tiny_checkpoint: Path) -> No
     file = write("pairs.jsonl", [{"prompt": "a", "chosen": "b"}])
     with pytest.raises(DataError, match=r"pairs\.jsonl:1"):
         list(read_rows(file, Data(), Renderer(load_tokenizer(str(tiny_checkpoint))), Ledger()))
+
+
+def test_pictures_are_seen(tiny_vlm_checkpoint: Path, tmp_path: Path, score: Score) -> None:
+    """Other pictures give other scores, rows of text stand among them, and too many pictures are thinned."""
+    ref, config = ModelRef(path=str(tiny_vlm_checkpoint)), Model(path=str(tiny_vlm_checkpoint), lora=None, device="cpu")
+    model = load_reward_model(ref, config, RewardHead(), dtype=torch.float32, trainable=True, seed=1)
+    with torch.no_grad():
+        model.score.weight.mul_(20.0)
+    save_reward_model(model, load_tokenizer(str(tiny_vlm_checkpoint)), tmp_path / "reward")
+    draw(tmp_path / "a.png", 90, 70), draw(tmp_path / "b.png", 90, 70, seed=90)
+    pair = {"prompt": "Which?", "chosen": "This.", "rejected": "That."}
+    rows = [pair, *(pair | {"images": images} for images in (["a.png"], ["b.png"], ["a.png"], ["a.png", "b.png"]))]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    code, lines, err = score(str(path), "max_images=1", model=tmp_path / "reward")
+    text, first, other, again, thinned = (line["scores"] for line in lines)
+    assert code == 0 and first == pytest.approx(again, abs=1e-5) and first == pytest.approx(thinned, abs=1e-5)
+    assert first != pytest.approx(other, abs=1e-4) and first != pytest.approx(text, abs=1e-4)
+    assert "fewer pictures than they have, by data.max_images: 1 rows" in err
