@@ -85,4 +85,4 @@ def test_the_complaint_of_the_gold_check_is_the_real_one(page: Page) -> None:
 
 
 def test_all_types_are_here() -> None:
-    assert len(TYPES) == len(get_args(get_args(Reward)[0])) == 15
+    assert len(TYPES) == len(get_args(get_args(Reward)[0])) == 16

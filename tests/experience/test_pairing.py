@@ -12,13 +12,18 @@ from whet.cli import main
 from whet.config.data import Data
 from whet.data.sources import read_records
 from whet.errors import DataError
-from whet.experience.pairing import pair
+from whet.experience.pairing import Paired
+from whet.experience.pairing import pair as join
 from whet.schema.records import Preference
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
+
+
+def pair(chosen: str, rejected: str, out: Path, *, num: int = 1) -> Paired:
+    return join(Data(files=(chosen,)), Data(files=(rejected,)), out, num=num)
 
 
 def right(key: str, answer: str, prompt: str = "?") -> dict[str, Any]:
@@ -64,3 +69,33 @@ def test_mistakes_are_said(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> 
     with pytest.raises(SystemExit) as ended:
         main(["data", "pair", chosen, rejected])
     assert ended.value.code == 2 and "where to?" in capsys.readouterr().err
+
+
+def test_inner_join_and_union_of_two_models(in_tmp: Path) -> None:
+    """Item 1: the first model wrong, the second right. Item 2: the other way round. Item 3: nothing right."""
+    first_right = write(in_tmp / "a.jsonl", [right("2", "yes")])
+    first_wrong = write(in_tmp / "b.jsonl", [wrong("1", "no")])
+    second_right = write(in_tmp / "c.jsonl", [right("1", "yes")])
+    second_wrong = write(in_tmp / "d.jsonl", [wrong("2", "no"), wrong("3", "no")])
+    inner = pair(second_right, first_wrong, in_tmp / "inner.jsonl")
+    assert (inner.pairs, inner.prompts, inner.rejected_alone) == (1, 1, 0)
+    chosen, rejected = Data(files=(second_right, first_right)), Data(files=(first_wrong, second_wrong))
+    both = join(chosen, rejected, in_tmp / "union.jsonl")
+    assert (both.pairs, both.prompts, both.rejected_alone) == (2, 2, 1)
+
+
+def test_the_same_caption_with_other_pictures_is_another_item(in_tmp: Path) -> None:
+    def about(row: dict[str, Any], *images: str) -> dict[str, Any]:
+        for name in images:
+            (in_tmp / name).write_bytes(name.encode())
+        kept = {name: value for name, value in row.items() if name != "key"}
+        return kept | {"images": list(images)}
+
+    asked = "<image><image>which?"
+    chosen = write(in_tmp / "a.jsonl", [about(right("", "yes", asked), "1.png", "2.png")])
+    rows = [about(wrong("", "other", asked), "1.png", "3.png"), about(wrong("", "swapped", asked), "2.png", "1.png"),
+            about(wrong("", "same", asked), "1.png", "2.png")]  # fmt: skip
+    assert pair(chosen, write(in_tmp / "b.jsonl", rows), in_tmp / "pairs.jsonl").rejected_alone == 2
+    (record,), _ = read_records(Data(files=("pairs.jsonl",)), ("preference",))
+    assert isinstance(record, Preference) and record.rejected[0].text == "same"
+    assert [part.type for part in record.prompt[0].content if not isinstance(part, str)] == ["image", "image", "text"]

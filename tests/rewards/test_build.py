@@ -31,7 +31,7 @@ def parse(section: dict[str, Any]) -> Any:
 
 
 PLAIN: dict[str, dict[str, Any]] = {
-    "exact": {}, "contains": {}, "numeric": {}, "math": {}, "regex": {"pattern": "a"}, "tags": {},
+    "exact": {}, "contains": {}, "numeric": {}, "math": {}, "verdict": {}, "regex": {"pattern": "a"}, "tags": {},
     "json_schema": {"definition": {"type": "array"}}, "length": {"budget": 5}, "overlong": {"max_tokens": 9},
     "repetition": {}, "custom": {"path": "whet.rewards.rules:last_number"}, "http": {"url": "http://127.0.0.1:9"},
 }  # fmt: skip

@@ -171,6 +171,12 @@ def judge_examples(args: Args = None, fresh: Fresh = False) -> None:
     _run(*_plan_and_overrides(args), "judge_examples", fresh)
 
 
+@app.command("pair")
+def pair(args: Args = None, fresh: Fresh = False) -> None:
+    """Make preferences of one model's right answers and another's wrong ones."""
+    _run(*_plan_and_overrides(args), "pair", fresh)
+
+
 @app.command()
 def evaluate(args: Args = None, fresh: Fresh = False) -> None:
     """Measure models on held-out tasks."""

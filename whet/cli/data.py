@@ -82,13 +82,43 @@ def pair(
     rejected: Annotated[str, typer.Argument(metavar="REJECTED", help="File of wrong answers, e.g. rejected.jsonl.")],
     out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Most pairs of one prompt.")] = 1,
+    also_chosen: Annotated[list[str] | None, typer.Option(help="More right answers, e.g. of the other model.")] = None,
+    also_rejected: Annotated[list[str] | None, typer.Option(help="More wrong answers.")] = None,
 ) -> None:
-    """Make preferences of right answers and of wrong ones to the same prompts."""
+    """Make preferences of right answers and of wrong ones to the same prompts.
+
+    One file on each side is the inner join of two models; with the files of both on both sides it is their union.
+    """
+    from whet.config.data import Data
     from whet.experience.pairing import pair as join
 
     if out is None:
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out pairs.jsonl")
-    print(f"{out}: {join(chosen, rejected, out, num=num).describe()}")
+    right, wrong = Data(files=(chosen, *(also_chosen or ()))), Data(files=(rejected, *(also_rejected or ())))
+    print(f"{out}: {join(right, wrong, out, num=num).describe()}")
+
+
+@data_app.command("compare")
+def compare(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Files of two candidates and which is better.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to write into.")] = None,
+    held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the items kept for evaluation.")] = 0.1,
+    ties: Annotated[str, typer.Option(help="drop or keep items whose candidates are equally good.")] = "drop",
+    template: Annotated[str | None, typer.Option(help="File with {question}, {first} and {second}.")] = None,
+    seed: Annotated[int, typer.Option(help="Which items are held out, and the order of candidates.")] = 42,
+) -> None:
+    """Make data for a reasoning judge of two candidates: cold start, prompts, held-out items in both orders."""
+    from whet.experience.comparisons import Splitting
+    from whet.experience.comparisons import compare as split
+
+    if out is None:
+        raise UserError("where to?", field="--out", fix="name the folder to write into, e.g. --out data/compared")
+    if ties not in ("drop", "keep"):
+        raise UserError("must be drop or keep", field="--ties", found=repr(ties))
+    splitting = Splitting(
+        held_out=held_out, ties="keep" if ties == "keep" else "drop", template=template, seed=seed
+    )  # fmt: skip
+    print(f"{out}: {split(files, out, splitting).describe()}")
 
 
 @data_app.command("fetch")

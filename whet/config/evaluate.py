@@ -40,6 +40,20 @@ class ExactTask(_Generated):
     """Column to break the accuracy down by, e.g. `task`."""
 
 
+class VerdictTask(_Generated):
+    """Which of two candidates is better, asked in both orders: accuracy, and how much the order decides.
+
+    Rows hold a `reference` such as `Image 1 is better`, and a column that names the item: an item's rows ask the same
+    with its candidates in either order, as `whet data compare` writes them. The interval counts items.
+    """
+
+    type: Literal["verdict"] = "verdict"
+    item: str = "item"
+    """Column that names the item."""
+    by: str | None = None
+    """Column to break the accuracy down by."""
+
+
 class OverlapTask(_Generated):
     """ROUGE-1/2/L and BLEU against the references, 0 to 100."""
 
@@ -96,4 +110,6 @@ class PerplexityTask(Section):
     """Records per forward pass."""
 
 
-Task = Annotated[ExactTask | OverlapTask | WinRateTask | JudgementTask | PerplexityTask, Field(discriminator="type")]
+Task = Annotated[
+    ExactTask | OverlapTask | WinRateTask | JudgementTask | PerplexityTask | VerdictTask, Field(discriminator="type")
+]

@@ -31,6 +31,7 @@ from whet.config.stage import (
     JudgeExamplesStage,
     OnlineDpoStage,
     OnlineStage,
+    PairStage,
     PolicyStage,
     PrepareStage,
     PromptsStage,
@@ -90,6 +91,10 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
             _need_files(stage.data, node, "data", "name the file of prompts, e.g. data.files=FILE.jsonl")
         _check_references(stage.data, node, "data", earlier)
         _check_judges_alone(stage, node)
+    if isinstance(stage, PairStage):
+        for side, files in (("chosen", stage.chosen), ("rejected", stage.rejected)):
+            for file in files:
+                _check_reference(file, node, side, earlier)
     if isinstance(stage, PromptsStage):
         _check_references(stage.seen, node, "seen", earlier)
         if isinstance(stage.source, SelfInstruct) and stage.num is None:
@@ -147,19 +152,22 @@ def _need_files(data: Data, node: Node, place: str, fix: str) -> None:
 
 
 def _check_references(data: Data, node: Node, place: str, earlier: Sequence[str]) -> None:
-    """`@NAME/FILE` must name an earlier stage."""
     for field, files in (("files", data.files), ("eval_files", data.eval_files)):
         for file in files:
-            path = file.path if isinstance(file, Source) else file
-            name = path[1:].partition("/")[0]
-            if path.startswith("@") and name not in earlier:
-                near = nearest(name, earlier)
-                raise _error_at(
-                    node,
-                    f"{place}.{field}",
-                    f"{path!r} asks for a file of an earlier stage, and none is called {name!r}",
-                    fix=f"did you mean @{near}/...?" if near else f"earlier stages: {', '.join(earlier) or 'none'}",
-                )
+            _check_reference(file.path if isinstance(file, Source) else file, node, f"{place}.{field}", earlier)
+
+
+def _check_reference(path: str, node: Node, field: str, earlier: Sequence[str]) -> None:
+    """`@NAME/FILE` must name an earlier stage."""
+    name = path[1:].partition("/")[0]
+    if path.startswith("@") and name not in earlier:
+        near = nearest(name, earlier)
+        raise _error_at(
+            node,
+            field,
+            f"{path!r} asks for a file of an earlier stage, and none is called {name!r}",
+            fix=f"did you mean @{near}/...?" if near else f"earlier stages: {', '.join(earlier) or 'none'}",
+        )
 
 
 def _error_at(stage: Node, field: str, problem: str, *, fix: str) -> ConfigError:

@@ -22,6 +22,7 @@ from whet.config.rules import (
     Regex,
     Repetition,
     Tags,
+    Verdict,
 )
 
 
@@ -88,7 +89,7 @@ class Http(Section):
 
 
 PlainReward = Annotated[
-    Exact | Contains | Numeric | Math | Regex | Tags | JsonSchema | Length | Overlong | Repetition | Custom
+    Exact | Contains | Numeric | Math | Verdict | Regex | Tags | JsonSchema | Length | Overlong | Repetition | Custom
     | RewardModel | Judged | Http,
     Field(discriminator="type"),
 ]  # fmt: skip
@@ -144,7 +145,7 @@ class Composite(Section):
 
 
 Reward = Annotated[
-    Exact | Contains | Numeric | Math | Regex | Tags | JsonSchema | Length | Overlong | Repetition | Custom
+    Exact | Contains | Numeric | Math | Verdict | Regex | Tags | JsonSchema | Length | Overlong | Repetition | Custom
     | RewardModel | Judged | Http | Composite,
     Field(discriminator="type"),
 ]  # fmt: skip

@@ -49,6 +49,15 @@ class Math(Answer):
     """Seconds for one comparison; a longer one leaves the rollout without a score."""
 
 
+class Verdict(Section):
+    """1 where the answer tag holds the reference's verdict, e.g. `Image 1 is better`, else 0.
+
+    Read is the one <answer>...</answer> behind the reasoning, never the reasoning (UnifiedReward-Think, 2505.03318).
+    """
+
+    type: Literal["verdict"] = "verdict"
+
+
 class Regex(Section):
     """1 where the completion has a form, else 0."""
 

@@ -242,6 +242,22 @@ class RejectStage(_Stage):
     """Prompts with all their answers kept in reject_samples.jsonl for reading."""
 
 
+class PairStage(_Stage):
+    """Right answers of one model against wrong answers of another, to the same prompts: preferences for `dpo`.
+
+    Stage 3 of UnifiedReward-Think (2505.03318). One file on each side is the inner join; with the files of both models
+    on both sides it is the union: whatever either said right against whatever either said wrong.
+    """
+
+    kind: Literal["pair"] = "pair"
+    chosen: tuple[str, ...] = Field(min_length=1)
+    """Files of right answers, e.g. `@second/accepted.jsonl`."""
+    rejected: tuple[str, ...] = Field(min_length=1)
+    """Files of wrong answers, e.g. `@first/rejected.jsonl`."""
+    pairs_per_prompt: int = Field(1, ge=1)
+    """Most pairs of one prompt, each answer in one of them."""
+
+
 class EvaluateStage(_Stage):
     """Measure models on held-out tasks."""
 
@@ -286,10 +302,11 @@ TrainStage = OfflineStage | OnlineStage
 SharedStage = PrepareStage | RejectStage
 """Stages whose prompts several processes may share."""
 Stage = Annotated[
-    TrainStage | PromptsStage | PrepareStage | JudgeExamplesStage | RejectStage | EvaluateStage | MergeStage,
+    TrainStage | PromptsStage | PrepareStage | JudgeExamplesStage | RejectStage | PairStage | EvaluateStage
+    | MergeStage,
     Field(discriminator="kind"),
 ]
 STAGE_KINDS = (
-    "sft", "prompts", "prepare", "reject", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo", "gspo",
-    "ppo", "online_dpo", "judge_examples", "evaluate", "merge",
+    "sft", "prompts", "prepare", "reject", "pair", "dpo", "kto", "reward", "reward_weighted", "soft_preference", "grpo",
+    "gspo", "ppo", "online_dpo", "judge_examples", "evaluate", "merge",
 )  # fmt: skip

@@ -1,14 +1,18 @@
-"""Right answers of one file against wrong ones of another, joined by prompt: preferences from two models or two runs.
+"""Right answers of one model against wrong ones of another, joined by prompt: preferences from two models or two runs.
 
-    pair("runs/b/stages/01-reject/accepted.jsonl", "runs/a/stages/01-reject/rejected.jsonl", Path("pairs.jsonl"))
+    chosen = Data(files=("runs/b/stages/01-reject/accepted.jsonl",))
+    rejected = Data(files=("runs/a/stages/01-reject/rejected.jsonl",))
+    pair(chosen, rejected, Path("pairs.jsonl"))
 
 Rows belong together by their column `key`, which `reject` gives every prompt, else by the prompt's turns. So the order
-of the files does not matter, and the same question with other pictures is another question.
+of the files does not matter, and the same question with other pictures is another question. Only prompts with both a
+right and a wrong answer make pairs: the inner join of the two sides. Where both sides name the files of both models, it
+is that of their unions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,19 +56,22 @@ class Answered:
     record: Conversation | Rating
 
 
-def pair(chosen: str, rejected: str, out: Path, *, num: int = 1) -> Paired:
+def pair(
+    chosen: Data, rejected: Data, out: Path, *, num: int = 1, folders: Mapping[str, Path] = {}
+) -> Paired:
     """Write at most `num` pairs a prompt, each answer in one of them, with answers of like length together.
 
-    The wrong answers are held in memory. Raises DataError where `out` exists, or where no prompt is in both files.
+    `folders` are those of stages by name. The wrong answers are held in memory. Raises DataError where `out` exists, or
+    where no prompt is on both sides.
     """
     if out.exists():
         raise DataError("exists already, and is not overwritten", file=str(out), fix="choose another name or remove it")
     waiting: dict[str, list[Answered]] = {}
-    for one in _answers(rejected):
+    for one in _answers(rejected, folders):
         waiting.setdefault(one.key, []).append(one)
     found, given = Paired(), dict[str, int]()
     with replacing(out) as file:
-        for right in _answers(chosen):
+        for right in _answers(chosen, folders):
             wrong = _nearest(right, waiting.get(right.key, []), found) if given.get(right.key, 0) < num else None
             if wrong is None:
                 found.chosen_alone += 1
@@ -75,7 +82,7 @@ def pair(chosen: str, rejected: str, out: Path, *, num: int = 1) -> Paired:
         found.rejected_alone = sum(map(len, waiting.values()))
         if not found.pairs:
             raise DataError(
-                "no prompt is in both files", file=chosen, found=f"none of those of {rejected}",
+                "no prompt is in both files", file=_named(chosen), found=f"none of those of {_named(rejected)}",
                 fix="give files of the same prompts",
             )  # fmt: skip
     return found
@@ -95,8 +102,12 @@ def _nearest(right: Answered, wrong: list[Answered], found: Paired) -> Answered 
     return nearest
 
 
-def _answers(file: str) -> Iterator[Answered]:
-    for record in stream_records(Data(files=(file,)), ("rating", "conversation"), Ledger()):
+def _named(data: Data) -> str:
+    return ", ".join(file if isinstance(file, str) else file.path for file in data.files)
+
+
+def _answers(data: Data, folders: Mapping[str, Path]) -> Iterator[Answered]:
+    for record in stream_records(data, ("rating", "conversation"), Ledger(), folders=folders):
         assert isinstance(record, Conversation | Rating), "only these were asked for"
         match record:
             case Conversation(messages=(*prompt, answer)):

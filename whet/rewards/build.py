@@ -16,7 +16,19 @@ from whet.config.judge import PointwiseForm
 from whet.config.model import Vision
 from whet.config.rewards import Composite, Custom, Http, Judged, PlainReward, RewardModel, RewardPart
 from whet.config.rewards import Reward as RewardConfig
-from whet.config.rules import Contains, Exact, JsonSchema, Length, Math, Numeric, Overlong, Regex, Repetition, Tags
+from whet.config.rules import (
+    Contains,
+    Exact,
+    JsonSchema,
+    Length,
+    Math,
+    Numeric,
+    Overlong,
+    Regex,
+    Repetition,
+    Tags,
+    Verdict,
+)
 from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.rewards import rules, shape
@@ -29,6 +41,7 @@ from whet.rewards.judged import JudgedReward
 from whet.rewards.math import MathReward
 from whet.rewards.normalise import NormalisedReward, Running
 from whet.rewards.reward import Reward
+from whet.rewards.verdict import verdict_rule
 from whet.rollout.engine import Engine
 from whet.schema.artifacts import ModelRef
 
@@ -70,6 +83,8 @@ def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
             return rules.numeric(config)
         case Math():
             return MathReward(config)
+        case Verdict():
+            return verdict_rule()
         case Regex():
             return regex_form(config)
         case Tags():

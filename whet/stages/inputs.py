@@ -16,7 +16,7 @@ from whet.config.reject import Functions
 from whet.config.rewards import Custom, RewardModel
 from whet.config.rollout import Checker
 from whet.config.rules import JsonSchema
-from whet.config.stage import EvaluateStage, Stage
+from whet.config.stage import EvaluateStage, PairStage, Stage
 from whet.config.value import ModelValue
 from whet.data.locate import locate
 from whet.errors import DataError
@@ -70,6 +70,9 @@ def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[st
                     yield source.path, place_of(source, found, folders)
                 if registry:
                     yield registry, registry
+            case PairStage(chosen=chosen, rejected=rejected):
+                for name in (*chosen, *rejected):
+                    yield name, place_of(Source(path=name), Data(), folders)
             case SelfInstruct(template=template):
                 yield template, template
             case Checker(path=str(path)) | Custom(path=path):

@@ -26,6 +26,7 @@ from whet.config.stage import (
     MergeStage,
     OfflineStage,
     OnlineStage,
+    PairStage,
     PrepareStage,
     PromptsStage,
     RejectStage,
@@ -237,6 +238,10 @@ def dispatch(stage: Stage, context: Context) -> StageResult:
             from whet.stages import judge_examples
 
             return judge_examples.run(stage, context)
+        case PairStage():
+            from whet.stages import pair
+
+            return pair.run(stage, context)
         case EvaluateStage():
             from whet.stages import evaluate
 

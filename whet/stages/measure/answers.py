@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from whet.config.evaluate import ExactTask, OverlapTask, WinRateTask
+from whet.config.evaluate import ExactTask, OverlapTask, VerdictTask, WinRateTask
 from whet.data.ledger import Ledger
 from whet.data.places import pictures_in
 from whet.errors import DataError
@@ -22,7 +22,7 @@ from whet.stages.measure.subject import Subject
 ROUND = 4
 """Batches drawn between two looks at the store: more pad less, fewer lose less to a kill."""
 
-GeneratedTask = ExactTask | OverlapTask | WinRateTask
+GeneratedTask = ExactTask | VerdictTask | OverlapTask | WinRateTask
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,7 +13,15 @@ from typing import assert_never
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from whet.config.evaluate import ExactTask, JudgementTask, OverlapTask, PerplexityTask, Task, WinRateTask
+from whet.config.evaluate import (
+    ExactTask,
+    JudgementTask,
+    OverlapTask,
+    PerplexityTask,
+    Task,
+    VerdictTask,
+    WinRateTask,
+)
 from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.rollout.build import Answering
@@ -27,6 +35,7 @@ from whet.stages.measure.perplexity import measure_perplexity
 from whet.stages.measure.ready import ReadyTask, ready_task
 from whet.stages.measure.store import ReplyStore
 from whet.stages.measure.subject import Present, RefLoader, Subject
+from whet.stages.measure.verdict import measure_verdicts
 from whet.stages.measure.win_rate import measure_win_rate
 
 
@@ -64,6 +73,8 @@ def measure(
     match ready.task:
         case ExactTask() as task:
             return measure_exact(ready, task, subject, store, num_logged)
+        case VerdictTask() as task:
+            return measure_verdicts(ready, task, subject, store, num_logged)
         case OverlapTask() as task:
             return measure_overlap(ready, task, subject, store, num_logged)
         case JudgementTask() as task:

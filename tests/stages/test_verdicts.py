@@ -1,0 +1,116 @@
+"""Pairwise accuracy by hand: both orders of every item, and what the order decides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from whet.config.evaluate import VerdictTask
+from whet.data.ledger import Ledger
+from whet.errors import DataError
+from whet.schema.records import Message, Origin, Prompt
+from whet.stages.measure.answers import Measured
+from whet.stages.measure.ready import ReadyTask
+from whet.stages.measure.store import Reply
+from whet.stages.measure.verdict import measure_verdicts
+
+FIRST, SECOND = "Image 1 is better", "Image 2 is better"
+
+
+class Told:
+    """A store whose replies are known."""
+
+    def __init__(self, replies: list[str]) -> None:
+        self._replies = replies
+
+    def answer(self, owner: str, task: str, requests: Any, *_: Any, **__: Any) -> list[Reply]:
+        return [
+            Reply(owner=owner, task=task, key=request.key, digest="", text=text, num_tokens=1, finish_reason="stop")
+            for request, text in zip(requests, self._replies, strict=True)
+        ]
+
+
+class Anyone:
+    """A subject whose renderer asks anything."""
+
+    label = "base"
+
+    def engine(self, batch_size: int) -> None:
+        raise AssertionError("the store knows every reply")
+
+    class renderer:
+        @staticmethod
+        def ask(*_: Any, **__: Any) -> Any:
+            class Asked:
+                @staticmethod
+                def request(key: str, *_: Any) -> Any:
+                    return type("R", (), {"key": key})
+
+            return Asked
+
+
+def prompt(item: str, reference: str, line: int, **columns: Any) -> Prompt:
+    return Prompt(
+        messages=(Message("user", "?"),), reference=reference, columns={"item": item, **columns},
+        origin=Origin(file="h.jsonl", line=line),
+    )  # fmt: skip
+
+
+def measured(prompts: list[Prompt], replies: list[str], **keys: Any) -> dict[str, tuple[float, int]]:
+    task = VerdictTask(**keys)
+    ready = ReadyTask(
+        name="pairs", task=task, prompts=tuple(prompts), keys=tuple(str(n) for n in range(len(prompts))),
+        ledger=Ledger(),
+    )  # fmt: skip
+    found: Measured = measure_verdicts(ready, task, Anyone(), Told(replies), 2)  # type: ignore[arg-type]
+    assert all(one.low <= one.value <= one.high for one in found.measures)
+    return {one.metric: (one.value, one.num) for one in found.measures}
+
+
+def answer(text: str) -> str:
+    return f"<think>{FIRST}</think><answer>{text}</answer>"
+
+
+BOTH = [
+    prompt("a", FIRST, 1, d=1), prompt("a", SECOND, 2, d=1), prompt("b", SECOND, 3, d=2), prompt("b", FIRST, 4, d=2),
+]  # fmt: skip
+
+
+def test_one_that_sees_and_one_that_says_first() -> None:
+    seen = measured(BOTH, [answer(FIRST), answer(SECOND), answer(SECOND), answer(FIRST)])
+    assert seen == {"accuracy": (1, 2), "consistency": (1, 2), "first": (0.5, 2), "readable": (1, 2)}
+    blind = measured(BOTH, [answer(FIRST)] * 4)
+    assert blind == {"accuracy": (0.5, 2), "consistency": (0, 2), "first": (1, 2), "readable": (1, 2)}
+
+
+def test_consistently_wrong_is_consistent_and_what_cannot_be_read_is_wrong() -> None:
+    found = measured(BOTH, [answer(SECOND), answer(FIRST), "Image 2 is better", answer(FIRST)], by="d")
+    assert found == {
+        "accuracy": (0.25, 2), "accuracy/1": (0, 1), "accuracy/2": (0.5, 1), "consistency": (0.5, 2),
+        "first": (0.75, 2), "readable": (0.75, 2),
+    }  # fmt: skip
+
+
+def test_samples_of_an_order_are_compared_one_by_one() -> None:
+    found = measured(BOTH[:2], [answer(FIRST), answer(SECOND), answer(SECOND), answer(SECOND)], num_samples=2,
+                     temperature=1.0)  # fmt: skip
+    assert found["accuracy"] == (0.75, 1) and found["consistency"] == (0.5, 1)
+
+
+def test_items_asked_in_one_order_have_no_consistency() -> None:
+    assert "consistency" not in measured([BOTH[0], BOTH[2]], [answer(FIRST)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ([prompt("a", FIRST, 1), prompt("a", FIRST, 2)], "once in each order"),
+        ([*BOTH[:2], BOTH[0]], "once in each order"),
+        ([prompt("a", "1", 1)], "is no verdict"),
+        ([Prompt(messages=(Message("user", "?"),), reference=FIRST)], "no column 'item'"),
+    ],
+)
+def test_rows_that_cannot_be_measured(prompts: list[Prompt], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        measured(prompts, [""] * len(prompts))
