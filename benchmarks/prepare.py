@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from whet.data.pictures import picture_reader
 
 from benchmarks import vision
 from benchmarks.job import Job, Task, Training, read_job
 from benchmarks.shapes import SHAPES, build_model
 from whet.config.data import Data
 from whet.data.ledger import Ledger
+from whet.data.pictures import picture_reader
 from whet.data.render import Renderer, fit, render_records
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.data.sources import read_records
@@ -52,7 +52,8 @@ def prepare(training: Training, size: str) -> None:
     rows: list[dict[str, Any]] = [as_ids(training.task, row) for row in order]
     if training.pictures:
         by_line = {record.origin.line: record for record in records}
-        rows = [ids | vision.as_asked(by_line[row.origin.line]) for ids, row in zip(rows, order, strict=True)]
+        words = load_tokenizer(training.model)
+        rows = [ids | vision.as_asked(by_line[row.origin.line], words) for ids, row in zip(rows, order, strict=True)]
     Path(training.rows).write_text(json.dumps(rows), encoding="utf-8")
 
 

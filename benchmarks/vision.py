@@ -13,10 +13,16 @@ from unittest.mock import patch
 
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2_5_VLProcessor
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+    Qwen2_5_VLProcessor,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from benchmarks.shapes import Shape
+from whet.models.tiny import TURN_END
 from whet.models.tiny_vlm import Tower, build_tiny_vlm
 from whet.schema.records import Preference, Record
 
@@ -24,15 +30,16 @@ LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Layers that whet gives adapters: the tower has none."""
 
 
-def as_asked(record: Record) -> dict[str, Any]:
-    """A preference as the peer's collator takes it: the parts of the question, both answers, and the pictures."""
+def as_asked(record: Record, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """A preference as the peer's collator takes it: rendered, a response up to the end of its turn, as whet trains it
+    (the peer's own rendering adds the line break behind); and the pictures."""
     assert isinstance(record, Preference) and not isinstance(record.prompt[-1].content, str)
     parts = record.prompt[-1].content
+    said = [{"type": "image"} if part.type == "image" else {"type": "text", "text": part.value} for part in parts]
+    turns = [{"role": "user", "content": said}]
     return {
-        "parts": [
-            {"type": "image"} if part.type == "image" else {"type": "text", "text": part.value} for part in parts
-        ],
-        "answers": [record.chosen[-1].text, record.rejected[-1].text],
+        "question": tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True),
+        "answers": [turn.text + TURN_END for turn in (record.chosen[-1], record.rejected[-1])],
         "images": [part.value for part in parts if part.type == "image"],
     }
 
@@ -48,11 +55,9 @@ class Asked(torch.utils.data.Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self._rows[index]
-        chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in row["answers"])
-        return {
-            "prompt": [{"role": "user", "content": [dict(part) for part in row["parts"]]}],
-            "chosen": chosen, "rejected": rejected, "images": [Image.open(path) for path in row["images"]],
-        }  # fmt: skip
+        chosen, rejected = row["answers"]
+        pictures = [Image.open(path) for path in row["images"]]
+        return {"prompt": row["question"], "chosen": chosen, "rejected": rejected, "images": pictures}
 
 
 def build_model(shape: Shape, texts: list[str], folder: Path) -> None:
