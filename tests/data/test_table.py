@@ -56,7 +56,7 @@ def plain(row: Row) -> Row:
             return replace(row, prompt_ids=prompt, response_ids=tuple(answers))
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(chunks=CHUNKS)
 def test_rows_come_back_as_they_were(chunks: list[list[Row]]) -> None:
     given_rows = [row for chunk in chunks for row in chunk]
