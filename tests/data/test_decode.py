@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from tests.data.drawn import bytes_of_drawing, drawing, png_header
@@ -107,3 +109,30 @@ def test_broken_files() -> None:
 def test_other_readers_of_pillow_are_not_asked(tmp_path: Path) -> None:
     assert refused(saved(drawing(9, 9), "EPS")).problem == "the picture is none that can be read"
     assert refused(saved(drawing(9, 9), "PPM")).problem == "the picture is none that can be read"
+
+
+SOUND = [bytes_of_drawing(24, 18, format) for format in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")]
+with_exif = Image.Exif()
+with_exif[0x0112] = 6
+SOUND.append(bytes_of_drawing(24, 18, "JPEG", exif=with_exif))
+EDITS = st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=12)
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(data=st.sampled_from(SOUND), edits=EDITS, length=st.integers(1, 10**6))
+def test_whatever_the_bytes_are_they_are_a_picture_or_refused(
+    data: bytes, edits: list[tuple[int, int]], length: int
+) -> None:
+    damaged = bytearray(data)
+    for place, byte in edits:
+        damaged[place % len(damaged)] = byte
+    damaged = damaged[: length % (2 * len(damaged)) + 1]
+    try:
+        height, width = size_of(bytes(damaged))
+    except BadPicture:
+        return
+    try:
+        image = decoded(bytes(damaged))
+    except BadPicture:
+        return
+    assert image.mode == "RGB" and image.size == (width, height)

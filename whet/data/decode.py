@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,8 +41,10 @@ def size_of(data: bytes) -> tuple[int, int]:
     """
     image = opened(data)
     width, height = image.size
-    image.draft("RGB", (1, 1))  # JPEG: every byte is read, an eighth of the pixels is computed
-    orientation = _whole(image).getexif().get(_ORIENTATION)
+    with _reading():
+        image.draft("RGB", (1, 1))  # JPEG: every byte is read, an eighth of the pixels is computed
+        image.load()
+        orientation = image.getexif().get(_ORIENTATION)
     return (width, height) if orientation in _TURNED else (height, width)
 
 
@@ -48,8 +52,10 @@ def decoded(data: bytes) -> Image:
     """The upright picture in RGB. Raises BadPicture."""
     from PIL import ImageOps
 
-    image = _whole(opened(data))
-    return _rgb(ImageOps.exif_transpose(image))
+    image = opened(data)
+    with _reading():
+        image.load()
+        return _rgb(ImageOps.exif_transpose(image))
 
 
 def opened(data: bytes) -> Image:
@@ -78,13 +84,15 @@ def opened(data: bytes) -> Image:
     return image
 
 
-def _whole(image: Image) -> Image:
-    """The picture with its pixels decoded. Raises BadPicture where the file ends too early, or is damaged."""
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Raises BadPicture where the file ends too early, or is damaged."""
     try:
-        image.load()
+        yield
+    except BadPicture:
+        raise
     except Exception as error:  # a decoder given hostile bytes may raise anything
         raise BadPicture("the picture is damaged or cut short", found=_words(error), fix="save it anew") from None
-    return image
 
 
 def _rgb(image: Image) -> Image:
