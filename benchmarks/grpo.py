@@ -32,7 +32,8 @@ from whet.errors import RunError, UserError
 
 def add_options(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--model", choices=list(SHAPES), default="103m", help="size of the random model")
+    add("--model", choices=[name for name in SHAPES if name != "vl"], default="103m", help="size of the random model")
+    add("--vision", action="store_true", help="questions about drawn pictures, put to the model `vl`")
     add("--prompts", type=int, default=1, help="of a step")
     add("--samples", type=int, default=8, help="answers to each prompt")
     add("--new-tokens", type=int, default=64, help="tokens of each answer")
@@ -49,6 +50,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 
 def grpo(options: argparse.Namespace, work: Path) -> list[SideFigures]:
     """Prepare, run all rounds, print, and keep the result where `--save` names a file."""
+    options.model = "vl" if options.vision else options.model
     sides, learning = sides_of(options), learning_of(options, work)
     prepare(learning, options.model, options.prompt_tokens)
     print(
@@ -87,6 +89,7 @@ def learning_of(options: argparse.Namespace, work: Path) -> Learning:
         data=str(work / "prompts.jsonl"),
         ordered=str(work / "ordered.json"),
         device=options.device,
+        pictures=options.vision,
         prompts=options.prompts,
         samples=options.samples,
         new_tokens=options.new_tokens,

@@ -22,8 +22,11 @@ class Learning:
     data: str
     """File of prompts, which whet reads."""
     ordered: str
-    """JSON list of the same prompts in the order in which whet visits them."""
+    """JSON list of the same prompts in the order in which whet visits them; with pictures as `vision.as_asked` has
+    them."""
     device: Literal["cpu", "cuda"]
+    pictures: bool
+    """The prompts hold pictures: see `benchmarks.vision`."""
     prompts: int
     """Of a step; no prompt comes twice."""
     samples: int

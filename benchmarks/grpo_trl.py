@@ -12,6 +12,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import AutoTokenizer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from benchmarks import vision
 from benchmarks.grpo_job import Job, Learned, Step
 from benchmarks.grpo_reward import share_of_letters
 from whet.errors import UserError
@@ -108,7 +109,7 @@ def train(job: Job) -> Learned:
 def build_trainer(job: Job) -> GRPOTrainer:
     """What is not named here is left at TRL's default. The logs stand between steps, where the clock does not run."""
     learning, tuned = job.learning, job.side == "trl-tuned"
-    asked: list[str] = json.loads(Path(learning.ordered).read_text(encoding="utf-8"))
+    asked: list[Any] = json.loads(Path(learning.ordered).read_text(encoding="utf-8"))
     config = GRPOConfig(
         output_dir=job.folder,
         max_steps=learning.steps,
@@ -132,22 +133,21 @@ def build_trainer(job: Job) -> GRPOTrainer:
         report_to="none",
         disable_tqdm=True,
     )
+    targets = vision.LANGUAGE_LAYERS if learning.pictures else "all-linear"
     adapter = LoraConfig(
-        r=learning.rank, lora_alpha=learning.alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=learning.rank, lora_alpha=learning.alpha, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM"
     )
+    data = Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in asked])
+    processor = AutoTokenizer.from_pretrained(learning.checkpoint)
+    if learning.pictures:
+        data, processor = vision.peer_data(asked), vision.own_processor(learning.checkpoint)
     return GRPOTrainer(
-        model=learning.checkpoint,
-        processing_class=AutoTokenizer.from_pretrained(learning.checkpoint),
-        reward_funcs=[letters],
-        args=config,
-        train_dataset=Dataset.from_list([{"prompt": [{"role": "user", "content": text}]} for text in asked]),
+        model=learning.checkpoint, processing_class=processor, reward_funcs=[letters], args=config, train_dataset=data,
         peft_config=adapter,
-    )
+    )  # fmt: skip
 
 
-def letters(prompts: list[Messages], completions: list[Messages], **columns: Any) -> list[float]:
-    """The same function as whet's, as TRL calls it."""
-    return [
-        share_of_letters(prompt[-1]["content"], completion[-1]["content"])
-        for prompt, completion in zip(prompts, completions, strict=True)
-    ]
+def letters(prompts: list[Any], completions: list[Messages | str], **columns: Any) -> list[float]:
+    """The same function as whet's, as TRL calls it: with turns, or with texts where it was given such."""
+    said = [turns if isinstance(turns, str) else turns[-1]["content"] for turns in completions]
+    return [share_of_letters("", text) for text in said]

@@ -10,6 +10,7 @@ from benchmarks.grpo_job import REWARD, Job, Learned, Step
 from whet.config.data import Data
 from whet.config.load import load_plan
 from whet.config.stage import GrpoStage
+from whet.data.pictures import picture_reader
 from whet.data.render import Renderer
 from whet.data.sources import read_records
 from whet.data.tokens import load_tokenizer
@@ -72,7 +73,7 @@ def steps_of(job: Job) -> list[Step]:
     learning = job.learning
     folder = RunPaths(Path(job.folder)).stage(1, "grpo")
     prompts, _ = read_records(Data(files=(learning.data,)), ("prompt",))
-    renderer = Renderer(load_tokenizer(learning.checkpoint))
+    renderer = Renderer(load_tokenizer(learning.checkpoint), reader=picture_reader(learning.checkpoint))
     steps = []
     logged = [row for row in read_jsonl(folder.metrics) if "step_seconds" in row]
     for number, row in enumerate(logged):

@@ -28,3 +28,12 @@ def write_pairs(path: Path, num_rows: int, *, seed: int = 0) -> None:
                 "rejected": right.replace(f"Image {pair.better} is better", f"{other} is better"),
             }  # fmt: skip
             file.write(json.dumps(row) + "\n")
+
+
+def write_questions(path: Path, num_rows: int, *, seed: int = 0) -> None:
+    """The questions of such preferences, without answers."""
+    pairs = path.with_name("pairs.jsonl")
+    write_pairs(pairs, num_rows, seed=seed)
+    rows = [json.loads(line) for line in pairs.read_text(encoding="utf-8").splitlines()]
+    asked = [{"prompt": row["prompt"], "images": row["images"]} for row in rows]
+    path.write_text("".join(json.dumps(row) + "\n" for row in asked), encoding="utf-8")

@@ -155,12 +155,8 @@ def build_trainer(job: Job, settings: Settings, rows: list[Row]) -> Trainer:
         case "dpo" if training.pictures:
             config = DPOConfig(max_length=training.max_length, beta=0.1, **arguments)
             shared["processing_class"] = vision.own_processor(training.model)
-            asked: Any = vision.Asked(rows)
-            one = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c", "images": []}])
             adapter = lora(training, "CAUSAL_LM", vision.LANGUAGE_LAYERS)
-            trainer = DPOTrainer(args=config, train_dataset=one, peft_config=adapter, **shared)
-            trainer.train_dataset = asked
-            return trainer
+            return DPOTrainer(args=config, train_dataset=vision.peer_data(rows), peft_config=adapter, **shared)
         case "dpo":
             text = Dataset.from_list([{"prompt": "a", "chosen": "b", "rejected": "c"}])
             config = DPOConfig(max_length=training.max_length, beta=0.1, **arguments)

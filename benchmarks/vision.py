@@ -12,7 +12,8 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from PIL import Image
+from datasets import Dataset, List
+from datasets import Image as Picture
 from transformers import (
     AutoModelForImageTextToText,
     AutoTokenizer,
@@ -24,40 +25,38 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from benchmarks.shapes import Shape
 from whet.models.tiny import TURN_END
 from whet.models.tiny_vlm import Tower, build_tiny_vlm
-from whet.schema.records import Preference, Record
+from whet.schema.records import Preference, Prompt, Record
 
 LANGUAGE_LAYERS = r".*language_model.*\.(q|k|v|o|gate|up|down)_proj"
 """Layers that whet gives adapters: the tower has none."""
 
 
 def as_asked(record: Record, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """A preference as the peer's collator takes it: rendered, a response up to the end of its turn, as whet trains it
+    """A question as the peer's collator takes it: rendered, a response up to the end of its turn, as whet trains it
     (the peer's own rendering adds the line break behind); and the pictures."""
-    assert isinstance(record, Preference) and not isinstance(record.prompt[-1].content, str)
-    parts = record.prompt[-1].content
+    assert isinstance(record, Preference | Prompt)
+    parts = (record.prompt if isinstance(record, Preference) else record.messages)[-1].content
+    assert not isinstance(parts, str)
+    answers = (record.chosen[-1], record.rejected[-1]) if isinstance(record, Preference) else ()
     said = [{"type": "image"} if part.type == "image" else {"type": "text", "text": part.value} for part in parts]
     turns = [{"role": "user", "content": said}]
     return {
+        "turns": turns,
         "question": tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True),
-        "answers": [turn.text + TURN_END for turn in (record.chosen[-1], record.rejected[-1])],
+        "answers": [turn.text + TURN_END for turn in answers],
         "images": [part.value for part in parts if part.type == "image"],
     }
 
 
-class Asked(torch.utils.data.Dataset[dict[str, Any]]):
-    """Rows of `as_asked`, their pictures opened when they are fetched."""
-
-    def __init__(self, rows: list[dict[str, Any]]) -> None:
-        self._rows = rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        row = self._rows[index]
-        chosen, rejected = row["answers"]
-        pictures = [Image.open(path) for path in row["images"]]
-        return {"prompt": row["question"], "chosen": chosen, "rejected": rejected, "images": pictures}
+def peer_data(rows: list[dict[str, Any]]) -> Dataset:
+    """Rows of `as_asked`; their pictures are opened when they are fetched. Questions without answers stay turns, which
+    the peer wants there."""
+    asked = [
+        {"prompt": row["question"] if row["answers"] else row["turns"], "images": row["images"]}
+        | dict(zip(("chosen", "rejected"), row["answers"], strict=False))
+        for row in rows
+    ]
+    return Dataset.from_list(asked).cast_column("images", List(Picture()))
 
 
 def build_model(shape: Shape, texts: list[str], folder: Path) -> None:

@@ -14,6 +14,7 @@ import whet.data.batch
 from benchmarks.job import Job, Trained
 from whet.config.load import load_plan
 from whet.data.pack import pack_rows
+from whet.data.pictures import PictureReader
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.runs.files import read_jsonl
 from whet.runs.layout import RunPaths
@@ -38,18 +39,19 @@ def train(job: Job) -> Trained:
     )
 
 
-def pack_apart(groups: Sequence[RenderedGroup]) -> Packed:
+def pack_apart(groups: Sequence[RenderedGroup], reader: PictureReader | None = None) -> Packed:
     """Every response behind a prompt of its own, as rows end to end; the response tokens are targets as before."""
     rows = [
         Rendered(
             ids=[*group.prompt_ids, *response],
             weights=[0.0] * len(group.prompt_ids) + [1.0] * len(response),
             origin=group.origin,
+            pictures=group.pictures,
         )
         for group in groups
         for response in group.response_ids
     ]
-    packed, _ = pack_rows(rows)
+    packed, _ = pack_rows(rows, reader)
     return packed
 
 

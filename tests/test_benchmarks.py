@@ -14,7 +14,7 @@ from benchmarks.__main__ import main
 from benchmarks.figures import Work, summarise, work_of
 from benchmarks.flops import peak_flops, row_flops, row_tokens, shared_tokens
 from benchmarks.job import Job, Outcome, Side, Trained, Training, read_job, read_outcome, write_job, write_outcome
-from benchmarks.prepare import prepare, visited
+from benchmarks.prepare import as_ids, prepare, visited
 from benchmarks.rounds import check_same_work
 from benchmarks.shapes import SHAPES, Shape, batch_size, build_model
 from benchmarks.table import BEGIN, END, conclude, describe, save, write_readme
@@ -33,6 +33,7 @@ def training(folder: Path, **changes: object) -> Training:
     made = Training(
         task="dpo", model=str(folder / "model"), data=(str(folder / "texts.jsonl"),), rows=str(folder / "rows.json"),
         device="cpu", precision="bf16", batch_size=2, steps=3, max_length=128, learning_rate=1e-5,
+        pictures=False,
     )  # fmt: skip
     return replace(made, **changes)  # type: ignore[arg-type]
 
@@ -114,8 +115,9 @@ def test_jobs_and_outcomes_survive_their_files(tmp_path: Path) -> None:
 def test_the_peer_gets_the_rows_in_the_order_of_the_steps_and_none_twice(tmp_path: Path) -> None:
     rows = [Rendered(ids=(7, n), weights=(0.0, 1.0)) for n in range(9)]
     given = visited(rows, training(tmp_path, task="sft"))
-    assert len({tuple(row["ids"]) for row in given}) == 6
-    assert given[0]["labels"][0] == -100 and given[0]["labels"][1] == given[0]["ids"][1]
+    assert len({tuple(as_ids("sft", row)["ids"]) for row in given}) == 6
+    first = as_ids("sft", given[0])
+    assert first["labels"][0] == -100 and first["labels"][1] == first["ids"][1]
     assert given == visited(rows, training(tmp_path, task="sft", steps=4))[:6]
     with pytest.raises(DataError, match="10 rows are needed for 5 steps"):
         visited(rows, training(tmp_path, task="sft", steps=5))
@@ -262,3 +264,20 @@ def test_trl_does_the_same_work_however_it_is_set_up(task: str, tmp_path: Path) 
     ours = whet_side.train(Job(side="whet", training=made, folder=str(tmp_path / "whet")))
     for name in {"loss", "logps/chosen", "logps/rejected"} & set(tuned.first_step):
         assert ours.first_step[name] == pytest.approx(tuned.first_step[name], rel=0.5 if task == "reward" else 1e-4)
+
+
+def test_both_sides_see_the_same_pairs_of_pictures(tmp_path: Path) -> None:
+    pytest.importorskip("trl", minversion="1.16.0")
+    from benchmarks import trl_side
+    from benchmarks.pictures import write_pairs
+
+    made = training(tmp_path, pictures=True, data=(str(tmp_path / "pairs.jsonl"),), max_length=256)
+    write_pairs(tmp_path / "pairs.jsonl", 8)
+    prepare(made, "tiny")
+    ours = whet_side.train(Job(side="whet", training=made, folder=str(tmp_path / "whet")))
+    theirs = trl_side.train(Job(side="trl-tuned", training=made, folder=str(tmp_path / "trl")))
+    rows = json.loads((tmp_path / "rows.json").read_text())[:2]
+    assert theirs.first_step["tokens"] == sum(row_tokens("dpo", row) for row in rows)
+    assert ours.first_step["tokens"] == sum(shared_tokens("dpo", row) for row in rows)
+    for name in ("loss", "logps/chosen", "logps/rejected"):
+        assert ours.first_step[name] == pytest.approx(theirs.first_step[name], rel=1e-2)
