@@ -63,7 +63,7 @@ def pack_rows(rows: Sequence[Rendered], reader: PictureReader | None = None) -> 
         targets=_joined(targets),
         target_rows=_joined([np.full(len(t), n) for n, t in enumerate(targets)]),
         ends=torch.tensor([tree.start + tree.prompt - 1 for tree in trees]),
-        media=_media(trees, [(row.ids, row.pictures) for row in rows], reader),
+        media=media_of(trees, [(row.ids, row.pictures) for row in rows], reader),
     )
     return packed, torch.from_numpy(np.concatenate(weights))
 
@@ -95,11 +95,11 @@ def pack_groups(groups: Sequence[RenderedGroup], reader: PictureReader | None = 
         targets=_joined([np.asarray(response) for group in groups for response in group.response_ids]),
         target_rows=torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)),
         ends=torch.tensor(ends),
-        media=_media(trees, [(group.prompt_ids, group.pictures) for group in groups], reader),
+        media=media_of(trees, [(group.prompt_ids, group.pictures) for group in groups], reader),
     )
 
 
-def _media(
+def media_of(
     trees: Sequence[Tree], shown: Sequence[tuple[Sequence[int], tuple[Picture, ...]]], reader: PictureReader | None
 ) -> Media | None:
     """The pictures of a packed row, None where it has none; `shown` are ids and pictures of each tree's prompt.

@@ -105,9 +105,8 @@ class Backbone:
         the packed row, -1 is padding. [R, H] of their last tokens, transformers' cache, and their shifts [R]."""
         self._try_pictures(packed.media)
         inputs = self._inputs(packed)
-        taken = inputs.rows(place)
-        # Counted from the first real token, where the model does not count by itself from the left.
-        taken.setdefault("position_ids", inputs.positions[place.clamp_min(0)])
+        # Positions count from the first real token, where a model would count from the first column.
+        taken = inputs.rows(place) | {"position_ids": inputs.positions[..., place.clamp_min(0)]}
         out = self._layers(**taken, use_cache=True)
         shifts = torch.tensor(self._shifts(packed), device=place.device)
         return out.last_hidden_state[:, -1], out.past_key_values, shifts

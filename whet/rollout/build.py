@@ -93,7 +93,7 @@ def policy_engine(
             return NativeEngine(
                 model, answering.tokenizer, batch_size=answering.batch_size,
                 end_ids=end_ids(answering.tokenizer, model, answering.end_id), dtype=dtype,
-                pack_frozen=has_room_for_copy(unwrapped(model), dtype),
+                pack_frozen=has_room_for_copy(unwrapped(model), dtype), reader=answering.reader,
             )  # fmt: skip
         case Vllm():
             follows = Followed(model=model, tokenizer=answering.tokenizer)
@@ -140,7 +140,7 @@ def native_engine(model: torch.nn.Module, answering: Answering) -> NativeEngine:
     return NativeEngine(
         model, answering.tokenizer, batch_size=answering.batch_size,
         end_ids=end_ids(answering.tokenizer, unwrapped(model), answering.end_id), dtype=dtype if copied else None,
-        pack_frozen=copied and has_room_for_copy(unwrapped(model), dtype),
+        pack_frozen=copied and has_room_for_copy(unwrapped(model), dtype), reader=answering.reader,
     )  # fmt: skip
 
 

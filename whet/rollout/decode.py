@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from transformers import PreTrainedModel
 
+from whet.data.pack import media_of
+from whet.data.pictures import PictureReader
 from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
@@ -19,7 +21,8 @@ from whet.models.rows import from_trees
 from whet.models.scoring import logits_function
 from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import Scratch, draw
-from whet.schema.packed import Tree
+from whet.schema.packed import Packed, Tree
+from whet.schema.rollouts import Request
 
 PREFILL_TOKENS = 2048
 """Tokens of prompts that go through the model at once."""
@@ -28,8 +31,12 @@ PREFILL_TOKENS = 2048
 class Decoder:
     """A changing batch of rows that share their sampling settings."""
 
-    def __init__(self, model: PreTrainedModel, backbone: Backbone, *, end_ids: tuple[int, ...], text: Text) -> None:
-        self._model, self._backbone, self._end_ids, self._text = model, backbone, end_ids, text
+    def __init__(
+        self, model: PreTrainedModel, backbone: Backbone, *, end_ids: tuple[int, ...], text: Text,
+        reader: PictureReader | None = None,
+    ) -> None:  # fmt: skip
+        """`reader` loads the pictures of prompts."""
+        self._model, self._backbone, self._end_ids, self._text, self._reader = model, backbone, end_ids, text, reader
         self._device = next(model.parameters()).device
         if not model.training:
             model.eval()  # its parts too; from here on the model's own flag tells
@@ -73,15 +80,10 @@ class Decoder:
         self._draw(self._rows, logits, self._numbers)
 
     def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
-        prompts = [group[0].request.prompt_ids for group in groups]
-        filling = max(0, self._backbone.least_rows - sum(map(len, prompts)))
-        trees, start = [], 0
-        for size in [*map(len, prompts), *([filling] if filling else [])]:
-            trees.append(Tree(start, size))
-            start += size
-        ids = torch.tensor([token for prompt in prompts for token in prompt] + [0] * filling, device=self._device)
+        packed = pack_prompts([group[0].request for group in groups], self._reader, self._backbone.least_rows)
+        trees = packed.trees
         with self._evaluating():
-            hidden, captured = self._backbone.prompts(from_trees(ids, tuple(trees)))
+            hidden, captured = self._backbone.prompts(packed.to(self._device))
             ends = torch.tensor([tree.start + tree.prompt - 1 for tree in trees], device=self._device)
             ends = torch.cat([ends, ends.new_zeros(max(0, self._backbone.least_rows - len(ends)))])
             logits = self._logits(hidden[ends])
@@ -113,6 +115,19 @@ class Decoder:
         self._memory.keep(stay)
         self._numbers = self._numbers[torch.tensor(stay, dtype=torch.int64, device=self._device)]
         self._rows = [self._rows[place] for place in stay]
+
+
+def pack_prompts(requests: Sequence[Request], reader: PictureReader | None, least: int = 1) -> Packed:
+    """The prompts of requests end to end, and where they are fewer than `least` tokens, one more of filling."""
+    prompts = [request.prompt_ids for request in requests]
+    filling = max(0, least - sum(map(len, prompts)))
+    trees, start = [], 0
+    for size in [*map(len, prompts), *([filling] if filling else [])]:
+        trees.append(Tree(start, size))
+        start += size
+    ids = torch.tensor([token for prompt in prompts for token in prompt] + [0] * filling)
+    shown = [(request.prompt_ids, request.pictures) for request in requests]
+    return from_trees(ids, tuple(trees), media_of(trees[: len(prompts)], shown, reader))
 
 
 def _wide(numbers: torch.Tensor, width: int) -> torch.Tensor:

@@ -23,6 +23,7 @@ from itertools import groupby
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from whet.data.pictures import PictureReader
 from whet.models.backbone import Backbone, max_positions
 from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
@@ -49,14 +50,16 @@ class NativeEngine:
         end_ids: tuple[int, ...],
         dtype: torch.dtype | None = None,
         pack_frozen: bool = False,
+        reader: PictureReader | None = None,
     ) -> None:
         """With a `dtype` the engine generates from a copy of what differs from it: adapters folded in, weights cast.
         The copy follows the model at `sync`; `pack_frozen` copies more of it, to be faster (see `Snapshot`).
-        Without a `dtype` it generates with the model as it is at every moment."""
+        Without a `dtype` it generates with the model as it is at every moment. `reader` loads the pictures of requests,
+        where the model takes any."""
         self._snapshot = Snapshot(model, dtype, pack_frozen=pack_frozen) if dtype is not None else None
         self._model = self._snapshot.model if self._snapshot is not None else model
         self._backbone = Backbone(self._model)
-        self._tokenizer, self._batch_size, self._end_ids = tokenizer, batch_size, end_ids
+        self._tokenizer, self._batch_size, self._end_ids, self._reader = tokenizer, batch_size, end_ids, reader
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._max_positions = max_positions(model)
         self._most_tokens = decoding_tokens(self._model)
@@ -78,7 +81,8 @@ class NativeEngine:
 
     def _measure(self, requests: Sequence[Request]) -> Iterator[Completion]:
         """Log-probs of the requests' continuations."""
-        logprobs = continuation_logprobs(self._model, [r for r in requests if self._problem(r) is None])
+        fit = [request for request in requests if self._problem(request) is None]
+        logprobs = continuation_logprobs(self._model, fit, self._reader)
         for request in requests:
             if self._problem(request) is not None:
                 yield self._refused(request)
@@ -136,7 +140,7 @@ class NativeEngine:
 
     def _decode(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[None]:
         """Decode the rows, in their order; a step between two yields."""
-        decoder = Decoder(self._model, self._backbone, end_ids=self._end_ids, text=self._text)
+        decoder = Decoder(self._model, self._backbone, end_ids=self._end_ids, text=self._text, reader=self._reader)
         waiting = deque(self._groups(rows))
         inside: list[list[Row]] = []
         while waiting or any(row.finish is None for group in inside for row in group):
@@ -151,9 +155,9 @@ class NativeEngine:
 
     def _groups(self, rows: Sequence[Row]) -> Iterator[list[Row]]:
         """Neighbours with the same prompt, no more of them than fit the batch and the memory."""
-        for prompt, same in groupby(rows, key=lambda row: row.request.prompt_ids):
+        for (ids, _), same in groupby(rows, key=lambda row: row.prompt):
             group = list(same)
-            room = max(1, (self._most_tokens - len(prompt)) // max(row.limit for row in group))
+            room = max(1, (self._most_tokens - len(ids)) // max(row.limit for row in group))
             size = min(self._batch_size, room)
             yield from (group[start : start + size] for start in range(0, len(group), size))
 
@@ -177,7 +181,10 @@ class NativeEngine:
     def _decode_padded(self, rows: Sequence[Row]) -> Iterator[None]:
         for start in range(0, len(rows), self._batch_size):
             batch = rows[start : start + self._batch_size]
-            decoder = PaddedDecoder(self._model, batch, end_ids=self._end_ids, pad_id=self._pad_id, text=self._text)
+            decoder = PaddedDecoder(
+                self._model, self._backbone, batch, end_ids=self._end_ids, pad_id=self._pad_id, text=self._text,
+                reader=self._reader,
+            )  # fmt: skip
             while decoder.running:
                 with evaluating(self._model):
                     decoder.step()
@@ -205,6 +212,8 @@ class NativeEngine:
         num = len(request.prompt_ids) + max(map(len, request.continuations), default=0)
         if num == 0:
             return "the prompt has no tokens"
+        if request.pictures and self._reader is None:
+            return "the prompt has pictures, and the model takes none"
         if self._max_positions is not None and num >= self._max_positions:
             return f"the prompt has {num} tokens and the model {self._max_positions} positions"
         return None

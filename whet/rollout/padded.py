@@ -13,7 +13,10 @@ from typing import Any
 
 import torch
 
-from whet.models.backbone import max_positions
+from whet.data.pictures import PictureReader
+from whet.models.backbone import Backbone, max_positions
+from whet.models.scoring import next_logits
+from whet.rollout.decode import pack_prompts
 from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import draw
 
@@ -22,9 +25,12 @@ class PaddedDecoder:
     """Steps a batch of rows that share their sampling settings. `step` adds one token to every unfinished row."""
 
     def __init__(
-        self, model: torch.nn.Module, rows: Sequence[Row], *, end_ids: tuple[int, ...], pad_id: int, text: Text
-    ) -> None:
+        self, model: torch.nn.Module, backbone: Backbone, rows: Sequence[Row], *, end_ids: tuple[int, ...], pad_id: int,
+        text: Text, reader: PictureReader | None = None,
+    ) -> None:  # fmt: skip
+        """`reader` loads the pictures of prompts."""
         self.rows = list(rows)
+        self._backbone, self._reader = backbone, reader
         self._model, self._end_ids, self._pad_id = model, frozenset(end_ids), pad_id
         self._banned, self._text = end_ids, text
         self._last_position = (max_positions(model) or sys.maxsize) - 1
@@ -51,17 +57,29 @@ class PaddedDecoder:
         self._leave()
 
     def _prefill(self) -> torch.Tensor:
-        prompts = list(dict.fromkeys(row.request.prompt_ids for row in self.rows))
-        place = {prompt: index for index, prompt in enumerate(prompts)}
-        longest = max(map(len, prompts))
-        ids = torch.tensor([[self._pad_id] * (longest - len(p)) + list(p) for p in prompts], device=self._device)
-        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=self._device)
-        logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
-        which = torch.tensor([place[row.request.prompt_ids] for row in self.rows], device=self._device)
-        if len(prompts) < len(self.rows):
+        requests = list({row.prompt: row.request for row in self.rows}.values())
+        index = {prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for row in self.rows))}
+        longest = max(len(request.prompt_ids) for request in requests)
+        places, start = [], 0
+        for request in requests:
+            size = len(request.prompt_ids)
+            places.append([-1] * (longest - size) + [*range(start, start + size)])
+            start += size
+        packed = pack_prompts(requests, self._reader).to(self._device)
+        place = torch.tensor(places, device=self._device)
+        mask = (place >= 0).long()
+        if packed.media is None:
+            ids = packed.input_ids[place.clamp_min(0)].masked_fill(mask == 0, self._pad_id)
+            logits = self._forward(ids, mask, (mask.cumsum(-1) - 1).clamp(min=0))
+            shifts = mask.new_zeros(len(place))
+        else:
+            hidden, self._cache, shifts = self._backbone.padded_prompts(packed, place)
+            logits = next_logits(self._model, hidden)
+        which = torch.tensor([index[row.prompt] for row in self.rows], device=self._device)
+        if len(requests) < len(self.rows):
             self._cache.batch_select_indices(which)
         self._mask = mask[which]
-        self._positions = self._mask.sum(-1, keepdim=True)
+        self._positions = self._mask.sum(-1, keepdim=True) + shifts[which].unsqueeze(-1)
         return logits[which]
 
     def _advance(self) -> torch.Tensor:

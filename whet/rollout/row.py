@@ -15,6 +15,8 @@ LEAVE_AT = 0.75
 """Ended rows leave when no more than this share still runs: moving the memory at every end would cost more."""
 Text = Callable[[Sequence[int]], str]
 """Ids to text, without special tokens."""
+Prompt = tuple[tuple[int, ...], tuple[str, ...]]
+"""Ids, and the digests of the pictures among them."""
 
 
 @dataclass(slots=True, eq=False)
@@ -28,6 +30,11 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     policy_logprobs: list[float] = field(default_factory=list)
     finish: FinishReason | None = None
+
+    @property
+    def prompt(self) -> Prompt:
+        """Rows with the same one can share its computation."""
+        return self.request.prompt_ids, tuple(picture.digest for picture in self.request.pictures)
 
 
 def take(rows: Sequence[Row], drawn: Drawn, end_ids: Collection[int], text: Text) -> None:

@@ -29,9 +29,14 @@ def render_with(
 
 def reader_of(path: str, model: Model) -> PictureReader | None:
     """The reader of the checkpoint's pictures, always the same one; None where it takes none."""
-    return _reader(path, model.trust_remote_code, model.chat_template is None)
+    limits = model.vision.min_pixels, model.vision.max_pixels
+    return _reader(path, *limits, model.trust_remote_code, model.chat_template is None)
 
 
 @lru_cache(maxsize=8)
-def _reader(path: str, trust_remote_code: bool, with_template: bool) -> PictureReader | None:
-    return picture_reader(path, trust_remote_code=trust_remote_code, with_template=with_template)
+def _reader(
+    path: str, least: int | None, most: int | None, trust_remote_code: bool, with_template: bool
+) -> PictureReader | None:
+    return picture_reader(
+        path, min_pixels=least, max_pixels=most, trust_remote_code=trust_remote_code, with_template=with_template
+    )
