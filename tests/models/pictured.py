@@ -42,10 +42,8 @@ def build(family: Family, *, attention: str = NAME) -> PreTrainedModel:
     )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.ndim >= 2 and "visual" not in name:
-                parameter.mul_(6.0)
-            if "visual" in name and parameter.ndim >= 2:
-                parameter.mul_(3.0)
+            if parameter.ndim >= 2:
+                parameter.mul_(3.0 if "visual" in name else 6.0)
     return model.eval()
 
 

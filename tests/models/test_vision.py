@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from tests.models.pictured import (
     FAMILIES,
+    MERGE,
+    PATCH,
     Album,
     Shape,
     build,
@@ -297,3 +299,26 @@ def test_a_model_that_takes_pictures_in_another_way_is_refused(monkeypatch: pyte
     monkeypatch.setattr("whet.models.inputs.grid_positions", lambda own, trees, media: own.repeat(3, 1))
     with pytest.raises(ModelError, match="takes pictures in a way that is not known"):
         TokenScorer(model)(packed)
+
+
+def test_the_family_before() -> None:
+    """Qwen2-VL: the same positions, another tower."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+    newer, album = build("qwen2_5_vl"), Album("qwen2_5_vl")
+    text = newer.config.text_config.to_dict() | {"model_type": "qwen2_vl_text"}
+    vision = {
+        "embed_dim": 16, "hidden_size": 32, "depth": 2, "num_heads": 2, "mlp_ratio": 2, "patch_size": PATCH,
+        "spatial_merge_size": MERGE, "temporal_patch_size": 2,
+    }  # fmt: skip
+    marks = {name: getattr(newer.config, name) for name in ("image_token_id", "video_token_id")}
+    torch.manual_seed(0)
+    model = Qwen2VLForConditionalGeneration(Qwen2VLConfig(text_config=text, vision_config=vision, **marks)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                parameter.mul_(4.0)
+    packed = pack(model, album, rows(album))
+    expected = plain_padded_logprobs(model, packed)
+    assert expected.std() > 0.04
+    torch.testing.assert_close(TokenScorer(model)(packed).logprobs, expected, rtol=0, atol=1e-4)
