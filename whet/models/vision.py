@@ -66,6 +66,7 @@ class Vision:
         self._parts, self._keep_bytes = list(vision_parts(whole).values()), keep_bytes
         self._kept: OrderedDict[tuple[str, torch.dtype | None], Features] = OrderedDict()
         """By digest and type of the products; the last one used comes last."""
+        self._kept_bytes = 0
         self._stamp: tuple[int, ...] = ()
         self.in_grid = hasattr(self._base, "get_rope_index")
         """Whether positions of a picture's tokens are those of a grid."""
@@ -137,11 +138,12 @@ class Vision:
                 features = self._kept.pop((picture.digest, kind), None)
                 if features is None:
                     (features,) = self.look([picture], load)
+                    self._kept_bytes += features.num_bytes if keeps else 0
                 if keeps:
                     self._kept[picture.digest, kind] = features
                 made.append(features)
-        while sum(features.num_bytes for features in self._kept.values()) > self._keep_bytes:
-            self._kept.popitem(last=False)
+        while self._kept_bytes > self._keep_bytes:
+            self._kept_bytes -= self._kept.popitem(last=False)[1].num_bytes
         return made
 
     def _keeps(self) -> bool:
@@ -151,13 +153,13 @@ class Vision:
         weights.
         """
         stamp = tuple(parameter._version for parameter in self._parameters())
-        if stamp != self._stamp:
-            self._kept.clear()
-            self._stamp = stamp
-        if any(parameter.requires_grad for parameter in self._parameters()):
-            return False
+        trains = any(parameter.requires_grad for parameter in self._parameters())
         modules = (module for part in self._parts for module in part.modules())
-        return not any(isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in modules)
+        keeps = not trains and not any(isinstance(module, BaseTunerLayer | ModulesToSaveWrapper) for module in modules)
+        if stamp != self._stamp or not keeps:
+            self._kept.clear()
+            self._kept_bytes, self._stamp = 0, stamp
+        return keeps
 
     def _parameters(self) -> Iterator[torch.nn.Parameter]:
         return (parameter for part in self._parts for parameter in part.parameters())
