@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import time
 from collections.abc import Iterator
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.rollout.stub import Reply, Spoiler, Stub, good
 from whet.config.engine import Http
@@ -265,7 +268,7 @@ def test_through_faults_every_prompt_has_exactly_its_samples(
 
 
 def test_tool_calls_and_images_in_a_servers_words(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(b"png")
+    url = red(tmp_path / "a.png")
     said = messages_of([
         Message("user", (Part("text", "What is this?"), Part("image", str(tmp_path / "a.png")))),
         Message("assistant", "", tool_calls=(
@@ -273,7 +276,7 @@ def test_tool_calls_and_images_in_a_servers_words(tmp_path: Path) -> None:
         )),
         Message("tool", "a cat"), Message("tool", "yes"),
     ])  # fmt: skip
-    assert said[0]["content"][1]["image_url"]["url"] == "data:image/png;base64,cG5n"
+    assert said[0]["content"][1]["image_url"]["url"] == url
     calls = said[1]["tool_calls"]
     assert [call["function"] for call in calls] == [
         {"name": "look", "arguments": '{"at": 1}'}, {"name": "ask", "arguments": "{}"}
@@ -287,16 +290,33 @@ def with_picture(source: str) -> Request:
     return replace(requests(1)[0], messages=said, prompt_ids=(7, 9, 9, 8), pictures=(picture,))
 
 
-def test_a_picture_that_came_as_bytes_is_passed_on_as_it_is() -> None:
-    content = chat_body(with_picture("data:image/jpeg;base64,AAAA"))["messages"][0]["content"]
-    assert content[0] == {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,AAAA"}}
+def red(path: Path, **saved: Any) -> str:
+    """A picture of 3 times 2 pixels, in a file; its bytes as a URL."""
+    Image.new("RGB", (3, 2), "red").save(path, **saved)
+    return f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def test_a_picture_that_came_as_bytes_is_passed_on_as_it_is(tmp_path: Path) -> None:
+    url = red(tmp_path / "a.png")
+    content = chat_body(with_picture(url))["messages"][0]["content"]
+    assert content[0] == {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_a_server_sees_a_picture_as_training_does(tmp_path: Path) -> None:
+    held = Image.Exif()
+    held[0x0112] = 6  # the camera was held upright
+    red(tmp_path / "a.jpg", exif=held, format="jpeg")
+    (shown, _) = chat_body(with_picture(str(tmp_path / "a.jpg")))["messages"][0]["content"]
+    kind, _, data = shown["image_url"]["url"].partition(";base64,")
+    assert kind == "data:image/png"
+    assert Image.open(io.BytesIO(base64.b64decode(data))).size == (2, 3)
 
 
 def test_pictures_that_cannot_be_sent_are_a_failure_of_their_request(opened: list[ServerEngine]) -> None:
     with Stub() as stub:
         (lost,) = answers(engine_of(opened, stub.url), [with_picture("/nowhere/a.png")])
-        (mute,) = answers(engine_of(opened, stub.url, api="completions"), [with_picture("data:,")])
-    assert lost.error is not None and "a picture cannot be read" in lost.error and "/nowhere/a.png" in lost.error
+        (mute,) = answers(engine_of(opened, stub.url, api="completions"), [with_picture("a.png")])
+    assert lost.error == "the picture is missing: /nowhere/a.png"
     assert mute.error is not None and "take api=chat" in mute.error
     assert stub.bodies == []
 

@@ -58,6 +58,20 @@ def decoded(data: bytes) -> Image:
         return _rgb(ImageOps.exif_transpose(image))
 
 
+def as_seen(data: bytes) -> tuple[bytes, str]:
+    """Bytes in which any reader sees what `decoded` sees, and their format: the same ones where nothing has to be
+    turned, laid on white or left out, else those of a PNG. Raises BadPicture."""
+    image = opened(data)
+    with _reading():
+        plain = image.mode in ("RGB", "L") and not image.has_transparency_data and getattr(image, "n_frames", 1) == 1
+        plain = plain and image.format in ("PNG", "JPEG", "WEBP")
+        if plain and image.getexif().get(_ORIENTATION, 1) == 1:
+            return data, str(image.format).lower()
+    buffer = io.BytesIO()
+    decoded(data).save(buffer, format="png")
+    return buffer.getvalue(), "png"
+
+
 def opened(data: bytes) -> Image:
     """The picture, its header read and nothing else. Raises BadPicture where it is none, or has too many pixels."""
     from PIL import Image, UnidentifiedImageError

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
+from whet.data.decode import BadPicture
 from whet.errors import ConfigError, RunError
 from whet.rollout.endpoints import Endpoint, Endpoints
 from whet.rollout.retry import AGAIN, pause, retry_after
@@ -162,8 +163,8 @@ class ServerEngine:
     async def _drawn(self, request: Request) -> Completion:
         try:
             path, body = self.manner.written(request)
-        except OSError as error:
-            raise _Refused(f"a picture cannot be read: {error}") from None
+        except BadPicture as bad:
+            raise _Refused(bad.problem + (f": {bad.found}" if bad.found else "")) from None
         read = partial(read_reply, request, same_prompt=self.manner.same_prompt)
         return await self._ask_until(request.key, path, body, read)
 

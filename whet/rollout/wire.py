@@ -11,12 +11,12 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import mimetypes
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
+from whet.data.decode import as_seen
+from whet.data.picture_files import bytes_of
 from whet.schema.records import Message
 from whet.schema.rollouts import Completion, FinishReason, Request
 
@@ -47,7 +47,7 @@ def seed_of(request: Request) -> int:
 
 
 def chat_body(request: Request) -> dict[str, Any]:
-    """Raises OSError where a picture cannot be read."""
+    """Raises BadPicture where a picture cannot be used."""
     tools = {"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}
     return {"messages": messages_of(request.messages)} | _sampling(request) | tools
 
@@ -103,11 +103,10 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _data_url(place: str) -> str:
-    if place.startswith("data:"):
-        return place
-    kind = mimetypes.guess_type(place)[0] or "image/png"
-    return f"data:{kind};base64,{base64.b64encode(Path(place).read_bytes()).decode()}"
+def _data_url(source: str) -> str:
+    """As `PictureReader` sees the picture, so that the server sees the same."""
+    data, kind = as_seen(bytes_of(source))
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
