@@ -7,11 +7,15 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo test lint types imports unit test-vllm oracles oracles-verl clean
+.PHONY: demo demo-vision test lint types imports unit test-vllm oracles oracles-verl clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
 	$(BIN)/whet demo --seed $(SEED) $(ARGS)
+
+# The same for a judge of pictures that reasons: cold start, rejection sampling, DPO and GRPO.
+demo-vision: .venv/.runtime
+	$(BIN)/whet demo --vision --seed $(SEED) $(ARGS)
 
 # Everything that must pass before a change goes in. Tests marked slow or gpu are left out: `make unit ARGS="-m slow"`.
 test: lint types imports unit

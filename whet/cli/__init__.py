@@ -259,11 +259,18 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,
     run: Annotated[Path | None, typer.Option(help="Run directory; by default runs/demo, or runs/demo-SEED.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Self-rewarding over and over: this many rounds.")] = None,
+    vision: Annotated[bool, typer.Option("--vision", help="A judge of pictures that reasons.")] = False,
 ) -> None:
     """Watch the whole loop on a small model that ships with whet."""
-    name = "runs/demo" if rounds is None else "runs/demo-rounds"
+    if vision and rounds is not None:
+        raise UserError("one demo at a time", field="--rounds", fix="leave out --vision or --rounds")
+    name = "runs/demo-vision" if vision else "runs/demo" if rounds is None else "runs/demo-rounds"
     folder = run or Path(name if seed == 0 else f"{name}-{seed}")
-    if rounds is None:
+    if vision:
+        from whet.demo.vision import run_vision
+
+        run_vision(folder, seed, tuple(args or ()))
+    elif rounds is None:
         from whet.demo.plan import run_demo
 
         run_demo(folder, seed, tuple(args or ()))
