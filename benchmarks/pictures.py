@@ -6,14 +6,14 @@ import json
 from pathlib import Path
 from random import Random
 
+from whet.demo.likeness import judgement, some_pair
+from whet.demo.scenes import draw
+
 SHOWN = "Which picture fits better: {caption}?\nImage 1: <image>\nImage 2: <image>"
 
 
 def write_pairs(path: Path, num_rows: int, *, seed: int = 0) -> None:
     """Preferences, a right judgement before a wrong one, as JSON lines that whet reads; the pictures lie beside."""
-    from whet.demo.likeness import judgement, some_pair
-    from whet.demo.scenes import draw
-
     rng, folder = Random(seed), path.parent / "pictures"
     folder.mkdir(exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
