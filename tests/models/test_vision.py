@@ -203,6 +203,16 @@ def test_features_are_forgotten_when_the_tower_changes() -> None:
     torch.testing.assert_close(after, plain_logprobs(model, packed), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_pass_without_gradient_keeps_no_activations_of_a_tower_that_trains(mode: type[torch.no_grad]) -> None:
+    model, album = build("qwen2_5_vl").train(), Album("qwen2_5_vl")
+    packed = pack(model, album, [((1, album.picture("cat"), 1), (3,))])
+    assert packed.media is not None
+    with mode():
+        assert Vision(model).features(packed.media).tokens.grad_fn is None
+    assert Vision(model).features(packed.media).tokens.grad_fn is not None
+
+
 def test_an_adapter_on_the_tower_is_switched_off_for_the_reference() -> None:
     from peft import LoraConfig, get_peft_model
 

@@ -316,7 +316,7 @@ def test_pictures_that_cannot_be_sent_are_a_failure_of_their_request(opened: lis
     with Stub() as stub:
         (lost,) = answers(engine_of(opened, stub.url), [with_picture("/nowhere/a.png")])
         (mute,) = answers(engine_of(opened, stub.url, api="completions"), [with_picture("a.png")])
-    assert lost.error == "the picture is missing: /nowhere/a.png"
+    assert lost.error is not None and "the picture is missing (found /nowhere/a.png" in lost.error
     assert mute.error is not None and "take api=chat" in mute.error
     assert stub.bodies == []
 

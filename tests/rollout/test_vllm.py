@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from whet.config.engine import Vllm
+from whet.config.model import Vision
 from whet.errors import RunError
-from whet.rollout.vllm import Checkpoint, VllmEngine
+from whet.rollout.vllm import Checkpoint, VllmEngine, command
 from whet.rollout.wire import failed
+from whet.schema.pictures import Picture
 from whet.schema.rollouts import Request, Sampling
 
 
@@ -39,3 +44,21 @@ def test_the_cpu_build_is_told_not_to_split_prompts(version: str, whole: bool, t
     started = (tmp_path / "vllm.log").read_text(encoding="utf-8")
     assert ("--no-enable-chunked-prefill" in started) == whole
     assert started.rstrip().endswith("--seed 1")  # a plan's own words come last: they may say otherwise
+
+
+def test_a_server_keeps_to_the_plans_limits_of_pictures(tmp_path: Path) -> None:
+    def words(vision: Vision) -> Sequence[str]:
+        return command(Vllm(), Checkpoint(path="m", adapter=None, end_ids=(), folder=tmp_path, vision=vision), None, 80)
+
+    limited = words(Vision(max_pixels=147456))
+    assert json.loads(limited[limited.index("--mm-processor-kwargs") + 1]) == {"max_pixels": 147456}
+    assert "--mm-processor-kwargs" not in words(Vision())
+
+
+def test_continuations_of_a_prompt_with_pictures_are_refused(tmp_path: Path) -> None:
+    engine = object.__new__(VllmEngine)
+    engine._max_length = 100
+    picture = Picture(source="a.png", digest="d", num_tokens=1)
+    request = Request(key="a", prompt_ids=(1,), sampling=Sampling(max_new_tokens=1), seed=0, continuations=((5,),))
+    assert engine._problem(request) is None
+    assert "hold no pictures" in str(engine._problem(replace(request, pictures=(picture,))))

@@ -58,18 +58,18 @@ def decoded(data: bytes) -> Image:
         return _rgb(ImageOps.exif_transpose(image))
 
 
-def as_seen(data: bytes) -> tuple[bytes, str]:
-    """Bytes in which any reader sees what `decoded` sees, and their format: the same ones where nothing has to be
-    turned, laid on white or left out, else those of a PNG. Raises BadPicture."""
+def as_seen(data: bytes) -> bytes:
+    """Bytes in which any reader sees what `decoded` sees: the same ones where nothing has to be turned, laid on white
+    or left out, else those of a PNG. Raises BadPicture."""
     image = opened(data)
     with _reading():
         plain = image.mode in ("RGB", "L") and not image.has_transparency_data and getattr(image, "n_frames", 1) == 1
         plain = plain and image.format in ("PNG", "JPEG", "WEBP")
         if plain and image.getexif().get(_ORIENTATION, 1) == 1:
-            return data, str(image.format).lower()
+            return data
     buffer = io.BytesIO()
     decoded(data).save(buffer, format="png")
-    return buffer.getvalue(), "png"
+    return buffer.getvalue()
 
 
 def opened(data: bytes) -> Image:

@@ -17,7 +17,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from whet.data.cache import cache_folder
-from whet.data.decode import BadPicture
+from whet.data.decode import BadPicture, as_seen
 from whet.errors import DataError
 from whet.schema.records import NOWHERE, Origin
 
@@ -124,11 +124,20 @@ def url_of(data: bytes) -> str:
 
 
 def sent(source: str) -> str:
-    """A picture as servers take it: a `data:` URL of its bytes. Raises DataError where it cannot be read."""
+    """A picture as servers take it: a `data:` URL, in whose bytes they see what training sees.
+
+    Raises DataError where it cannot be used.
+    """
     try:
-        return source if source.startswith(DATA) else url_of(bytes_of(source))
+        return _sent(source, signature(source))
     except BadPicture as bad:
         raise complaint(bad, source, NOWHERE) from None
+
+
+@lru_cache(maxsize=16)
+def _sent(source: str, stamp: tuple[int, int] | None) -> str:
+    """The samples of a prompt send the same pictures, one after the other."""
+    return url_of(as_seen(bytes_of(source)))
 
 
 def complaint(bad: BadPicture, source: str, origin: Origin) -> DataError:

@@ -230,7 +230,7 @@ class Backbone:
         if not self._agree(ours, theirs):
             raise ModelError(
                 f"{type(self._whole).__name__} takes pictures in a way that is not known here", field="model.path",
-                fix="take a Qwen2.5-VL, Qwen3-VL or LLaVA checkpoint",
+                fix="take a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA checkpoint",
             )  # fmt: skip
         self._vision.tried = True
 

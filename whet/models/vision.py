@@ -124,14 +124,14 @@ class Vision:
                 )  # fmt: skip
         return made
 
-    @torch.no_grad()
     def _known(self, pictures: Sequence[Picture], load: LoadPictures) -> list[Features]:
         if not pictures:
             return []
         keeps, kind = self._keeps(), _autocast_dtype(next(self._parameters()))
         made = []
-        # An engine asks in inference mode, whose tensors a later training step could not use.
-        with torch.inference_mode(False), ExitStack() as modes:
+        # An engine asks in inference mode, whose tensors a later training step could not use; to leave that mode
+        # switches gradients on.
+        with torch.inference_mode(False), torch.no_grad(), ExitStack() as modes:
             for part in self._parts:
                 modes.enter_context(evaluating(part))
             for picture in pictures:

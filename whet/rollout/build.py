@@ -115,7 +115,7 @@ def checkpoint_of(served: Served, answering: Answering) -> Checkpoint:
     return Checkpoint(
         path=served.ref.path, adapter=served.ref.adapter, folder=served.folder,
         end_ids=tuple(dict.fromkeys(token for token in known if token is not None)),
-        trust_remote_code=served.model.trust_remote_code,
+        vision=served.model.vision, trust_remote_code=served.model.trust_remote_code,
     )  # fmt: skip
 
 

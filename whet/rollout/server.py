@@ -19,8 +19,7 @@ from typing import Any, TypeVar
 
 import aiohttp
 
-from whet.data.decode import BadPicture
-from whet.errors import ConfigError, RunError
+from whet.errors import ConfigError, DataError, RunError
 from whet.rollout.endpoints import Endpoint, Endpoints
 from whet.rollout.retry import AGAIN, pause, retry_after
 from whet.rollout.wire import NotReadable, Usage, complaint, failed, read_last_logprobs, read_reply
@@ -162,9 +161,12 @@ class ServerEngine:
 
     async def _drawn(self, request: Request) -> Completion:
         try:
-            path, body = self.manner.written(request)
-        except BadPicture as bad:
-            raise _Refused(bad.problem + (f": {bad.found}" if bad.found else "")) from None
+            if request.pictures:  # they are read and encoded, for which other requests need not wait
+                path, body = await asyncio.to_thread(self.manner.written, request)
+            else:
+                path, body = self.manner.written(request)
+        except DataError as error:
+            raise _Refused(str(error)) from None
         read = partial(read_reply, request, same_prompt=self.manner.same_prompt)
         return await self._ask_until(request.key, path, body, read)
 

@@ -31,6 +31,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.engine import Vllm
+from whet.config.model import Vision
 from whet.errors import ConfigError, RunError
 from whet.models.load import save_trained
 from whet.rollout.bearer import bearer
@@ -55,6 +56,8 @@ class Checkpoint:
     end_ids: tuple[int, ...]
     folder: Path
     """Where its log goes, and weights on their way."""
+    vision: Vision | None = None
+    """The plan's limits of pictures, which the server must keep to as well."""
     trust_remote_code: bool = False
 
 
@@ -170,6 +173,8 @@ class VllmEngine:
 
     def _problem(self, request: Request) -> str | None:
         num = len(request.prompt_ids) + max(map(len, request.continuations), default=0)
+        if request.pictures and request.continuations:
+            return "given continuations are asked for by ids, which hold no pictures: take engine=native"
         if num == 0:
             return "the prompt has no tokens"
         if num >= self._max_length:
@@ -277,6 +282,10 @@ def command(
     words += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
     if config.max_length is not None:
         words += ["--max-model-len", str(config.max_length)]
+    if checkpoint.vision is not None and (
+        limits := checkpoint.vision.model_dump(include={"min_pixels", "max_pixels"}, exclude_none=True)
+    ):
+        words += ["--mm-processor-kwargs", json.dumps(limits)]
     if checkpoint.trust_remote_code:
         words += ["--trust-remote-code"]
     if rank is not None:

@@ -8,15 +8,13 @@ Pictures travel in messages, as `data:` URLs.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whet.data.decode import as_seen
-from whet.data.picture_files import bytes_of
+from whet.data.picture_files import sent
 from whet.schema.records import Message
 from whet.schema.rollouts import Completion, FinishReason, Request
 
@@ -47,7 +45,7 @@ def seed_of(request: Request) -> int:
 
 
 def chat_body(request: Request) -> dict[str, Any]:
-    """Raises BadPicture where a picture cannot be used."""
+    """Raises DataError where a picture cannot be used."""
     tools = {"tools": [_tool(tool) for tool in request.tools]} if request.tools else {}
     return {"messages": messages_of(request.messages)} | _sampling(request) | tools
 
@@ -98,15 +96,9 @@ def _content(message: Message) -> str | list[dict[str, Any]]:
         return message.content
     return [
         {"type": "text", "text": part.value} if part.type == "text"
-        else {"type": "image_url", "image_url": {"url": _data_url(part.value)}}
+        else {"type": "image_url", "image_url": {"url": sent(part.value)}}
         for part in message.content
     ]  # fmt: skip
-
-
-def _data_url(source: str) -> str:
-    """As `PictureReader` sees the picture, so that the server sees the same."""
-    data, kind = as_seen(bytes_of(source))
-    return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _tool(tool: Mapping[str, Any]) -> Mapping[str, Any]:
