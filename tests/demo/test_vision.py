@@ -36,6 +36,21 @@ def test_inputs(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("small")
+def test_inputs_killed_half_way_are_written_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vision, "questions", killed)
+        with pytest.raises(KeyboardInterrupt):
+            vision.write_inputs(tmp_path / "inputs", seed=0)
+    assert not (tmp_path / "inputs").exists()
+    vision.write_inputs(tmp_path / "inputs", seed=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["inputs"]
+    assert (tmp_path / "inputs/questions.jsonl").is_file()
+
+
+@pytest.mark.usefixtures("small")
 def test_the_same_seed_gives_the_same_files(tmp_path: Path) -> None:
     for name in ("a", "b"):
         vision.write_inputs(tmp_path / name, seed=3)

@@ -11,6 +11,7 @@ is the share of held-out items judged right, each asked in both orders, so that 
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -35,6 +36,14 @@ PAPER = {"base": (67.5, 70.9), "cold_start": (66.9, 68.6), "refined": (72.1, 72.
 
 
 def write_inputs(folder: Path, seed: int) -> None:
+    """The demo's inputs. The folder appears when it is whole: a demo killed before that begins anew."""
+    half = folder.with_name(f".{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    fill_inputs(half, seed)
+    half.rename(folder)
+
+
+def fill_inputs(folder: Path, seed: int) -> None:
     """Preferences as a user would bring them, made into the files of the stages by `whet data compare`'s own function;
     and questions about single pictures, which show how well the model sees."""
     items = [item(folder, pair, judged=number < NUM_JUDGED)
@@ -167,7 +176,7 @@ def run_vision(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
 
     plan = load_plan(vision_plan(run, seed), overrides)
     folder = RunPaths(Path(plan.run)).inputs
-    if not (folder / "questions.jsonl").exists():
+    if not folder.exists():
         write_inputs(folder, seed)
     print_table(run_plan(plan))
     print(f"report: {write_report(Path(plan.run))}")
