@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from whet.cli import main
 from whet.config.data import Data
+from whet.data.places import pictures_of
 from whet.data.row import Row
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError
@@ -24,7 +28,11 @@ RIGHT = "<think>b has both stars</think><answer>Image 2 is better</answer>"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    """A file of rows, and a file for every picture in them, all different."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    for name in (name for row in rows for name in row.get("images", []) if not name.startswith("data:")):
+        if not (path.parent / name).exists():
+            (path.parent / name).write_bytes(name.encode())
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return str(path)
 
@@ -86,7 +94,7 @@ def test_a_judgement_against_its_row_is_left_out(in_tmp: Path) -> None:
     (taught,) = rows_in(in_tmp / "out/cold_start.jsonl")
     assert taught["messages"][1] == {"role": "assistant", "content": RIGHT}
     assert taught["images"] == ["../1a.png", "../1b.png"], "a judgement speaks of the order it was given"
-    assert found.contradicted == 1 and found.rows["prompts.jsonl"] == 1
+    assert [place.line for place in found.contradicted] == [2] and found.rows["prompts.jsonl"] == 1
     assert "1 judgements contradict" in found.describe()
 
 
@@ -120,13 +128,103 @@ def test_a_template_of_ones_own(in_tmp: Path) -> None:
         compare([str(in_tmp / "p.jsonl")], in_tmp / "other", splitting)
 
 
+def test_a_picture_is_its_bytes_whatever_its_name(in_tmp: Path) -> None:
+    for name, content in (("a/copy.png", b"1b.png"), ("b/1a.png", b"x"), ("b/1b.png", b"y")):
+        (in_tmp / name).parent.mkdir(exist_ok=True)
+        (in_tmp / name).write_bytes(content)
+    copied = pictured(1, images=["./1a.png", "copy.png"])
+    embedded = pictured(1, images=[data_url(b"1b.png"), "1a.png"], better=1)
+    same = write(in_tmp / "a/p.jsonl", [pictured(1), copied, embedded])
+    found = compare([same, write(in_tmp / "b/p.jsonl", [pictured(1)])], in_tmp / "out", Splitting(held_out=0))
+    assert {why: [place.line for place in places] for why, places in found.ledger.dropped.items()} == {
+        "same item again": [2, 3]
+    }
+    assert len({row["item"] for row in rows_in(in_tmp / "out/prompts.jsonl")}) == 2, "other pictures, another item"
+    with pytest.raises(DataError, match="better than itself"):
+        compare([write(in_tmp / "a/q.jsonl", [pictured(1, images=["copy.png", data_url(b"1b.png")])])],
+                in_tmp / "none", Splitting())  # fmt: skip
+
+
+def data_url(content: bytes) -> str:
+    return "data:image/png;base64," + b64encode(content).decode()
+
+
+def test_pictures_are_found_as_a_plan_finds_them(in_tmp: Path) -> None:
+    """In the working directory too, or in a folder of theirs, or in the row; and a plan finds those written."""
+    pictured_row = {"caption": "c", "images": ["here.png", data_url(b"PNG")], "better": 1}
+    asked = {"question": "q", "image": "here.png", "answers": ["x", "y"], "better": 1}
+    for folder in (in_tmp, in_tmp / "pictures"):
+        folder.mkdir(exist_ok=True)
+        (folder / "here.png").write_bytes(str(folder).encode())
+    (in_tmp / "raw").mkdir()
+    (in_tmp / "raw/p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in (pictured_row, asked)))
+    for out, start in (("out", None), ("other", "pictures")):
+        compare(["raw/p.jsonl"], in_tmp / out, Splitting(held_out=0, image_folder=start))
+        records, _ = read_records(Data(files=(f"{out}/prompts.jsonl",)), ("prompt",))
+        sources = [source for record in records for source in pictures_of(record)]
+        contents = {Path(source).read_bytes() for source in sources}
+        assert len(sources) == 3 and contents == {b"PNG", str(in_tmp / (start or "")).encode()}
+        assert all(Path(source).is_relative_to(in_tmp) for source in sources), "nothing lies in this machine's cache"
+    (in_tmp / "here.png").unlink()
+    with pytest.raises(DataError, match=r"raw/p.jsonl:1: images: the picture is missing .*here.png.*--image-folder"):
+        compare(["raw/p.jsonl"], in_tmp / "third", Splitting())
+    assert not (in_tmp / "third").exists()
+
+
+def test_pictures_inside_rows_are_put_beside(in_tmp: Path) -> None:
+    inside = {"bytes": b"\x89PNG 1", "path": None}
+    row = {"question": "q", "images": [inside], "answers": ["x", "y"], "better": 1}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), in_tmp / "p.parquet")
+    bare = {"caption": "c", "images": [b64encode(b"\x89PNG" + bytes([n] * 40)).decode() for n in (1, 2)], "better": 1}
+    (in_tmp / "p.jsonl").write_text(json.dumps(bare) + "\n")
+    compare(["p.parquet", "p.jsonl"], in_tmp / "out", Splitting(held_out=0))
+    named = [name for row in rows_in(in_tmp / "out/prompts.jsonl") for name in row["images"]]
+    assert len(named) == 3 and all(name.startswith("compare_pictures/") for name in named)
+    assert (in_tmp / "out" / named[0]).read_bytes() == b"\x89PNG 1"
+
+
+def test_marks_in_the_question_say_where_its_pictures_go(in_tmp: Path) -> None:
+    row = {"question": "Is <image> a cat?", "images": ["cat.png"], "answers": ["Yes.", "No."], "better": 1}
+    plain = {"question": "What does <image> mean?", "answers": ["A tag.", "<image>"], "better": 1}
+    compare([write(in_tmp / "p.jsonl", [row, plain])], in_tmp / "out", Splitting(held_out=0))
+    first, second = rows_in(in_tmp / "out/prompts.jsonl")
+    text = first["messages"][0]["content"]
+    assert text.count("<image>") == 1 and "Question: Is <image> a cat?" in text
+    assert "images" not in second, "without pictures a mark is what somebody wrote"
+    assert len(read_records(Data(files=("out/prompts.jsonl",)), ("prompt",))[0]) == 2
+
+
+def test_a_template_may_place_the_pictures_of_a_question(in_tmp: Path) -> None:
+    (in_tmp / "t.txt").write_text("See <image>. {question} {first} or {second}")
+    row = {"question": "q", "images": ["cat.png"], "answers": ["Yes.", "No."], "better": 1}
+    splitting = Splitting(held_out=1, template="t.txt")
+    compare([write(in_tmp / "p.jsonl", [row])], in_tmp / "out", splitting)
+    assert rows_in(in_tmp / "out/held_out.jsonl")[0]["messages"][0]["content"] == "See <image>. q Yes. or No."
+    for wrong in (pictured(1), {**row, "question": "<image> q"}):
+        with pytest.raises(DataError, match=r"q.jsonl:1: --template: \d <image> marks for \d pictures"):
+            compare([write(in_tmp / "q.jsonl", [wrong])], in_tmp / "other", splitting)
+
+
+def test_what_became_of_every_row_is_written(in_tmp: Path) -> None:
+    against, swapped = pictured(1, better=1), pictured(1, images=["1b.png", "1a.png"], better=1)
+    bad = pictured(2, reasoning=RIGHT.replace("2 is", "1 is"))
+    rows = [pictured(1), against, swapped, bad, pictured(3, better="tie")]
+    found = compare([write(in_tmp / "p.jsonl", rows)], in_tmp / "out", Splitting(held_out=0))
+    account, file = json.loads((in_tmp / "out/compare.json").read_text()), str(in_tmp / "p.jsonl")
+    assert {why: where["lines"] for why, where in account["dropped"].items()} == {
+        "contradicts an earlier row": {file: "2"}, "same item again": {file: "3"}, "tie": {file: "5"},
+    }  # fmt: skip
+    assert account["contradicted"] == {"count": 1, "lines": {file: "4"}}
+    assert (account["read"], account["kept"], account["rows"]) == (5, 2, found.rows)
+
+
 @given(parts=st.dictionaries(st.sampled_from(["{question}", "{first}", "{second}"]), st.text(), min_size=3))
 def test_what_is_filled_in_is_never_a_place(parts: dict[str, str]) -> None:
     text = filled("<{question}|{first}|{second}>", parts)
     assert text == f"<{parts['{question}']}|{parts['{first}']}|{parts['{second}']}>"
 
 
-@pytest.mark.parametrize(("value", "better"), [(1, 1), ("2", 2), (0, 0), ("tie", 0), ("Image 2 is better", 2)])
+@pytest.mark.parametrize(("value", "better"), [(1, 1), ("2", 2), ("tie", 0), ("Image 2 is better", 2)])
 def test_ways_to_say_which_is_better(value: object, better: int) -> None:
     assert read_item(Row(pictured(1, better=value), NOWHERE)).better == better
 
@@ -135,11 +233,18 @@ def test_ways_to_say_which_is_better(value: object, better: int) -> None:
     ("row", "message"),
     [
         (pictured(1, better=3), "does not say which is better"),
+        (pictured(1, better=0), "0 may be the first or a tie .* write 1 where the first is better"),
+        (pictured(1, better="0"), "0 may be the first or a tie"),
         (pictured(1, better=True), "does not say which is better"),
         (pictured(1, better="Answer 1 is better"), "does not say which is better"),
         (pictured(1, images=["a.png"]), "1 candidates, where two are compared"),
         (pictured(1, images=["a.png", "a.png"]), "cannot be better than itself"),
-        (pictured(1, images=[1, 2]), "is no list of paths"),
+        (pictured(1, images=[1, 2]), "is not the path of a picture"),
+        (pictured(1, caption="<image> two"), "caption: 1 <image> marks, where 0 pictures belong"),
+        (pictured(1, reasoning="<image> is fine"), "reasoning: 1 <image> marks"),
+        ({"question": "<image> <image>", "images": ["a"], "answers": ["x", "y"], "better": 1}, "question: 2 <image>"),
+        ({"question": "?", "images": ["a"], "answers": ["x", "<image>"], "better": 1}, "answers: 1 <image>"),
+        ({"question": "<image>", "images": [], "answers": ["x", "y"], "better": 1}, "question: 1 <image>"),
         ({"images": ["a", "b"], "better": 1}, "is missing"),
         ({"caption": "c", "images": ["a", "b"]}, "is missing"),
     ],

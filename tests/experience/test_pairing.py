@@ -46,6 +46,12 @@ def test_pairs_of_two_files(in_tmp: Path) -> None:
     records, _ = read_records(Data(files=("pairs.jsonl",)), ("preference",))
     texts = [(r.chosen[0].text, r.rejected[0].text) for r in records if isinstance(r, Preference)]
     assert texts == [("yes", "no"), ("a long answer", "a long story")]
+    account = found.to_json()
+    assert (account["chosen"]["read"], account["chosen"]["kept"], account["rejected"]["read"]) == (3, 2, 5)
+    assert {why: where["lines"] for why, where in account["rejected"]["dropped"].items()} == {
+        "says what a right answer says": {rejected: "4"}, "no right answer took it": {rejected: "1-2"},
+    }  # fmt: skip
+    assert account["chosen"]["dropped"] == {"no wrong answer for it": {"count": 1, "lines": {chosen: "3"}}}
     assert records[0].columns == {"key": "1", "chosen_origin": f"{chosen}:1", "rejected_origin": f"{rejected}:5"}
 
 

@@ -53,7 +53,9 @@ def test_preferences_of_two_stages(answered: Path) -> None:
     (row,) = read_jsonl(answered / "stage/preference.jsonl")
     assert (row["prompt"], row["chosen"], row["rejected"], row["key"]) == ("?", "yes", "no", "1")
     assert result.metrics["num_pairs"] == 1 and result.metrics["num_chosen_alone"] == 1
-    assert read_json(answered / "stage/pairs.json")["pairs"] == 1
+    account = read_json(answered / "stage/pairs.json")
+    assert account["pairs"] == 1
+    assert account["chosen"]["dropped"]["no wrong answer for it"]["lines"] == {"@second/accepted.jsonl": "2"}
 
 
 def test_nothing_in_common_is_said(answered: Path) -> None:

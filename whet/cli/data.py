@@ -84,6 +84,7 @@ def pair(
     num: Annotated[int, typer.Option(min=1, help="Most pairs of one prompt.")] = 1,
     also_chosen: Annotated[list[str] | None, typer.Option(help="More right answers, e.g. of the other model.")] = None,
     also_rejected: Annotated[list[str] | None, typer.Option(help="More wrong answers.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the lines of what is in no pair.")] = False,
 ) -> None:
     """Make preferences of right answers and of wrong ones to the same prompts.
 
@@ -95,7 +96,8 @@ def pair(
     if out is None:
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out pairs.jsonl")
     right, wrong = Data(files=(chosen, *(also_chosen or ()))), Data(files=(rejected, *(also_rejected or ())))
-    print(f"{out}: {join(right, wrong, out, num=num).describe()}")
+    found = join(right, wrong, out, num=num)
+    print(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else f"{out}: {found.describe()}")
 
 
 @data_app.command("compare")
@@ -104,11 +106,12 @@ def compare(
     out: Annotated[Path | None, typer.Option(help="Folder to write into.")] = None,
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the items kept for evaluation.")] = 0.1,
     ties: Annotated[str, typer.Option(help="drop or keep items whose candidates are equally good.")] = "drop",
+    image_folder: Annotated[str | None, typer.Option(help="Where relative paths of pictures start.")] = None,
     template: Annotated[str | None, typer.Option(help="File with {question}, {first} and {second}.")] = None,
     seed: Annotated[int, typer.Option(help="Which items are held out, and the order of candidates.")] = 42,
 ) -> None:
     """Make data for a reasoning judge of two candidates: cold start, prompts, held-out items in both orders."""
-    from whet.experience.comparisons import Splitting
+    from whet.experience.comparisons import ACCOUNT, Splitting
     from whet.experience.comparisons import compare as split
 
     if out is None:
@@ -116,9 +119,10 @@ def compare(
     if ties not in ("drop", "keep"):
         raise UserError("must be drop or keep", field="--ties", found=repr(ties))
     splitting = Splitting(
-        held_out=held_out, ties="keep" if ties == "keep" else "drop", template=template, seed=seed
+        held_out=held_out, ties="keep" if ties == "keep" else "drop", image_folder=image_folder, template=template,
+        seed=seed,
     )  # fmt: skip
-    print(f"{out}: {split(files, out, splitting).describe()}")
+    print(f"{out}: {split(files, out, splitting).describe()}; the lines are in {ACCOUNT}")
 
 
 @data_app.command("fetch")

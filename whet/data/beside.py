@@ -35,14 +35,15 @@ class Beside:
             else replace(
                 message,
                 content=tuple(
-                    replace(part, value=self._kept(part.value)) if part.type == "image" else part
+                    replace(part, value=self.kept(part.value)) if part.type == "image" else part
                     for part in message.content
                 ),
             )
             for message in messages
         )
 
-    def _kept(self, source: str) -> str:
+    def kept(self, source: str) -> str:
+        """A picture's path from the file's folder where it lay in the cache, else as it is. Raises OSError."""
         path = Path(source)
         if self._cache is None or not path.is_relative_to(self._cache) or not path.is_file():
             return source

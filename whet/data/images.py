@@ -29,7 +29,7 @@ def place_images(row: Row, messages: tuple[Message, ...], *, listed: bool) -> tu
     `listed` says that the turns were written as a list, so that pictures without marks belong nowhere. Raises
     DataError where the numbers differ.
     """
-    images = _images(row)
+    images = row_images(row)
     if images is None:
         return _found(row, messages)
     parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
@@ -90,8 +90,8 @@ def _path(row: Row, name: str) -> str:
     return str(next((place for place in places if place.exists()), places[0]))
 
 
-def _images(row: Row) -> list[str] | None:
-    """The row's pictures; None where it has no column for them."""
+def row_images(row: Row) -> list[str] | None:
+    """The row's pictures, each a file or a `data:` URL; None where it has no column for them."""
     name = next((name for name in COLUMNS if name in row.values), None)
     if name is None:
         return None

@@ -112,10 +112,10 @@ class Ledger:
         return {
             "read": self.read,
             "kept": self.kept,
-            "truncated": _rows(self.truncated),
-            **({"thinned": _rows(self.thinned)} if self.thinned else {}),
+            "truncated": placed(self.truncated),
+            **({"thinned": placed(self.thinned)} if self.thinned else {}),
             "dropped": {
-                reason: {**_rows(origins), **({"example": self.examples[reason]} if reason in self.examples else {})}
+                reason: {**placed(origins), **({"example": self.examples[reason]} if reason in self.examples else {})}
                 for reason, origins in self.dropped.items()
             },
             "formats": dict(self.formats),
@@ -123,7 +123,7 @@ class Ledger:
         }
 
 
-def _rows(origins: list[Origin]) -> dict[str, Any]:
+def placed(origins: list[Origin]) -> dict[str, Any]:
     """Count and lines by file, neighbours joined: `3,7-9`."""
     lines: dict[str, list[int]] = {}
     for origin in origins:

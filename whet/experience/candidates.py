@@ -15,8 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from whet.config.data import Data
+from whet.data.decode import BadPicture
 from whet.data.files import read_file
-from whet.data.row import Row, kind_of_value
+from whet.data.images import IMAGE, row_images
+from whet.data.locate import image_folders
+from whet.data.picture_files import bytes_of, complaint, identity
+from whet.data.row import Row
 from whet.data.verdict import TIE, Verdict, parse_verdict
 from whet.errors import DataError
 from whet.schema.records import Origin
@@ -35,9 +40,9 @@ class Item:
     subject: Literal["Image", "Answer"]
     question: str
     shown: tuple[str, ...] = ()
-    """Pictures that belong to the question, as the row names them."""
+    """Pictures that belong to the question: files or `data:` URLs."""
     candidates: tuple[str, str]
-    """Pictures as the row names them, or texts."""
+    """Pictures, or texts."""
     better: int
     """1, 2 or TIE."""
     judgement: str | None = None
@@ -46,9 +51,25 @@ class Item:
 
     @property
     def name(self) -> str:
-        """What makes two rows the same item: all but the order of the candidates."""
-        parts = repr((self.subject, self.question, self.shown, sorted(self.candidates)))
+        """What makes two rows the same item: all but the order of the candidates. A picture is its bytes."""
+        shown = [identity(picture) for picture in self.shown]
+        parts = repr((self.subject, self.question, shown, sorted(self.contents)))
         return sha256(parts.encode()).hexdigest()[:16]
+
+    @property
+    def contents(self) -> tuple[str, str]:
+        """The candidates, to compare with those of other rows: a picture is its bytes, whatever its path."""
+        first, second = self.candidates
+        return (identity(first), identity(second)) if self.subject == "Image" else (first, second)
+
+    @property
+    def winner(self) -> str | None:
+        """The better candidate in whatever place it stands, to compare with that of a row of the same name."""
+        return None if self.better == TIE else self.contents[self.better - 1]
+
+    @property
+    def pictures(self) -> tuple[str, ...]:
+        return self.candidates if self.subject == "Image" else self.shown
 
     @property
     def verdict(self) -> Verdict:
@@ -60,46 +81,76 @@ class Item:
         return replace(self, candidates=(second, first), better=self.verdict.swapped.better, judgement=None)
 
 
-def read_items(files: Sequence[str]) -> Iterator[Item]:
-    """Items in the order of the files. Raises DataError for the first row that is none."""
+def read_items(files: Sequence[str], image_folder: str | None = None) -> Iterator[Item]:
+    """Items in the order of the files, their pictures found as by a plan: in `image_folder` where that is given,
+    else in the folder of the file, else in the working directory.
+
+    Raises DataError for the first row that is none, or whose picture cannot be read.
+    """
     for name in files:
         if not Path(name).is_file():
             raise DataError("no such file", file=name)
+        folders = image_folders(Data(image_folder=image_folder), Path(name))
         for raw in read_file(Path(name), name):
             if isinstance(raw, DataError):
                 raise raw
             origin, values = raw
             if not isinstance(values, Mapping):
                 raise DataError("is a text, not an object", file=origin.file, line=origin.line)
-            yield read_item(Row(values, origin))
+            item = read_item(Row(values, origin, folders=folders))
+            for picture in item.pictures:
+                _check_readable(picture, origin)
+            yield item
 
 
 def read_item(row: Row) -> Item:
     """One item. Raises DataError where the row lacks a part of it."""
-    question, images = row.text(row.which(QUESTION)), _images(row)
-    answers = _answers(row)
-    candidates, field_name = (images, "images") if answers is None else (answers, "answers")
+    images, answers = row_images(row), _answers(row)
+    asked = row.which(QUESTION)
+    question = row.text(asked)
+    candidates, field_name = (images or [], "images") if answers is None else (answers, "answers")
     if len(candidates) != 2:
         raise row.error(
             f"{len(candidates)} candidates, where two are compared", field=field_name,
             fix="give two `images` made for a `caption`, or two `answers` to a `question`",
         )  # fmt: skip
-    if candidates[0] == candidates[1]:
-        raise row.error("a candidate cannot be better than itself", field=field_name, found=candidates[0])
-    better = 1 if "chosen" in row and answers is not None else _better(row, "Image" if answers is None else "Answer")
     judgement = row.which(JUDGEMENT)
-    return Item(
+    judged = row.text(judgement) if judgement in row else None
+    if images is not None:
+        _check_marks(row, asked, question, num=len(images) if answers is not None else 0)
+        for name, text in [*((field_name, answer) for answer in answers or ()), (judgement, judged or "")]:
+            _check_marks(row, name, text, num=0)
+    better = 1 if "chosen" in row and answers is not None else _better(row, "Image" if answers is None else "Answer")
+    item = Item(
         subject="Image" if answers is None else "Answer", question=question,
-        shown=() if answers is None else tuple(images), candidates=(candidates[0], candidates[1]), better=better,
-        judgement=row.text(judgement) if judgement in row else None, columns=row.rest(), origin=row.origin,
+        shown=() if answers is None else tuple(images or ()), candidates=(candidates[0], candidates[1]), better=better,
+        judgement=judged, columns=row.rest(), origin=row.origin,
     )  # fmt: skip
+    if item.contents[0] == item.contents[1]:
+        raise row.error("a candidate cannot be better than itself", field=field_name, found=candidates[0])
+    return item
 
 
-def _images(row: Row) -> list[str]:
-    value = row.opened(row.maybe("images"), "images") or []
-    if not isinstance(value, list) or not all(isinstance(path, str) and path for path in value):
-        raise row.error("is no list of paths", field="images", found=kind_of_value(value))
-    return value
+def _check_readable(picture: str, origin: Origin) -> None:
+    """Raises DataError where a picture is not there."""
+    if identity(picture) != picture:
+        return
+    try:
+        bytes_of(picture)
+    except BadPicture as bad:
+        bad.fix = bad.fix and "mend its path, or say where pictures lie by --image-folder"
+        raise complaint(bad, picture, origin) from None
+
+
+def _check_marks(row: Row, name: str, text: str, *, num: int) -> None:
+    """A text of a row with pictures may have no mark, or one for each of `num`: any other takes a picture that belongs
+    elsewhere. Raises DataError."""
+    if (marks := text.count(IMAGE)) not in (0, num):
+        raise row.error(
+            f"{marks} {IMAGE} marks, where {num} pictures belong", field=name, found=text,
+            fix=f"write {IMAGE} in the question once for each of its pictures, or nowhere"
+            if num else f"remove {IMAGE}: the pictures are put where they belong",
+        )  # fmt: skip
 
 
 def _answers(row: Row) -> list[str] | None:
@@ -118,8 +169,13 @@ def _better(row: Row, subject: str) -> int:
         match value:
             case 1 | 2 | "1" | "2":
                 return int(value)
-            case 0 | "0" | "tie":
+            case "tie":
                 return TIE
+            case 0 | "0":
+                raise row.error(
+                    "0 may be the first or a tie", field=name, found=value,
+                    fix="write 1 where the first is better, 2 where the second is, and tie where neither is",
+                )  # fmt: skip
             case str() if (verdict := parse_verdict(value)) is not None and verdict.subject == subject:
                 return verdict.better
     raise row.error(

@@ -9,6 +9,8 @@ Items (`candidates.py`) become questions with a verdict as their reference, "Ima
     prompts.jsonl      the other items, for rejection sampling and online RL
     held_out.jsonl     items kept for evaluation, each asked in both orders
 
+and in compare.json is what became of every row, with the lines of those that were left out.
+
 Annotators and file formats have habits (the better one first), so the order of an item without a judgement is drawn.
 """
 
@@ -16,20 +18,23 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Literal
 
+from whet.data.beside import Beside
 from whet.data.images import IMAGE
-from whet.data.ledger import Ledger
+from whet.data.ledger import Ledger, placed
 from whet.data.verdict import TIE, read_verdict, write_verdict
 from whet.errors import ConfigError, DataError
 from whet.experience.candidates import Item, read_items
-from whet.runs.files import write_jsonl
+from whet.runs.files import write_json, write_jsonl
+from whet.schema.records import Origin
 
 FILES = ("cold_start.jsonl", "prompts.jsonl", "held_out.jsonl")
+ACCOUNT = "compare.json"
 FORM = """\
 Think first, in <think></think>: go through what was asked for point by point, say how well each of the two does it \
 and give both a score from 1 to 10, then add the scores up. Behind it write the verdict alone, in <answer></answer>: \
@@ -52,7 +57,7 @@ Answer 2: {{second}}
 
 {FORM.replace("{subject}", "Answer")}"""
 """What is asked. A template of one's own has {question}, {first} and {second}; {images} are those of the question, in
-front of everything where it has no place for them."""
+front of everything where it has no place for them, and nowhere where question or template mark (`<image>`) theirs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,6 +68,8 @@ class Splitting:
     """Share of the items that is held out, by a hash of item and seed: items added later move no others."""
     ties: Literal["drop", "keep"] = "drop"
     """What becomes of items whose candidates are equally good."""
+    image_folder: str | None = None
+    """Where relative paths of pictures start; None for the folder of each file, else the working directory."""
     template: str | None = None
     """Text file of what is asked; None takes the one for images or that for answers."""
     seed: int = 42
@@ -75,12 +82,16 @@ class Compared:
     ledger: Ledger
     rows: dict[str, int]
     """Rows of each file; an item that is held out has two."""
-    contradicted: int = 0
-    """Judgements left out because their verdict is not the row's; the items are kept."""
+    contradicted: list[Origin] = field(default_factory=list)
+    """Rows of judgements left out because their verdict is not the row's; the items are kept."""
 
     def describe(self) -> str:
         text = f"{self.ledger.describe()}; " + ", ".join(f"{num} in {name}" for name, num in self.rows.items())
-        return text + (f"; {self.contradicted} judgements contradict their row, left out" if self.contradicted else "")
+        num = len(self.contradicted)
+        return text + (f"; {num} judgements contradict their row, left out" if num else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return self.ledger.to_json() | {"contradicted": placed(self.contradicted), "rows": self.rows}
 
 
 def compare(files: Sequence[str], folder: Path, splitting: Splitting) -> Compared:
@@ -89,35 +100,37 @@ def compare(files: Sequence[str], folder: Path, splitting: Splitting) -> Compare
     Raises DataError for a row that cannot be used, and where a file exists already; ConfigError for a template that
     cannot.
     """
-    for name in FILES:
+    for name in (*FILES, ACCOUNT):
         if (there := folder / name).exists():
             raise DataError("exists already, and is not overwritten", file=str(there), fix="choose another --out")
     form = read_template(splitting.template)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
     found = Compared(Ledger(), {})
-    for item in kept_items(files, splitting.ties, found):
+    for item in kept_items(read_items(files, splitting.image_folder), splitting.ties, found):
         for name, row in rows_of(item, splitting, form, folder):
             rows[name].append(row)
     for name, of_file in rows.items():
         if of_file:
             write_jsonl(folder / name, of_file)
     found.rows = {name: len(of_file) for name, of_file in rows.items()}
+    write_json(folder / ACCOUNT, found.to_json())
     return found
 
 
-def kept_items(files: Sequence[str], ties: Literal["drop", "keep"], found: Compared) -> Iterator[Item]:
-    """Items of all files, each once. What is left out is counted."""
-    seen: set[str] = set()
-    for item in read_items(files):
+def kept_items(items: Iterable[Item], ties: Literal["drop", "keep"], found: Compared) -> Iterator[Item]:
+    """Each item once, as its first row has it. What is left out is counted."""
+    winners: dict[str, str | None] = {}
+    for item in items:
         found.ledger.keep(item.origin)
         if item.better == TIE and ties == "drop":
             found.ledger.drop("tie", item.origin)
-        elif item.name in seen:
-            found.ledger.drop("same item again", item.origin)
+        elif (name := item.name) in winners:
+            same = winners[name] == item.winner
+            found.ledger.drop("same item again" if same else "contradicts an earlier row", item.origin)
         else:
-            seen.add(item.name)
+            winners[name] = item.winner
             if item.judgement is not None and read_verdict(item.judgement) != item.verdict:
-                found.contradicted += 1
+                found.contradicted.append(item.origin)
                 item = replace(item, judgement=None)
             yield item
 
@@ -144,15 +157,23 @@ def draw(item: Item, seed: int, purpose: str) -> float:
 def asked(item: Item, form: str | None, folder: Path) -> dict[str, Any]:
     """What is asked about an item: with its judgement a conversation, without one a prompt with its reference.
 
-    The columns `item` and those of the item's row go along.
+    The columns `item` and those of the item's row go along. Raises DataError where the template has marks for other
+    pictures than the item's.
     """
-    images = item.candidates if item.subject == "Image" else item.shown
+    images = item.pictures
     first, second = (IMAGE, IMAGE) if item.subject == "Image" else item.candidates
     text = form or (IMAGES if item.subject == "Image" else ANSWERS)
+    placed_by_hand = IMAGE in text or (bool(images) and IMAGE in item.question)
     text = text if "{images}" in text else "{images}" + text
     fill = {"{question}": item.question, "{first}": first, "{second}": second}
-    fill["{images}"] = f"{IMAGE}\n" * len(item.shown)
-    row: dict[str, Any] = {"messages": [{"role": "user", "content": filled(text, fill)}]}
+    fill["{images}"] = "" if placed_by_hand else f"{IMAGE}\n" * len(item.shown)
+    content = filled(text, fill)
+    if (images or placed_by_hand) and (marks := content.count(IMAGE)) != len(images):
+        raise DataError(
+            f"{marks} {IMAGE} marks for {len(images)} pictures", file=item.origin.file, line=item.origin.line,
+            field="--template", fix=f"leave {IMAGE} out of the template: the pictures are put where they belong",
+        )  # fmt: skip
+    row: dict[str, Any] = {"messages": [{"role": "user", "content": content}]}
     if images:
         row["images"] = [seen_from(folder, path, item) for path in images]
     if item.judgement is not None:
@@ -169,10 +190,16 @@ def filled(template: str, fill: Mapping[str, str]) -> str:
 
 
 def seen_from(folder: Path, path: str, item: Item) -> str:
-    """A picture's path relative to the folder of the rows that name it; a `data:` URL as it is."""
-    if path.startswith("data:") or Path(path).is_absolute():
-        return path
-    return os.path.relpath(Path(item.origin.file).parent / path, folder)
+    """What the rows of a folder call a picture: a path from there where it lies with the item's file, so that all can
+    be moved together, else an absolute one. One that came inside a row is put into the folder; a `data:` URL stays."""
+    kept = Beside(folder / ACCOUNT).kept(path)
+    if kept != path or path.startswith("data:"):
+        return kept
+    file = Path(path).absolute()
+    lies_in = file.parent.resolve()  # `..` behind a link leads elsewhere
+    if not lies_in.is_relative_to(Path(item.origin.file).parent.resolve()):
+        return str(file)
+    return os.path.relpath(lies_in / file.name, folder.resolve())
 
 
 def read_template(path: str | None) -> str | None:

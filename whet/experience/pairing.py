@@ -13,7 +13,8 @@ is that of their unions.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,18 @@ class Paired:
     """Wrong answers that no right one took."""
     same_text: int = 0
     """Wrong answers with the words of a right one."""
+    chosen: Ledger = field(default_factory=Ledger)
+    """Rows of the right answers, with the lines of those in no pair."""
+    rejected: Ledger = field(default_factory=Ledger)
+    """Rows of the wrong answers."""
 
     def describe(self) -> str:
         text = f"{self.pairs:,} pairs of {self.prompts:,} prompts; left over: {self.chosen_alone:,} right and "
         text += f"{self.rejected_alone:,} wrong answers"
         return text + (f"; {self.same_text:,} wrong ones say what a right one says" if self.same_text else "")
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"chosen": self.chosen.to_json(), "rejected": self.rejected.to_json()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,19 +75,22 @@ def pair(
     if out.exists():
         raise DataError("exists already, and is not overwritten", file=str(out), fix="choose another name or remove it")
     waiting: dict[str, list[Answered]] = {}
-    for one in _answers(rejected, folders):
-        waiting.setdefault(one.key, []).append(one)
     found, given = Paired(), dict[str, int]()
+    for one in _answers(rejected, folders, found.rejected):
+        waiting.setdefault(one.key, []).append(one)
     with replacing(out) as file:
-        for right in _answers(chosen, folders):
+        for right in _answers(chosen, folders, found.chosen):
             wrong = _nearest(right, waiting.get(right.key, []), found) if given.get(right.key, 0) < num else None
             if wrong is None:
                 found.chosen_alone += 1
+                found.chosen.drop("no wrong answer for it", right.record.origin)
                 continue
             given[right.key] = given.get(right.key, 0) + 1
             file.write(json_line(_row(right, wrong)))
         found.pairs, found.prompts = sum(given.values()), len(given)
-        found.rejected_alone = sum(map(len, waiting.values()))
+        for left in chain.from_iterable(waiting.values()):
+            found.rejected_alone += 1
+            found.rejected.drop("no right answer took it", left.record.origin)
         if not found.pairs:
             raise DataError(
                 "no prompt is in both files", file=_named(chosen), found=f"none of those of {_named(rejected)}",
@@ -93,6 +104,7 @@ def _nearest(right: Answered, wrong: list[Answered], found: Paired) -> Answered 
     same = [one for one in wrong if one.answer.text.strip() == right.answer.text.strip()]
     for one in same:
         wrong.remove(one)
+        found.rejected.drop("says what a right answer says", one.record.origin)
     found.same_text += len(same)
     if not wrong:
         return None
@@ -106,8 +118,8 @@ def _named(data: Data) -> str:
     return ", ".join(file if isinstance(file, str) else file.path for file in data.files)
 
 
-def _answers(data: Data, folders: Mapping[str, Path]) -> Iterator[Answered]:
-    for record in stream_records(data, ("rating", "conversation"), Ledger(), folders=folders):
+def _answers(data: Data, folders: Mapping[str, Path], ledger: Ledger) -> Iterator[Answered]:
+    for record in stream_records(data, ("rating", "conversation"), ledger, folders=folders):
         assert isinstance(record, Conversation | Rating), "only these were asked for"
         match record:
             case Conversation(messages=(*prompt, answer)):
