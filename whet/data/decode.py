@@ -24,6 +24,11 @@ MAX_PIXELS = 100_000_000
 """Most pixels of a picture, width times height: 300 MB once decoded."""
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)
 """The EXIF tag that says how the camera was held, and its values that swap width and height."""
+_UPRIGHT = {
+    2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE", 6: "ROTATE_270", 7: "TRANSVERSE",
+    8: "ROTATE_90",
+}  # fmt: skip
+"""Its values -> what turns the picture upright."""
 
 
 class BadPicture(Exception):
@@ -35,7 +40,8 @@ class BadPicture(Exception):
 
 
 def size_of(data: bytes) -> tuple[int, int]:
-    """Height and width of the upright picture. All of it is decoded once, so that a broken one is found here.
+    """Height and width of the upright picture. All of it is decoded once, so that whatever `decoded` refuses is found
+    here.
 
     Raises BadPicture.
     """
@@ -45,17 +51,19 @@ def size_of(data: bytes) -> tuple[int, int]:
         image.draft("RGB", (1, 1))  # JPEG: every byte is read, an eighth of the pixels is computed
         image.load()
         orientation = image.getexif().get(_ORIENTATION)
+        _rgb(image.crop((0, 0, 1, 1)))  # one pixel shows whether its kind can be seen
     return (width, height) if orientation in _TURNED else (height, width)
 
 
 def decoded(data: bytes) -> Image:
     """The upright picture in RGB. Raises BadPicture."""
-    from PIL import ImageOps
+    from PIL.Image import Transpose
 
     image = opened(data)
     with _reading():
         image.load()
-        return _rgb(ImageOps.exif_transpose(image))
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # of the EXIF nothing else is read, or can be at fault
+        return _rgb(image.transpose(Transpose[turn]) if turn else image)
 
 
 def as_seen(data: bytes) -> bytes:
@@ -73,7 +81,7 @@ def as_seen(data: bytes) -> bytes:
 
 
 def opened(data: bytes) -> Image:
-    """The picture, its header read and nothing else. Raises BadPicture where it is none, or has too many pixels."""
+    """The picture, its header read and nothing else. Raises BadPicture where it is none, or none of the kinds read."""
     from PIL import Image, UnidentifiedImageError
 
     if not data:
@@ -95,6 +103,8 @@ def opened(data: bytes) -> Image:
         raise BadPicture("the picture has no pixels", found=f"{width}×{height}")
     if width * height > MAX_PIXELS:
         raise _too_large(f"{width}×{height}")
+    if image.mode == "F":
+        raise BadPicture("the picture has real numbers for pixels", found="mode F", fix="save it with 8 bits a channel")
     return image
 
 
@@ -116,8 +126,6 @@ def _rgb(image: Image) -> Image:
         values = np.asarray(image).astype(np.int64)
         deep = image.mode != "I" or values.max() > 255
         image = Image.fromarray(np.clip(values >> 8 if deep else values, 0, 255).astype(np.uint8))
-    if image.mode == "F":
-        raise BadPicture("the picture has real numbers for pixels", found="mode F", fix="save it with 8 bits a channel")
     if image.has_transparency_data:
         seen = image.convert("RGBA")
         paper = Image.new("RGBA", seen.size, "white")
