@@ -71,7 +71,7 @@ def test_an_entry_of_conversations(cache: Path) -> None:
     assert [row.last for row in found.rows if isinstance(row, Rendered)] == [False, True]
 
 
-@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in ARRAYS), "about.json"])
+@pytest.mark.parametrize("name", [*(f"{name}.npy" for name in store.FILES), "about.json"])
 @pytest.mark.parametrize("how", ["cut", "changed", "gone", "empty", "longer"])
 def test_an_entry_that_is_not_whole_is_made_again(cache: Path, name: str, how: str) -> None:
     table, first = made()

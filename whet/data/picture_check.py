@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
@@ -10,8 +11,15 @@ from whet.data.decode import BadPicture, size_of
 from whet.data.ledger import Ledger
 from whet.data.picture_files import bytes_of, complaint
 from whet.data.places import pictures_of
+from whet.data.recent import Recent
 from whet.errors import DataError
 from whet.schema.records import Record
+
+REMEMBERED = 65_536
+"""Pictures that are not looked at again; of more, those long ago are forgotten."""
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 def with_sound_pictures(
@@ -40,8 +48,11 @@ class PictureCheck:
     """Pictures of records, one that stands in several counted each time."""
     rows: int = 0
     """Records with any."""
-    sizes: dict[str, tuple[int, int] | BadPicture] = field(default_factory=dict)
-    """Source -> height and width in pixels, or what is wrong with it."""
+    smallest: Size | None = None
+    largest: Size | None = None
+    """Of all that can be read."""
+    _seen: Recent[str, Size | BadPicture] = field(default_factory=lambda: Recent(REMEMBERED))
+    """Source -> its size, or what is wrong with it."""
 
     def problem(self, record: Record) -> DataError | None:
         """What the first unusable picture of a record would stop a run with."""
@@ -49,7 +60,7 @@ class PictureCheck:
         self.num += len(sources)
         self.rows += bool(sources)
         for source in sources:
-            found = self.sizes.get(source) or self._look(source)
+            found = self._seen.get(source) or self._seen.put(source, self._look(source))
             if isinstance(found, BadPicture):
                 return complaint(found, source, record.origin)
         return None
@@ -59,14 +70,16 @@ class PictureCheck:
         if not self.num:
             return None
         text = f"{self.num} picture{'s' if self.num != 1 else ''} in {self.rows} row{'s' if self.rows != 1 else ''}"
-        sizes = sorted((h * w, f"{w}×{h}") for h, w in (s for s in self.sizes.values() if isinstance(s, tuple)))
-        if not sizes:
+        if self.smallest is None or self.largest is None:
             return text
-        return f"{text}, from {sizes[0][1]} to {sizes[-1][1]} pixels" if len(sizes) > 1 else f"{text}, {sizes[0][1]}"
+        low, high = (f"{width}×{height}" for height, width in (self.smallest, self.largest))
+        return f"{text}, from {low} to {high} pixels" if low != high else f"{text}, {low} pixels"
 
-    def _look(self, source: str) -> tuple[int, int] | BadPicture:
+    def _look(self, source: str) -> Size | BadPicture:
         try:
-            self.sizes[source] = size_of(bytes_of(source))
+            size = size_of(bytes_of(source))
         except BadPicture as bad:
-            self.sizes[source] = bad
-        return self.sizes[source]
+            return BadPicture(bad.problem, bad.found, bad.fix)  # without its frames, which hold the bytes
+        self.smallest = min(self.smallest or size, size, key=math.prod)
+        self.largest = max(self.largest or size, size, key=math.prod)
+        return size

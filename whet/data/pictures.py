@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from whet.data.decode import BadPicture, decoded, size_of
 from whet.data.picture_files import bytes_of, complaint, signature
+from whet.data.recent import Recent
 from whet.errors import ConfigError, ModelError
 from whet.schema.pictures import Picture
 from whet.schema.records import NOWHERE, Origin
@@ -30,6 +31,8 @@ __all__ = ["PictureReader", "picture_reader"]
 
 KNOWN = "Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA"
 """Families whose pictures are understood."""
+REMEMBERED = 16_384
+"""Pictures whose tokens are remembered, about 10 MB: rows near each other show the same ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +85,11 @@ class PictureReader:
         settings = json.loads(processor.to_json_string())
         self.fingerprint = sha256(json.dumps([settings, repr(rule), place_id], sort_keys=True).encode()).hexdigest()
         """Changes whenever the same picture could give other tensors, or another number of tokens."""
-        self._files: dict[tuple[str, tuple[int, int]], Picture] = {}
-        self._sizes: dict[str, tuple[int, tuple[int, int] | None]] = {}
+        self._files: Recent[tuple[str, tuple[int, int]], Picture] = Recent(REMEMBERED)
+        self._sizes: Recent[str, tuple[int, tuple[int, int] | None]] = Recent(REMEMBERED)
 
     def read(self, source: str, origin: Origin = NOWHERE) -> Picture:
-        """How a row refers to the picture. A file is read once, and again when it has changed.
+        """How a row refers to the picture. A file is read again when it has changed, or many others came between.
 
         Raises DataError, with the row's place, where it is missing, unreadable or too large.
         """
@@ -98,7 +101,7 @@ class PictureReader:
         except BadPicture as bad:
             raise complaint(bad, source, origin) from None
         if stamp is not None:
-            self._files[source, stamp] = picture
+            self._files.put((source, stamp), picture)
         return picture
 
     def load(self, pictures: Sequence[Picture]) -> Mapping[str, Tensor]:
@@ -118,9 +121,7 @@ class PictureReader:
 
     def _read(self, source: str, data: bytes) -> Picture:
         digest = self._digest(data)
-        if digest not in self._sizes:
-            self._sizes[digest] = self._rule.tokens(*size_of(data))
-        num_tokens, grid = self._sizes[digest]
+        num_tokens, grid = self._sizes.get(digest) or self._sizes.put(digest, self._rule.tokens(*size_of(data)))
         return Picture(source=source, digest=digest, num_tokens=num_tokens, grid=grid)
 
     def _digest(self, data: bytes) -> str:

@@ -1,8 +1,8 @@
 """Rendered rows on disk, under a key that says what they were made from, so that they are made once.
 
     $WHET_CACHE/tokens/KEY/ids.npy, ends.npy, ...      the arrays, opened by mapping them into memory
-    $WHET_CACHE/tokens/KEY/about.json                  a hash of each, what became of the records, and how the files
-                                                       of their pictures were
+    $WHET_CACHE/tokens/KEY/seen_stamps.npy, ...        how the files of their pictures were
+    $WHET_CACHE/tokens/KEY/about.json                  a hash of each, and what became of the records
 
 An entry appears under its name whole. One that cannot be read, or whose bytes are not those that were written, counts
 as none, and so does one of pictures whose files have changed since. Nothing here is needed: where the folder cannot be
@@ -16,15 +16,17 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import file_digest, sha256
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from whet.data.cache import cache_folder
 from whet.data.picture_files import signature
@@ -51,26 +53,44 @@ class Tokenised:
     """Whether they were made earlier."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """The files of pictures that rows were made from, as they were."""
+    """The P files of pictures that rows were made from, as they were. `data:` URLs cannot change, and are none."""
 
-    folders: tuple[str, ...] = ()
+    folders: tuple[str, ...]
     """Where relative paths of pictures were looked for: elsewhere the same rows show others."""
-    files: Mapping[str, tuple[int, int] | None] = field(default_factory=dict)
-    """Sizes and times of change; None where there was no such file. `data:` URLs cannot change."""
+    names: NDArray[np.uint8]
+    """Their paths, one after the other."""
+    ends: NDArray[np.int64]
+    """[P + 1] where each of them begins, and the bytes of all."""
+    stamps: NDArray[np.int64]
+    """[P, 2] size and time of change (ns); -1 where there was no such file."""
 
     @classmethod
     def now(cls, sources: Iterable[str], folders: tuple[str, ...]) -> Seen:
-        named = (source for source in dict.fromkeys(sources) if not source.startswith("data:"))
-        return cls(folders=folders, files={source: signature(source) for source in named})
+        files = [source for source in dict.fromkeys(sources) if not source.startswith("data:")]
+        names = list(map(os.fsencode, files))
+        ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        return cls(folders, np.frombuffer(b"".join(names), np.uint8), ends, _stamps(files))
 
     def stands(self, folders: tuple[str, ...]) -> bool:
         """Whether the same rows would show the same pictures now."""
-        return not self.files or (folders == self.folders and Seen.now(self.files, folders) == self)
+        return not len(self.stamps) or (folders == self.folders and np.array_equal(_stamps(self._files()), self.stamps))
+
+    def _files(self) -> Iterator[str]:
+        for first, end in pairwise(self.ends):
+            yield os.fsdecode(self.names[first:end].tobytes())
 
 
-NOTHING = Seen()
+def _stamps(files: Iterable[str]) -> NDArray[np.int64]:
+    """[P, 2] how the files are now."""
+    return np.fromiter((number for file in files for number in signature(file) or (-1, -1)), np.int64).reshape(-1, 2)
+
+
+NOTHING = Seen.now((), ())
+SEEN = ("names", "ends", "stamps")
+FILES = (*ARRAYS, *(f"seen_{name}" for name in SEEN))
+"""Arrays of an entry, each in its file."""
 
 
 def load(key: str, folders: tuple[str, ...] = ()) -> Tokenised | None:
@@ -119,9 +139,10 @@ def _entry(key: str) -> Path | None:
 
 
 def _write(folder: Path, table: Table, made: Tokenised, seen: Seen) -> None:
+    arrays = [getattr(table.arrays, name) for name in ARRAYS] + [getattr(seen, name) for name in SEEN]
     hashes = {}
-    for name in ARRAYS:
-        np.save(folder / f"{name}.npy", getattr(table.arrays, name))
+    for name, array in zip(FILES, arrays, strict=True):
+        np.save(folder / f"{name}.npy", array)
         hashes[name] = _hash(folder / f"{name}.npy")
     about = {
         "arrays": hashes,
@@ -131,7 +152,6 @@ def _write(folder: Path, table: Table, made: Tokenised, seen: Seen) -> None:
         "account": made.account,
         "summary": made.summary,
         "folders": seen.folders,
-        "pictures": seen.files,
     }
     text = json.dumps(about)
     (folder / "about.json").write_text(f"{sha256(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
@@ -143,14 +163,13 @@ def _open(folder: Path, folders: tuple[str, ...]) -> Tokenised:
     if sha256(text.encode()).hexdigest() != digest:
         raise ValueError("about.json is not what was written")
     about = json.loads(text)
-    files = {source: stamp and tuple(stamp) for source, stamp in about["pictures"].items()}
-    if not Seen(folders=tuple(about["folders"]), files=files).stands(folders):
-        raise ValueError("pictures have changed")
-    for name in ARRAYS:
+    for name in FILES:
         if _hash(folder / f"{name}.npy") != about["arrays"][name]:
             raise ValueError(f"{name} is not what was written")
-    arrays = Arrays(**{name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS})
-    table = Table(arrays=arrays, names=tuple(about["names"]), grouped=about["grouped"])
+    arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES}
+    if not Seen(tuple(about["folders"]), *(arrays.pop(f"seen_{name}") for name in SEEN)).stands(folders):
+        raise ValueError("pictures have changed")
+    table = Table(arrays=Arrays(**arrays), names=tuple(about["names"]), grouped=about["grouped"])
     return Tokenised(
         rows=TokenRows(table),
         num_train=about["num_train"],
