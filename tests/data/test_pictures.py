@@ -135,6 +135,27 @@ def test_pixel_limits_of_the_plan(checkpoints: dict[str, Path], tmp_path: Path) 
         picture_reader(str(checkpoints["llava"]), max_pixels=10**5)
 
 
+def test_a_placeholder_in_the_beginning_of_an_answer_is_letters(checkpoints: dict[str, Path], tmp_path: Path) -> None:
+    path = str(draw(tmp_path / "a.png", 90, 70))
+    renderer = renderer_of(checkpoints["qwen2_5_vl"])
+    question = (Message("user", (Part("image", path), Part("text", "Which?"))),)
+    said = f"The {renderer.template.place} is"
+    for ids in renderer.begun(question, ["So", said]):
+        assert ids.count(renderer.place_id) == 6
+    assert renderer.template.tokenizer.decode(renderer.begun(question, [said])[0]).endswith(said)
+
+
+def test_what_is_remembered_is_bounded(
+    checkpoints: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whet.data.pictures.REMEMBERED", 2)
+    reader = reader_of(checkpoints["qwen2_5_vl"])
+    paths = [str(draw(tmp_path / f"{seed}.png", seed=seed)) for seed in range(4)]
+    found = [reader.read(path) for path in paths]
+    assert len(reader._files) == len(reader._sizes) == 2
+    assert [reader.read(path) for path in paths] == found
+
+
 def test_digest_is_of_the_bytes_and_not_of_the_name(checkpoints: dict[str, Path], tmp_path: Path) -> None:
     reader = reader_of(checkpoints["qwen2_5_vl"])
     one, two = draw(tmp_path / "a.png"), draw(tmp_path / "b.png")

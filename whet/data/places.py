@@ -50,7 +50,7 @@ def token_text(tokenizer: PreTrainedTokenizerBase, index: int) -> str:
     return text if isinstance(text, str) else ""
 
 
-def marked(words: str, marks: Mapping[str, str]) -> str:
+def guarded(words: str, marks: Mapping[str, str]) -> str:
     """What somebody said, with a mark for each placeholder in it."""
     for token, mark in marks.items():
         if token in words:

@@ -64,13 +64,13 @@ def preview(
         for title, pieces in one.sections:
             if title:
                 console.print(title, style="bold", markup=False)
-            console.print(marked(pieces, plain=not console.is_terminal), highlight=False)
+            console.print(coloured(pieces, plain=not console.is_terminal), highlight=False)
     console.print(summary, highlight=False, markup=False)
     if renderer is None:
         console.print("Shown are turns; given a checkpoint, the text is shown as its template writes it.", style="dim")
 
 
-def marked(pieces: Iterable[Piece], *, plain: bool) -> Text:
+def coloured(pieces: Iterable[Piece], *, plain: bool) -> Text:
     """Trained pieces in green, and between «» where `plain`; pictures in cyan."""
     from rich.text import Text
 

@@ -127,8 +127,9 @@ class Renderer:
         """Ids of the prompt and the beginning of an answer, for each of several beginnings."""
         asked = self.template.text(self._with_system(messages), (), ask=True, origin=NOWHERE)
         pictures = self._read(messages, NOWHERE)
-        ids = self.template.pieces.ids(asked + answer for answer in answers)
-        return [tuple(self._expanded(ids[asked + answer], pictures)) for answer in answers]
+        texts = [asked + self.template.words(answer) for answer in answers]
+        ids = self.template.pieces.ids(texts)
+        return [tuple(self._expanded(ids[text], pictures)) for text in texts]
 
     def ask(
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE

@@ -17,7 +17,7 @@ from jinja2 import TemplateError
 
 from whet.data.pictures import KNOWN
 from whet.data.pieces import Pieces
-from whet.data.places import MARKS, marked, pictures_in, token_text
+from whet.data.places import MARKS, guarded, pictures_in, token_text
 from whet.data.row import quote
 from whet.errors import DataError, ModelError
 from whet.schema.records import Message, Origin, Part
@@ -96,6 +96,10 @@ class Template:
     def ids(self, text: str) -> list[int]:
         """Token ids of rendered text: the template has written all special tokens itself."""
         return self.pieces.ids((text,))[text]
+
+    def words(self, said: str) -> str:
+        """What somebody said, as `ids` takes it: a placeholder in it is letters."""
+        return guarded(said, self._marks)
 
     def answered(
         self,
@@ -243,7 +247,7 @@ class Template:
         """A message as templates read it, calls in the OpenAI form."""
         content: object
         if isinstance(message.content, str):
-            words = marked(message.content, self._marks)
+            words = self.words(message.content)
             content = [{"type": "text", "text": words}] if self._listed else words
         elif not self.place:
             raise DataError(
@@ -255,7 +259,7 @@ class Template:
             )
         else:
             content = [
-                {"type": "text", "text": marked(part.value, self._marks)} if part.type == "text" else {"type": "image"}
+                {"type": "text", "text": self.words(part.value)} if part.type == "text" else {"type": "image"}
                 for part in message.content
             ]
         turn: dict[str, Any] = {"role": message.role, "content": content}
@@ -277,4 +281,3 @@ class Template:
         else:
             content = (Part("text", f"{system.text}\n\n"), *first.content)
         return [replace(first, content=content), *others[1:]]
-
