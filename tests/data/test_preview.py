@@ -71,3 +71,11 @@ def test_a_page_with_thumbnails(rows: str, tiny_vlm_checkpoint: Path, tmp_path: 
 def test_a_picture_that_cannot_be_read_has_no_thumbnail(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_text("no picture")
     assert thumbnail(str(tmp_path / "x.png")) is None and thumbnail(str(tmp_path / "nowhere.png")) is None
+
+
+def test_a_picture_that_has_changed_is_shown_anew(tmp_path: Path) -> None:
+    path = draw(tmp_path / "a.png")
+    first = thumbnail(str(path))
+    assert thumbnail(str(path)) == first
+    draw(path, 300, 80, seed=9)
+    assert thumbnail(str(path)) != first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from html import escape
 from pathlib import Path
 
@@ -58,12 +57,7 @@ def _record(record: Shown) -> str:
 def _piece(piece: Piece) -> str:
     words = escape(piece.text)
     if piece.picture is not None:
-        small = _small(piece.picture)
+        small = thumbnail(piece.picture)
         image = f'<img src="{small}" alt="">' if small else ""
         return f"<figure>{image}<figcaption>{words}</figcaption></figure>"
     return f"<mark>{words}</mark>" if piece.trained else words
-
-
-@lru_cache(maxsize=256)
-def _small(source: str) -> str | None:
-    return thumbnail(source)

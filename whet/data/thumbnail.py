@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+from functools import lru_cache
 
 from whet.data.decode import BadPicture, decoded
-from whet.data.picture_files import bytes_of
+from whet.data.picture_files import bytes_of, signature
 
 SIDE = 112
 """Longest side in pixels."""
@@ -15,6 +16,17 @@ _PREFIX = "data:image/jpeg;base64,"
 
 def thumbnail(source: str, side: int = SIDE) -> str | None:
     """A `data:` URL of letters, digits and `+/=` alone, whatever the file holds; None for what cannot be read."""
+    stamp = signature(source)
+    return _small(source, side) if stamp is None else _kept(source, side, stamp)
+
+
+@lru_cache(maxsize=512)
+def _kept(source: str, side: int, stamp: tuple[int, int]) -> str | None:
+    """Made again where the file has changed."""
+    return _small(source, side)
+
+
+def _small(source: str, side: int) -> str | None:
     try:
         image = decoded(bytes_of(source))
     except BadPicture:

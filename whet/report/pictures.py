@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
 from itertools import islice
 
 from whet.data.thumbnail import thumbnail
@@ -14,9 +13,4 @@ MAX_PICTURES = 16
 
 def thumbnails(sources: Iterable[str]) -> tuple[str, ...]:
     """`data:` URLs of the pictures that can still be read."""
-    return tuple(filter(None, map(_small, islice(sources, MAX_PICTURES))))
-
-
-@lru_cache(maxsize=512)
-def _small(source: str) -> str | None:
-    return thumbnail(source)
+    return tuple(filter(None, map(thumbnail, islice(sources, MAX_PICTURES))))
