@@ -19,7 +19,9 @@ from tests.data.drawn import bytes_of_drawing, draw, png_header
 from whet.config.data import Data
 from whet.data.convert import convert, writer_of
 from whet.data.doctor import check
-from whet.data.hub import read_hub
+from whet.data.hub import _raw, read_hub
+from whet.data.ledger import Ledger
+from whet.data.picture_check import with_sound_pictures
 from whet.data.picture_files import url_of
 from whet.data.sources import read_records
 from whet.data.thin import kept_places, thinned
@@ -168,6 +170,53 @@ def test_llama_factory_rows(real_data: Path, tmp_path: Path) -> None:
     assert report.usable and report.pictures.describe() == "8 pictures in 6 rows, from 60×90 to 180×90 pixels"
 
 
+def test_of_two_columns_the_one_that_is_filled(tmp_path: Path) -> None:
+    draw(tmp_path / "a.png")
+    for empty in (None, [], ""):
+        row = {"prompt": "Who?", "completion": "It.", "images": empty, "image": "a.png"}
+        expected = (Part("image", str(tmp_path / "a.png")), Part("text", "Who?"))
+        assert shown(read(write(tmp_path / "a.jsonl", row))[0]) == expected
+        row |= {"images": ["a.png"], "image": empty}
+        assert shown(read(write(tmp_path / "a.jsonl", row))[0]) == expected
+
+
+def test_pictures_without_marks_beside_turns(tmp_path: Path) -> None:
+    """Turns say where their pictures are, under whatever name they stand."""
+    draw(tmp_path / "a.png")
+    turns = [{"role": "user", "content": "Who?"}]
+    both = {"chosen": [*turns, ANSWER], "rejected": [*turns, {"role": "assistant", "content": "A dog."}]}
+    kinds: list[tuple[dict[str, Any], RecordKind]] = [
+        ({"prompt": turns, "completion": "It."}, "conversation"),
+        ({"prompt": json.dumps(turns), "completion": "It."}, "conversation"),
+        ({"prompt": turns[0], "completion": "It."}, "conversation"),
+        ({"prompt": turns}, "prompt"),
+        ({"prompt": turns, "completion": "It.", "label": True}, "rating"),
+        (both, "preference"),
+    ]
+    for row, kind in kinds:
+        with pytest.raises(DataError, match="1 images for 0 <image> marks"):
+            read(write(tmp_path / "a.jsonl", {**row, "images": ["a.png"]}), kind)
+    plain = {"prompt": "Who?", **both, "images": ["a.png"]}
+    assert shown(read(write(tmp_path / "a.jsonl", plain), "preference")[0])[0].type == "image"
+
+
+def test_parts_as_other_services_write_them(tmp_path: Path, cache: Path) -> None:
+    bare = base64.b64encode(PNG).decode()
+    parts: list[dict[str, Any]] = [
+        {"type": "image", "bytes": bare},
+        {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": bare}},
+        {"type": "image", "source": {"type": "url", "url": url_of(PNG)}},
+        {"type": "image", "index": 2},
+    ]
+    (record,) = read(write(tmp_path / "a.jsonl", asked(parts, images=[bare])))
+    assert [Path(part.value).read_bytes() for part in shown(record)] == [PNG] * 4
+    turn = {"role": "user", "content": [{"type": "image", "bytes": PNG, "text": None}]}
+    table = pa.Table.from_pylist([{"prompt": [turn], "completion": "It."}])
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    (part,) = shown(read(str(tmp_path / "a.parquet"))[0])
+    assert Path(part.value).read_bytes() == PNG
+
+
 @pytest.mark.parametrize(
     ("row", "words"),
     [
@@ -182,6 +231,11 @@ def test_llama_factory_rows(real_data: Path, tmp_path: Path) -> None:
         (asked("<image>?", images=[7]), "images[0]: is not the path of a picture (found"),
         (asked("<image>?", images=[""]), "images[0]: is not the path of a picture (found"),
         (asked("?", videos=["a.mp4"]), "videos: is not supported"),
+        (asked("<image>?", images=["a.png"], image="a.png"), "images: two columns hold pictures: images and image"),
+        (
+            asked([{"type": "image", "blob": "a.png"}]),
+            "messages[0].content[0]: an image part whose picture is under no",
+        ),
     ],
 )
 def test_bad_rows_are_one_line_and_counted(row: dict[str, Any], words: str, tmp_path: Path) -> None:
@@ -207,6 +261,10 @@ def test_check_names_every_bad_picture(tmp_path: Path) -> None:
         f"{path}:4: images: the picture is missing",
     ]
     assert (report.ledger.kept, report.ledger.num_dropped, report.usable) == (1, 3, False)
+    training = read_records(Data(files=(path,), on_bad_row="drop"), ("conversation",))
+    ledger = Ledger()
+    assert len(with_sound_pictures(training[0], "drop", ledger)) == 1
+    assert ledger.dropped.keys() == report.ledger.dropped.keys()
 
 
 @given(num=st.integers(1, 200), most=st.integers(1, 200))
@@ -246,20 +304,36 @@ def test_pictures_of_parquet_are_converted_to_files_beside(tmp_path: Path, cache
     assert picture.read_bytes() == PNG
 
 
+def test_a_refused_row_leaves_no_pictures_behind(tmp_path: Path, cache: Path) -> None:
+    rows = [
+        asked("<image>?", images=[url_of(PNG)]),
+        asked([{"type": "text", "text": "<image>"}, {"type": "image", "image": url_of(PNG)}]),
+    ]
+    path = write(tmp_path / "a.jsonl", *rows)
+    with pytest.raises(DataError, match="cannot be written as sharegpt"):
+        convert(path, Data(), "sharegpt", str(tmp_path / "out" / "rows.jsonl"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_pictures_of_a_hub_folder(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
     features = datasets.Features(
-        prompt=datasets.Value("string"), image=datasets.Image(), images=datasets.List(datasets.Image())
-    )
+        prompt=datasets.Value("string"), image=datasets.Image(), images=datasets.List(datasets.Image()),
+        turn={"text": datasets.Value("string"), "seen": datasets.List(datasets.Image(), length=1)},
+    )  # fmt: skip
     stored = {"bytes": PNG, "path": "a.png"}
-    columns = {"prompt": ["Which?"], "image": [stored], "images": [[stored]]}
+    columns = {"prompt": ["Which?"], "image": [stored], "images": [[stored]], "turn": [{"text": "a", "seen": [stored]}]}
     rows = datasets.Dataset.from_dict(columns, features=features)
     (tmp_path / "set").mkdir()
     rows.to_parquet(str(tmp_path / "set" / "train.parquet"))
     ((_, row),) = read_hub(str(tmp_path / "set"))
     assert isinstance(row, dict) and row["images"] == [row["image"]] == [stored]  # not decoded on the way
+    assert row["turn"] == {"text": "a", "seen": [stored]}
+    raw = _raw({"turn": features["turn"]}, datasets)["turn"]["seen"]
+    assert raw.length == 1 and raw.feature == datasets.Image(decode=False)
+    assert _raw(features["prompt"], datasets) is features["prompt"]
 
 
 def test_a_mark_among_the_words_is_told_from_a_picture(tmp_path: Path) -> None:
@@ -280,6 +354,17 @@ def test_a_mark_among_the_words_is_told_from_a_picture(tmp_path: Path) -> None:
         assert replace(again, origin=record.origin, columns={}) == record
     with pytest.raises(DataError, match="cannot be written as sharegpt"):
         writer_of("sharegpt")(records["messages"])
+
+
+def test_a_picture_in_an_answer_is_not_lost(tmp_path: Path) -> None:
+    one, two = (str(draw(tmp_path / name)) for name in ("a.png", "b.png"))
+    drawn = Message("assistant", (Part("image", two), Part("text", "this")))
+    question = Message("user", (Part("image", one), Part("text", "Who?")))
+    pair = Preference(prompt=(question,), chosen=(drawn,), rejected=(Message("assistant", "No."),))
+    rated = Rating(prompt=(question,), response=(drawn,), label=True)
+    for to, kind, record in (("preference", "preference", pair), ("kto", "rating", rated)):
+        (again,) = read(write(tmp_path / f"{to}.jsonl", writer_of(to)(record)), kind)  # type: ignore[arg-type]
+        assert replace(again, origin=record.origin, columns={}) == record
 
 
 def test_converted_rows_name_the_same_pictures(tmp_path: Path) -> None:

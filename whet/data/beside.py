@@ -15,13 +15,22 @@ from whet.schema.records import Conversation, Message, Preference, Prompt, Ranki
 
 
 class Beside:
-    """Copies what it is shown; `path` is the file that will be written."""
+    """Says where pictures will lie, and `copy` brings them there; `path` is the file that will be written."""
 
     def __init__(self, path: Path) -> None:
         self._folder, self._cache = path.with_name(f"{path.stem}_pictures"), pictures_folder()
+        self._wanted: dict[Path, Path] = {}
+        """Place of a copy -> what is copied."""
+
+    def copy(self) -> None:
+        """Put the pictures where the records shown say that they are. Raises OSError."""
+        for target, path in self._wanted.items():
+            if not target.exists():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, target)
 
     def record(self, record: Record) -> Record:
-        """The record with paths that start from the file's folder where it had those of the cache. Raises OSError."""
+        """The record with paths that start from the file's folder where it had those of the cache."""
         match record:
             case Conversation() | Prompt():
                 return replace(record, messages=self._turns(record.messages))
@@ -48,7 +57,5 @@ class Beside:
         if self._cache is None or not path.is_relative_to(self._cache) or not path.is_file():
             return source
         target = self._folder / path.name
-        if not target.exists():
-            self._folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
+        self._wanted[target] = path
         return f"{self._folder.name}/{target.name}"

@@ -33,8 +33,10 @@ def conversation(row: Row, messages: tuple[Message, ...]) -> Conversation:
 
 
 def has_turns(row: Row) -> bool:
-    """Whether the row's turns are written as a list."""
-    return any(name in row for name in TURNS_NAMES)
+    """Whether the turns that were read are written as turns: a list of them, or one with its role."""
+    names = (*TURNS_NAMES, *PROMPT_NAMES, "chosen")  # the answers hold the prompt where it has no column of its own
+    read = next((row.values[name] for name in names if row.was_read(name)), None)
+    return isinstance(_structured(read), list | dict)
 
 
 def alpaca(row: Row) -> Conversation:

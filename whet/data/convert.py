@@ -47,8 +47,9 @@ def convert(path: str, data: Data, to: str, out: str) -> Ledger:
     records, ledger = read_records(data, (TARGETS[to],), files=(path,))
     writer = writer_of(to)
     beside = Beside(target)
+    rows = [_row(writer(beside.record(record)), record) for record in records]
     try:
-        rows = [_row(writer(beside.record(record)), record) for record in records]
+        beside.copy()
     except OSError as error:
         raise DataError("cannot write pictures", file=str(target), found=error.strerror or str(error)) from error
     _write(target, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
@@ -203,8 +204,9 @@ def _prompt(messages: Sequence[Message], marks: bool) -> str | list[dict[str, An
 
 
 def _answer(turns: Sequence[Message]) -> str | list[dict[str, Any]]:
+    """The turns of an answer. A row's `images` are those of its prompt: a picture here is named where it stands."""
     plain = len(turns) == 1 and isinstance(turns[0].content, str) and not turns[0].tool_calls
-    return turns[0].text if plain else [_message(message, marks=True) for message in turns]
+    return turns[0].text if plain else [_message(message, marks=False) for message in turns]
 
 
 def _prompt_row(record: Prompt) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _records(opened: Opened, report: Report, seen: _Seen) -> list[Record]:
                 record = fewer_pictures(record, report.max_images, report.ledger)
             if (bad := report.pictures.problem(record)) is not None:
                 report.bad_rows.append(str(bad))
-                report.ledger.drop(f"images {bad.problem}", record.origin, str(bad))
+                report.ledger.drop(bad.problem, record.origin, str(bad))
             else:
                 records.append(record)
     report.empty = Counter({name: seen.num - count for name, count in seen.filled.items() if count < seen.num})

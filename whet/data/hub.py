@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +60,15 @@ def _raw(feature: Any, datasets: Any) -> Any:
     """The feature itself where it holds no pictures."""
     if isinstance(feature, datasets.Image):
         return datasets.Image(decode=False)
-    inner = getattr(feature, "feature", None)  # of a list, by whatever name
-    raw = None if inner is None else _raw(inner, datasets)
-    return feature if raw is inner else type(feature)(raw)
+    match feature:
+        case dict():
+            fields = {name: _raw(inner, datasets) for name, inner in feature.items()}
+            return feature if all(fields[name] is feature[name] for name in fields) else fields
+        case list():
+            items = [_raw(inner, datasets) for inner in feature]
+            return feature if all(map(operator.is_, items, feature)) else items
+        case datasets.List() | datasets.LargeList():
+            raw = _raw(feature.feature, datasets)
+            return feature if raw is feature.feature else replace(feature, feature=raw)
+        case _:
+            return feature

@@ -21,6 +21,8 @@ from whet.schema.records import Message, Part
 
 IMAGE = "<image>"
 COLUMNS = ("images", "image")
+_BESIDE = ("type", "index", "detail", "min_pixels", "max_pixels", "cache_control")
+"""What image parts have beside their picture, or instead of it."""
 
 
 def place_images(row: Row, messages: tuple[Message, ...], *, listed: bool) -> tuple[Message, ...]:
@@ -91,13 +93,17 @@ def _path(row: Row, name: str) -> str:
 
 
 def row_images(row: Row) -> list[str] | None:
-    """The row's pictures, each a file or a `data:` URL; None where it has no column for them."""
-    name = next((name for name in COLUMNS if name in row.values), None)
-    if name is None:
-        return None
-    value = row.opened(row.maybe(name), name)
-    if value is None or value in ("", [], ()):
-        return [] if name == "images" else None
+    """The row's pictures, each a file or a `data:` URL; None where it has no column for them.
+
+    Raises DataError where two columns have some.
+    """
+    found = {name: row.opened(row.maybe(name), name) for name in COLUMNS if name in row.values}
+    full = [name for name, value in found.items() if value is not None and value not in ("", [], ())]
+    if not full:
+        return [] if "images" in found else None
+    if len(full) > 1:
+        raise row.error(f"two columns hold pictures: {' and '.join(full)}", field="images", fix="empty one of them")
+    name, value = full[0], found[full[0]]
     if isinstance(value, list | tuple):
         return [picture_source(row, one, f"{name}[{index}]") for index, one in enumerate(value)]
     return [picture_source(row, value, name)]
@@ -140,9 +146,25 @@ def _interleave(text: str, pending: list[str]) -> tuple[Part, ...]:
     return tuple(part for part in parts if part.value)
 
 
-def part_source(piece: Mapping[str, Any]) -> object:
-    """What an image part of a turn names; None where its picture stands in the row's `images`, in order."""
+def part_source(row: Row, piece: Mapping[str, Any], field: str) -> object:
+    """What an image part of a turn names; None where its picture stands in the row's `images`, in order.
+
+    Raises DataError for a part that says something else.
+    """
     for key in ("image", "path", "url", "image_url"):
         if piece.get(key):
             return piece[key]
+    match piece:
+        case {"bytes": bytes() | str() as data} if data:
+            return {"bytes": data}
+        case {"source": {"data": str(data)}} if data:
+            return {"bytes": data}
+        case {"source": {"url": str(url)}} if url:
+            return url
+    other = [key for key, value in piece.items() if value and key not in _BESIDE]
+    if other:
+        raise row.error(
+            f"an image part whose picture is under no known name: {', '.join(other)}", field=field,
+            fix="a part is {type: image, image: PATH}, or {type: image} alone with the row's images",
+        )  # fmt: skip
     return None

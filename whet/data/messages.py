@@ -126,7 +126,7 @@ def _part(row: Row, piece: Any, field: str) -> Part:
         case str(text) | {"type": "text", "text": str(text)}:
             return Part("text", row.as_text(text, field))
         case {"type": "image" | "image_url" | "input_image"}:
-            source = part_source(piece)
+            source = part_source(row, piece, field)
             return Part("image", "" if source is None else picture_source(row, source, field))
         case _:
             raise row.error(

@@ -162,6 +162,10 @@ class Row:
             return present[0]
         return next((name for name in names if name in self.values), names[0])
 
+    def was_read(self, name: str) -> bool:
+        """Whether a format has used a value under this name."""
+        return name in self and name in self._used
+
     def rest(self) -> dict[str, Any]:
         """What no format asked for."""
         return {name: value for name, value in self.values.items() if name not in self._used}
