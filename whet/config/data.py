@@ -54,7 +54,7 @@ class Data(Section):
     on_bad_row: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read or lacks its fields. Dropped rows are listed in the ledger."""
     image_folder: str | None = None
-    """Folder that relative paths of pictures start from; else they start from the folder of the data file."""
+    """Folder that relative paths of pictures start from; else from that of the data file, or the working directory."""
     max_images: int | None = Field(None, ge=1)
     """Most pictures of a record. Of more, these are kept: the first, the last, and between them evenly spaced ones."""
     eval_files: tuple[str | Source, ...] = ()

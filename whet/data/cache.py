@@ -1,4 +1,10 @@
-"""Where this machine keeps what can be made again."""
+"""Where this machine keeps what several runs share.
+
+    $WHET_CACHE/tokens      rows as token ids, made again where they are missing
+    $WHET_CACHE/pictures    pictures that came inside rows, and what the rows that stages write name
+
+Unpacking the rows anew brings the pictures back, but a finished stage does not do so unless told by `--fresh`.
+"""
 
 from __future__ import annotations
 

@@ -4,7 +4,8 @@
     ids    p q a b c ...     ends  0 2 3 5 ...   sequence s is ids[ends[s] : ends[s + 1]]
     rows   0 3 ...           row r is the sequences rows[r] to rows[r + 1]: a prompt and its responses
 
-A conversation is one sequence, with a weight for each token. Pictures are kept once, and rows refer to them by number.
+A conversation is one sequence, with a weight for each token. Rows refer to their pictures by number;
+a picture is kept once, or once in each of the tables that were joined.
 """
 
 from __future__ import annotations

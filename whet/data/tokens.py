@@ -35,7 +35,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 
 def load_renderer(path: str, system: str | None) -> Renderer:
-    """How training would write records for a checkpoint, its pictures included."""
+    """How a checkpoint writes records, pictures included: by its own chat template and its processor's own limits.
+
+    A plan's `model.chat_template` and `model.vision` are not known here; with them training writes other rows.
+    """
     from whet.data.pictures import picture_reader
     from whet.data.render import Renderer
 
