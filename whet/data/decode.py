@@ -62,7 +62,7 @@ def decoded(data: bytes) -> Image:
     image = opened(data)
     with _reading():
         image.load()
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # of the EXIF nothing else is read, or can be at fault
+        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))  # nothing else of the EXIF can be at fault
         return _rgb(image.transpose(Transpose[turn]) if turn else image)
 
 
