@@ -52,7 +52,7 @@ class Beside:
         )
 
     def kept(self, source: str) -> str:
-        """A picture's path from the file's folder where it lay in the cache, else as it is. Raises OSError."""
+        """A picture's path from the file's folder where it lies in the cache, else as it is."""
         path = Path(source)
         if self._cache is None or not path.is_relative_to(self._cache) or not path.is_file():
             return source

@@ -192,7 +192,9 @@ def filled(template: str, fill: Mapping[str, str]) -> str:
 def seen_from(folder: Path, path: str, item: Item) -> str:
     """What the rows of a folder call a picture: a path from there where it lies with the item's file, so that all can
     be moved together, else an absolute one. One that came inside a row is put into the folder; a `data:` URL stays."""
-    kept = Beside(folder / ACCOUNT).kept(path)
+    beside = Beside(folder / ACCOUNT)
+    kept = beside.kept(path)
+    beside.copy()
     if kept != path or path.startswith("data:"):
         return kept
     file = Path(path).absolute()
