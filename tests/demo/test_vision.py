@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,20 @@ def test_a_few_steps_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert measured["base", "accuracy"]["num"] == 6
     assert "held-out pairs, each in both orders" in capsys.readouterr().out
     assert (tmp_path / "run" / "report" / "index.html").is_file()
+
+
+def test_the_table_fits_80_columns(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    metrics = ("accuracy", "consistency", "first", "readable")
+    asked = [*(("pairs", metric) for metric in metrics), ("seeing", "accuracy")]
+    vision.print_table({"evaluation": [
+        {"stage": stage, "task": task, "metric": metric, "value": 0.82, "low": 0.792, "high": 0.845, "num": 400}
+        for stage in ("base", "cold_start", "refined", "dpo", "grpo") for task, metric in asked
+    ]})  # fmt: skip
+    lines = capsys.readouterr().out.splitlines()
+    assert all(len(line.rstrip()) <= 80 and "…" not in line for line in lines)
+    [row] = [line for line in lines if line.startswith("cold_start")]
+    assert re.split(r" {2,}", row) == ["cold_start", "0.820 [0.792, 0.845]", *["0.820"] * 4, "66.9 / 68.6"]
 
 
 @pytest.mark.slow

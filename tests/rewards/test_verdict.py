@@ -26,6 +26,8 @@ def score(text: str, reference: str | None = "Image 1 is better") -> tuple[float
         ("<think>Image 1 is better</think>", 0.0),
         ("Image 1 is better", 0.0),
         ("<answer>Answer 1 is better</answer>", 0.0),
+        ("<think>perhaps <answer>Image 1 is better</answer>", 0.0),
+        ("<answer>Image 1 is better</answer> No: Image 2 is better.", 0.0),
     ],
 )
 def test_only_the_answer_counts(text: str, value: float) -> None:

@@ -11,6 +11,7 @@ from whet.data.ledger import Ledger
 from whet.errors import DataError
 from whet.schema.records import Message, Origin, Prompt
 from whet.stages.measure.answers import Measured
+from whet.stages.measure.interval import proportion, wilson
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply
 from whet.stages.measure.verdict import measure_verdicts
@@ -57,13 +58,17 @@ def prompt(item: str, reference: str, line: int, **columns: Any) -> Prompt:
     )  # fmt: skip
 
 
-def measured(prompts: list[Prompt], replies: list[str], **keys: Any) -> dict[str, tuple[float, int]]:
+def measures(prompts: list[Prompt], replies: list[str], **keys: Any) -> Measured:
     task = VerdictTask(**keys)
     ready = ReadyTask(
         name="pairs", task=task, prompts=tuple(prompts), keys=tuple(str(n) for n in range(len(prompts))),
         ledger=Ledger(),
     )  # fmt: skip
-    found: Measured = measure_verdicts(ready, task, Anyone(), Told(replies), 2)  # type: ignore[arg-type]
+    return measure_verdicts(ready, task, Anyone(), Told(replies), 2)  # type: ignore[arg-type]
+
+
+def measured(prompts: list[Prompt], replies: list[str], **keys: Any) -> dict[str, tuple[float, int]]:
+    found = measures(prompts, replies, **keys)
     assert all(one.low <= one.value <= one.high for one in found.measures)
     return {one.metric: (one.value, one.num) for one in found.measures}
 
@@ -98,8 +103,29 @@ def test_samples_of_an_order_are_compared_one_by_one() -> None:
     assert found["accuracy"] == (0.75, 1) and found["consistency"] == (0.5, 1)
 
 
-def test_items_asked_in_one_order_have_no_consistency() -> None:
+def test_items_asked_in_one_order_have_no_consistency_and_are_counted() -> None:
+    replies = [answer(FIRST), answer(SECOND), answer(FIRST)]
+    assert measured(BOTH[:3], replies) == {
+        "accuracy": (0.5, 2), "consistency": (1, 1), "first": (0.75, 2), "readable": (1, 2),
+    }  # fmt: skip
+    [note] = measures(BOTH[:3], replies).ledger.notes
+    assert note.startswith("1 of 2 items are asked in one order only")
     assert "consistency" not in measured([BOTH[0], BOTH[2]], [answer(FIRST)] * 2)
+    assert measures(BOTH, [answer(FIRST)] * 4).ledger.notes == []
+
+
+def test_intervals_count_the_answers_that_were_given() -> None:
+    """One answer an item leaves Wilson's interval of the items, and two answers that differ make it no wider."""
+    prompts = [prompt(str(number), FIRST, number) for number in range(4)]
+    replies = [answer(FIRST), answer(FIRST), answer(FIRST), answer(SECOND)]
+    [accuracy] = [one for one in measures(prompts, replies).measures if one.metric == "accuracy"]
+    assert (accuracy.value, accuracy.low, accuracy.high) == (0.75, *wilson(0.75, 4))
+    [blind] = [one for one in measures(BOTH, [answer(FIRST)] * 4).measures if one.metric == "accuracy"]
+    assert (blind.low, blind.high) == wilson(0.5, 2)  # no spread between items: nothing shows more than two
+    mixed = [prompt("a", FIRST, 1), prompt("a", SECOND, 2), prompt("b", FIRST, 3), prompt("c", FIRST, 4)]
+    [some] = [one for one in measures(mixed, [answer(FIRST), answer(FIRST), answer(FIRST), answer(SECOND)]).measures
+              if one.metric == "accuracy"]  # fmt: skip
+    assert (some.low, some.high) == proportion([0.5, 1.0, 0.0], 4 / 3)[1:]
 
 
 @pytest.mark.parametrize(

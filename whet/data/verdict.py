@@ -2,8 +2,9 @@
 
     <think>Image 1 has three stars where two were asked for ...</think><answer>Image 2 is better</answer>
 
-What the answer tag holds is the verdict; whatever the reasoning says is not. A completion without exactly one answer
-behind its reasoning has none, and neither has one whose answer is anything but a verdict.
+What the answer tag holds is the verdict; whatever the reasoning says is not. Behind the reasoning stands one answer and
+nothing else: a completion that says more there, or never ends its reasoning, has no verdict, and neither has one whose
+answer is anything but a verdict.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ TIE = 0
 SUBJECTS = ("Image", "Answer", "Video")
 _BETTER = re.compile(r"(image|answer|video) ([12]) is better", re.IGNORECASE)
 _EQUAL = re.compile(r"(image|answer|video) 1 and \1 2 are equally good", re.IGNORECASE)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_MARK = re.compile(r"</?answer>")
+_ANSWER = re.compile(r"\s*<answer>(.*)</answer>\s*", re.DOTALL)
 
 
 class Verdict(NamedTuple):
@@ -50,9 +50,10 @@ def parse_verdict(text: str) -> Verdict | None:
 
 
 def read_verdict(completion: str) -> Verdict | None:
-    """The verdict of a completion, or None. Read is what follows the last </think>, or all where there is none."""
-    behind = completion.rpartition("</think>")[2]
-    answers = _ANSWER.findall(behind)
-    if len(answers) != 1 or len(_MARK.findall(behind)) != 2:
-        return None
-    return parse_verdict(answers[0])
+    """The verdict of a completion, or None.
+
+    Read is what follows the last </think>, or all where there is none. Only an answer tag with a verdict may stand
+    there, and white space around it: an answer inside reasoning that was never ended is none.
+    """
+    answer = _ANSWER.fullmatch(completion.rpartition("</think>")[2])
+    return None if answer is None else parse_verdict(answer[1])

@@ -186,7 +186,7 @@ def pretrain(
 
 
 def save(model: PreTrainedModel, out: Path) -> None:
-    """bf16 halves the file; a LoRA trained on top never notices."""
+    """bf16 halves the file; what is trained on top begins from the rounded weights, in the precision of its plan."""
     copy = AutoModelForImageTextToText.from_config(model.config).to(torch.bfloat16)
     copy.load_state_dict(model.state_dict())
     copy.generation_config = model.generation_config

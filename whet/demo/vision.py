@@ -18,8 +18,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from whet.config.load import load_plan
 from whet.demo.likeness import PREFERENCE, Pair, Row, judgement, picture_question, some_pair
@@ -32,7 +33,13 @@ BASE = files("whet.demo").joinpath("base_vision")
 """The small base checkpoint that ships; how it was made: `python -m whet.demo.pretrain_vision`."""
 NUM_JUDGED, NUM_PROMPTS, NUM_HELD_OUT, NUM_QUESTIONS = 600, 1500, 400, 200
 PAPER = {"base": (67.5, 70.9), "cold_start": (66.9, 68.6), "refined": (72.1, 72.0), "grpo": (73.8, 72.5)}
-"""What the paper's models reach at the same stages, in per cent: VLRewardBench overall, GenAI-Bench images."""
+"""What the paper's models reach at the same stages, in per cent: VLRewardBench overall, GenAI-Bench images. Its base is
+UnifiedReward, which preferences have trained already, without reasoning."""
+LEGEND = """\
+swap: the same verdict in both orders. first: share of verdicts for the picture
+shown first; half is no bias. sees: right answers about single pictures.
+paper: VLRewardBench overall / GenAI-Bench images; the base there is
+UnifiedReward, trained on preferences without reasoning."""
 
 
 def write_inputs(folder: Path, seed: int) -> None:
@@ -187,14 +194,19 @@ def print_table(summary: dict[str, Any]) -> None:
     values = {(m["stage"], m["task"], m["metric"]): m for m in summary["evaluation"]}
     models = list(dict.fromkeys(stage for stage, *_ in values))
     num = values[models[0], "pairs", "accuracy"]["num"]
-    table = Table("model", "right", "same in both orders", "first one named", "readable", "sees", "paper",
-                  title=f"{num} held-out pairs, each in both orders, 95 % intervals; paper: VLRewardBench overall, "
-                  "GenAI-Bench images", title_justify="left")  # fmt: skip
+    headings = ("model", "right", "swap", "first", "readable", "sees", "paper")
+    table = Table(
+        *(Column(heading, no_wrap=True) for heading in headings),
+        title=f"{num} held-out pairs, each in both orders, 95 % intervals", title_justify="left",
+        box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, collapse_padding=True,
+    )  # fmt: skip
     for model in models:
         found = [values.get((model, "pairs", metric)) for metric in ("accuracy", "consistency", "first", "readable")]
         found.append(values.get((model, "seeing", "accuracy")))
         right, *others = [f"{m['value']:.3f}" if m else "-" for m in found]
-        spread = f"{right}  [{found[0]['low']:.3f}, {found[0]['high']:.3f}]" if found[0] else right
+        spread = f"{right} [{found[0]['low']:.3f}, {found[0]['high']:.3f}]" if found[0] else right
         paper = " / ".join(f"{number:.1f}" for number in PAPER[model]) if model in PAPER else "-"
         table.add_row(model, spread, *others, paper)
-    Console().print(table)
+    console = Console()
+    console.print(table)
+    console.print(f"\n{LEGEND}", highlight=False)

@@ -28,8 +28,8 @@ def wilson(share: float, num: float) -> tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def proportion(per_prompt: Sequence[float], samples: int = 1) -> Interval:
-    """Mean of per-prompt shares in [0, 1], each over `samples` answers.
+def proportion(per_prompt: Sequence[float], samples: float = 1) -> Interval:
+    """Mean of per-prompt shares in [0, 1], each over `samples` answers (their mean, where numbers differ).
 
     Wilson's interval at the effective number of answers p(1-p)/Var(mean) (Franco et al. 2019), which lies between the
     number of prompts, where all answers to a prompt agree, and prompts times samples, where they are independent. With
@@ -45,7 +45,7 @@ def proportion_of_sums(num: int, total: float, squares: float, samples: int = 1)
     return _proportion(num, share, max(0.0, squares / num - share * share), samples)
 
 
-def _proportion(num: int, share: float, variance: float, samples: int) -> Interval:
+def _proportion(num: int, share: float, variance: float, samples: float) -> Interval:
     effective = num * share * (1 - share) / variance if variance > 0 else float(num)
     low, high = wilson(share, min(max(effective, num), num * samples))
     return share, low, high

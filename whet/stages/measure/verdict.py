@@ -30,8 +30,8 @@ class Asked:
     given: tuple[Verdict | None, ...]
 
     @property
-    def right(self) -> float:
-        return sum(verdict == self.true for verdict in self.given) / len(self.given)
+    def right(self) -> list[bool]:
+        return [verdict == self.true for verdict in self.given]
 
 
 def measure_verdicts(
@@ -39,7 +39,9 @@ def measure_verdicts(
 ) -> Measured:
     """`accuracy` over items, both orders (and `accuracy/GROUP`); `consistency`, the share of items whose two orders are
     answered with the same candidate; `first`, the share of readable verdicts for the candidate shown first, one half
-    without bias where truths are balanced; `readable`, the share of answers with a verdict."""
+    without bias where truths are balanced; `readable`, the share of answers with a verdict.
+
+    An item that is asked in one order only has no consistency; the ledger's notes say how many there are."""
     items, groups = items_of(ready, task)
     answers = answer_all(ready, task, subject, store)
     asked = [
@@ -49,51 +51,50 @@ def measure_verdicts(
     of_item: defaultdict[str, list[Asked]] = defaultdict(list)
     for item, one in zip(items, asked, strict=True):
         of_item[item].append(one)
-    shares = values_of(of_item, groups)
-    num = task.num_samples
+    if alone := sum(len(orders) == 1 for orders in of_item.values()):
+        ready.ledger.note(f"{alone} of {len(of_item)} items are asked in one order only: they have no consistency")
     measures = [
-        Measure(stage=subject.label, task=ready.name, metric=metric, value=value, low=low, high=high, num=len(values))
-        for metric, values in shares.items()
-        if values
-        for value, low, high in [proportion(values, num * (1 if metric == "consistency" else 2))]
+        Measure(stage=subject.label, task=ready.name, metric=metric, value=value, low=low, high=high, num=len(shares))
+        for metric, per_item in outcomes_of(of_item, groups).items()
+        if (shares := [mean(outcomes) for outcomes in per_item if outcomes])
+        for value, low, high in [proportion(shares, sum(map(len, per_item)) / len(shares))]
     ]
-    samples = sample_rows(ready, subject.label, answers, [one.right for one in asked], num_logged)
+    samples = sample_rows(ready, subject.label, answers, [mean(one.right) for one in asked], num_logged)
     return Measured(measures=measures, samples=samples, ledger=ready.ledger)
 
 
-def values_of(of_item: Mapping[str, Sequence[Asked]], groups: Mapping[str, str]) -> dict[str, list[float]]:
-    """Of every metric one value an item, so that intervals count items."""
-    found = {"accuracy": [mean([one.right for one in asked]) for asked in of_item.values()]}
-    for name in sorted(set(groups.values())):
-        chosen = [asked for item, asked in of_item.items() if groups[item] == name]
-        found[f"accuracy/{name}"] = [mean([one.right for one in asked]) for asked in chosen]
-    found["consistency"] = [same for asked in of_item.values() if (same := agreement(asked)) is not None]
-    firsts = [
-        [float(verdict.better == 1) for one in asked for verdict in one.given if verdict is not None]
-        for asked in of_item.values()
-    ]
-    found["first"] = [mean(values) for values in firsts if values]
-    found["readable"] = [
-        mean([float(verdict is not None) for one in asked for verdict in one.given]) for asked in of_item.values()
-    ]
-    return found
+def outcomes_of(of_item: Mapping[str, Sequence[Asked]], groups: Mapping[str, str]) -> dict[str, list[list[bool]]]:
+    """Of every metric the yes and no an item gives, in a list of its own, so that intervals count items. The list is
+    empty where an item says nothing of a metric."""
+    right = {item: [each for one in asked for each in one.right] for item, asked in of_item.items()}
+    given = [[verdict for one in asked for verdict in one.given] for asked in of_item.values()]
+    return {
+        "accuracy": list(right.values()),
+        **{f"accuracy/{name}": [right[item] for item in right if groups[item] == name]
+           for name in sorted(set(groups.values()))},
+        "consistency": [agreements(asked) for asked in of_item.values()],
+        "first": [[verdict.better == 1 for verdict in verdicts if verdict is not None] for verdicts in given],
+        "readable": [[verdict is not None for verdict in verdicts] for verdicts in given],
+    }  # fmt: skip
 
 
-def agreement(asked: Sequence[Asked]) -> float | None:
-    """Share of an item's pairs of verdicts, sample by sample, that name the same candidate in both orders.
+def agreements(asked: Sequence[Asked]) -> list[bool]:
+    """Which of an item's pairs of verdicts, sample by sample, name the same candidate in both orders.
 
-    None for an item that was asked in one order only. A verdict that cannot be read agrees with nothing.
+    None of them for an item that was asked in one order only. A verdict that cannot be read agrees with nothing.
     """
     if len(asked) != 2:
-        return None
+        return []
     first, second = asked
-    return mean([float(a is not None and b is not None and a == b.swapped)
-                 for a, b in zip(first.given, second.given, strict=True)])  # fmt: skip
+    return [
+        one is not None and other is not None and one == other.swapped
+        for one, other in zip(first.given, second.given, strict=True)
+    ]
 
 
 def items_of(ready: ReadyTask, task: VerdictTask) -> tuple[list[str], dict[str, str]]:
     """The item of every row, and the group of every item. Raises DataError where a row does not say, and for an item
-    that is not asked once in each order."""
+    that is asked more than once in an order."""
     items = [column(prompt, task.item, ready, "item") for prompt in ready.prompts]
     groups = {} if task.by is None else {
         item: column(prompt, task.by, ready, "by") for item, prompt in zip(items, ready.prompts, strict=True)
@@ -102,7 +103,7 @@ def items_of(ready: ReadyTask, task: VerdictTask) -> tuple[list[str], dict[str, 
     for item, prompt, true in zip(items, ready.prompts, truths(ready), strict=True):
         if num[item] > 2 or (item in given and given[item] != true.swapped):
             raise DataError(
-                "an item must be asked once in each order", file=prompt.origin.file, line=prompt.origin.line,
+                "an item may be asked once in each order", file=prompt.origin.file, line=prompt.origin.line,
                 field=task.item, found=f"{num[item]} rows of {item!r}, with the same verdict twice"
                 if num[item] == 2 else f"{num[item]} rows of {item!r}",
                 fix="give every item a name of its own: `whet data compare` does",
@@ -134,5 +135,5 @@ def truths(ready: ReadyTask) -> list[Verdict]:
     return found
 
 
-def mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[bool]) -> float:
     return sum(values) / len(values)
