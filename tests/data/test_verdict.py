@@ -52,7 +52,7 @@ def test_reasoning_that_does_not_end_has_no_verdict(verdict: Verdict, thoughts: 
     assert read_verdict(f"<think>{thoughts}<answer>{write_verdict(verdict)}</answer>") is None
 
 
-@given(verdict=verdicts, words=st.text().filter(lambda text: text.strip() and "</think>" not in text))
+@given(verdict=verdicts, words=st.text(min_size=1).filter(lambda text: text.strip() and "</think>" not in text))
 def test_nothing_else_may_stand_beside_the_answer(verdict: Verdict, words: str) -> None:
     answer = f"<answer>{write_verdict(verdict)}</answer>"
     for behind in (f"{words}{answer}", f"{answer}{words}"):
