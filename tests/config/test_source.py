@@ -87,7 +87,7 @@ _KEYS = st.text(min_size=1)
 _TREES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(_KEYS, inner), max_leaves=8)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.dictionaries(st.text(min_size=1), _TREES))
 def test_what_is_written_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory, value: dict[str, Any]) -> None:
     file = tmp_path_factory.mktemp("yaml") / "a.yaml"
