@@ -37,6 +37,13 @@ def test_parts_of_a_win_rate_are_detail_and_equals_share_no_crown():
     assert not any(cell.best for row in shown.rows for cell in row.cells)
 
 
+def test_a_preference_for_the_place_is_neither_good_nor_bad():
+    before, after = measure("sft", 0.5, 0.45, 0.55, "first"), measure("dpo", 0.7, 0.65, 0.75, "first")
+    assert trend(before, after) == "same"
+    shown = table([before, after], ["sft", "dpo"])
+    assert not shown.rows and not any(cell.best for cell in shown.breakdown[0].cells)
+
+
 def test_matches_against_different_models_are_not_compared():
     line = [measure("one", 0.7, 0.6, 0.8, "win_rate"), measure("two", 0.5, 0.4, 0.6, "win_rate")]
     name = line[0].task
