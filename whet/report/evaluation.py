@@ -13,8 +13,8 @@ LOWER_IS_BETTER = ("perplexity",)
 MAIN = ("accuracy", "perplexity", "rougeL", "bleu", "win_rate", "agreement")
 """Metrics that get a sentence and a place in the chart; the others stand in the table."""
 DETAIL = ("win", "tie", "loss", "consistency", "first", "unreadable", "unscored")
-"""Parts of a win rate, what a judge left without a score, and how often a verdict names the candidate shown first, where
-half is right: shown on demand, without praise or blame."""
+"""Parts of a win rate, what a judge left without a score, and how often a verdict names the candidate shown first,
+where half is right: shown on demand, without praise or blame."""
 PERCENT = ("rouge1", "rouge2", "rougeL", "bleu")
 """Metrics on a scale of 0 to 100."""
 
