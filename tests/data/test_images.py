@@ -181,14 +181,18 @@ def test_of_two_columns_the_one_that_is_filled(tmp_path: Path) -> None:
 
 
 def test_pictures_without_marks_beside_turns(tmp_path: Path) -> None:
-    """Turns say where their pictures are, under whatever name they stand."""
+    """Turns say where their pictures are, under whatever name they stand; one question needs not, as in TRL's rows."""
     draw(tmp_path / "a.png")
-    turns = [{"role": "user", "content": "Who?"}]
+    once = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Who?"}]
+    asked_once = {"prompt": once, "chosen": "A cat.", "rejected": "A dog.", "images": ["a.png"]}
+    (record,) = read(write(tmp_path / "a.jsonl", asked_once), "preference")
+    assert isinstance(record, Preference) and not isinstance(record.prompt[1].content, str)
+    assert [part.type for part in record.prompt[1].content] == ["image", "text"]
+    turns = [{"role": "user", "content": "Hello"}, ANSWER, {"role": "user", "content": "Who?"}]
     both = {"chosen": [*turns, ANSWER], "rejected": [*turns, {"role": "assistant", "content": "A dog."}]}
     kinds: list[tuple[dict[str, Any], RecordKind]] = [
         ({"prompt": turns, "completion": "It."}, "conversation"),
         ({"prompt": json.dumps(turns), "completion": "It."}, "conversation"),
-        ({"prompt": turns[0], "completion": "It."}, "conversation"),
         ({"prompt": turns}, "prompt"),
         ({"prompt": turns, "completion": "It.", "label": True}, "rating"),
         (both, "preference"),

@@ -33,10 +33,17 @@ def conversation(row: Row, messages: tuple[Message, ...]) -> Conversation:
 
 
 def has_turns(row: Row) -> bool:
-    """Whether the turns that were read are written as turns: a list of them, or one with its role."""
+    """Whether the turns that were read are written as turns, of which a picture without a mark could belong to any.
+
+    A prompt in which one user speaks once is a question like a plain text, as TRL's users write it.
+    """
     names = (*TURNS_NAMES, *PROMPT_NAMES, "chosen")  # the answers hold the prompt where it has no column of its own
-    read = next((row.values[name] for name in names if row.was_read(name)), None)
-    return isinstance(_structured(read), list | dict)
+    name = next((name for name in names if row.was_read(name)), None)
+    read = _structured(row.values[name]) if name is not None else None
+    if name in PROMPT_NAMES and isinstance(read, list):
+        spoken = [turn for turn in read if isinstance(turn, dict) and turn.get("role") == "user"]
+        return len(spoken) != 1
+    return isinstance(read, list | dict)
 
 
 def alpaca(row: Row) -> Conversation:
