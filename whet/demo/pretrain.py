@@ -14,7 +14,6 @@ import hashlib
 import json
 import platform
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -25,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from whet.demo.playground import FAMILIES
 from whet.demo.rawtext import documents, drill, vocabulary_texts
+from whet.demo.steps import run_steps, save, schedule
 from whet.models.tiny import build_tiny
 
 
@@ -74,54 +74,16 @@ def pretrain(
     model: PreTrainedModel, feed: Iterator[torch.Tensor], args: argparse.Namespace, log: Path, before: int
 ) -> float:
     """The loop, `before` tokens into the model's life. Returns the seconds it took."""
-    optimizers = make_optimizers(model, args.learning_rate)
     forward = torch.compile(model) if args.compile else model
-    start, losses = time.monotonic(), []
-    with log.open("a", encoding="utf-8") as sink:
-        for step, ids in zip(range(1, args.steps + 1), feed, strict=False):
-            share = schedule(step, args.steps)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = share * group["initial_lr"]
-            with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
-                loss = forward(input_ids=ids, labels=ids, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.item())
-            if step % 100 == 0 or step == args.steps:
-                tokens, seconds = before + step * ids.numel(), round(time.monotonic() - start, 1)
-                mean = round(sum(losses) / len(losses), 4)
-                line = json.dumps({"step": step, "tokens": tokens, "loss": mean, "seconds": seconds})
-                sink.write(line + "\n")
-                sink.flush()
-                print(line, flush=True)
-                losses.clear()
-            if args.save_every and step % args.save_every == 0:
-                save(model, log.parent)
-    return time.monotonic() - start
 
+    def said(step: int) -> dict[str, int]:
+        return {"step": step, "tokens": before + step * args.rows * args.length}
 
-def make_optimizers(model: PreTrainedModel, learning_rate: float) -> list[torch.optim.Optimizer]:
-    """Muon (orthogonalised momentum) for the weight matrices, where it needs about half of AdamW's tokens; AdamW for
-    the embeddings and norms. `match_rms_adamw` scales Muon's step to AdamW's, so one learning rate serves both."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    made = [
-        torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-    ]
-    for optimizer in made:
-        for group in optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
-    return made
-
-
-def schedule(step: int, steps: int) -> float:
-    """Warm up over 100 steps, hold, and go down to 2 % of the peak over the last third (2405.18392)."""
-    return min(1.0, step / 100) * min(1.0, 0.02 + 0.98 * (steps - step) / (steps / 3))
+    return run_steps(
+        model, feed, lambda ids: forward(input_ids=ids, labels=ids, use_cache=False).loss, steps=args.steps,
+        learning_rate=args.learning_rate, share=lambda step: schedule(step, args.steps), bf16=args.bf16, every=100,
+        said=said, log=log, save_every=args.save_every,
+    )  # fmt: skip
 
 
 def batches(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Iterator[torch.Tensor]:
@@ -136,13 +98,6 @@ def batches(tokenizer: PreTrainedTokenizerBase, args: argparse.Namespace) -> Ite
             buffer += [token for ids in tokenizer(texts).input_ids for token in ids]
         yield torch.tensor(buffer[:need]).view(args.rows, args.length)
         del buffer[:need]
-
-
-def save(model: PreTrainedModel, out: Path) -> None:
-    """bf16 halves the file; a LoRA trained on top never notices."""
-    copy = AutoModelForCausalLM.from_config(model.config).to(torch.bfloat16)
-    copy.load_state_dict(model.state_dict())
-    copy.save_pretrained(out)
 
 
 def arguments() -> argparse.Namespace:

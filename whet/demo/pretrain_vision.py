@@ -13,7 +13,6 @@ import hashlib
 import json
 import platform
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from random import Random
@@ -25,8 +24,8 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, PreTrainedM
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from whet.demo.pages import Page, page, vocabulary_texts
-from whet.demo.pretrain import make_optimizers, schedule
 from whet.demo.scenes import Scene, draw, some_scene
+from whet.demo.steps import run_steps, save, schedule
 from whet.models.tiny_vlm import END, PICTURE, START, Tower, build_tiny_vlm
 
 POOL = 12_000
@@ -154,43 +153,15 @@ def pretrain(
     model: PreTrainedModel, feed: Iterator[dict[str, Tensor]], args: argparse.Namespace, log: Path, before: int
 ) -> float:
     """The loop, `before` steps into the model's life. Returns the seconds it took."""
-    optimizers = make_optimizers(model, args.learning_rate)
     if args.compile:
         language = model.model.language_model
         language.forward = torch.compile(language.forward)
-    begun, losses = time.monotonic(), list[float]()
-    with log.open("a", encoding="utf-8") as sink:
-        for step, batch in zip(range(1, args.steps + 1), feed, strict=False):
-            share = min(1.0, step / 100) if args.hold else schedule(step, args.steps)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = share * group["initial_lr"]
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = model(**batch, use_cache=False).loss
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for optimizer in optimizers:
-                optimizer.step()
-                optimizer.zero_grad()
-            losses.append(loss.item())
-            if step % 25 == 0 or step == args.steps:
-                mean, seconds = round(sum(losses) / len(losses), 4), round(time.monotonic() - begun, 1)
-                line = json.dumps({"step": before + step, "loss": mean, "seconds": seconds})
-                sink.write(line + "\n")
-                sink.flush()
-                print(line, flush=True)
-                losses.clear()
-            if args.save_every and step % args.save_every == 0:
-                save(model, log.parent)
-    return time.monotonic() - begun
-
-
-def save(model: PreTrainedModel, out: Path) -> None:
-    """bf16 halves the file; what is trained on top begins from the rounded weights, in the precision of its plan."""
-    copy = AutoModelForImageTextToText.from_config(model.config).to(torch.bfloat16)
-    copy.load_state_dict(model.state_dict())
-    copy.generation_config = model.generation_config
-    copy.save_pretrained(out)
+    return run_steps(
+        model, feed, lambda batch: model(**batch, use_cache=False).loss, steps=args.steps,
+        learning_rate=args.learning_rate, bf16=True, every=25, log=log, save_every=args.save_every,
+        share=lambda step: min(1.0, step / 100) if args.hold else schedule(step, args.steps),
+        said=lambda step: {"step": before + step},
+    )  # fmt: skip
 
 
 def arguments() -> argparse.Namespace:
