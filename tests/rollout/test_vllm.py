@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,9 @@ def test_a_server_that_has_ended_ends_the_run_and_one_failure_does_not(ended: bo
 
 
 @pytest.mark.parametrize(("version", "whole"), [("0.32.0+cpu", True), ("0.32.0", False)])
-def test_the_cpu_build_is_told_not_to_split_prompts(version: str, whole: bool, tmp_path: Path) -> None:
+def test_the_cpu_build_is_told_not_to_split_prompts_and_to_leave_memory(
+    version: str, whole: bool, tmp_path: Path
+) -> None:
     interpreter = tmp_path / "python"
     interpreter.write_text(f'#!/bin/sh\nif [ "$1" = -c ]; then echo {version}; else echo "started: $@"; exit 3; fi\n')
     interpreter.chmod(0o755)
@@ -43,6 +46,8 @@ def test_the_cpu_build_is_told_not_to_split_prompts(version: str, whole: bool, t
         VllmEngine(Vllm(python=str(interpreter), options=("--seed", "1")), checkpoint)
     started = (tmp_path / "vllm.log").read_text(encoding="utf-8")
     assert ("--no-enable-chunked-prefill" in started) == whole
+    share = re.search(r"--gpu-memory-utilization (\S+)", started)
+    assert (share is not None) == whole and (share is None or 0.0 < float(share[1]) <= 0.5)
     assert started.rstrip().endswith("--seed 1")  # a plan's own words come last: they may say otherwise
 
 

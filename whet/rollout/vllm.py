@@ -27,6 +27,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Literal
 
+import psutil
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -45,6 +46,8 @@ BASE, POLICY = "whet", "whet-policy"
 """Names at the server: the checkpoint, and the adapter on it."""
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """Largest adapter ranks that vLLM can be started with."""
+CPU_SHARE = 0.5
+"""Of the free memory of a machine without a GPU, what a server may take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,9 +267,9 @@ def _start(
         "VLLM_API_KEY": token, "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1", "DO_NOT_TRACK": "1", "VLLM_NO_USAGE_STATS": "1",
         "VLLM_SERVER_DEV_MODE": "1" if follows is not None else "0", "PYTHONPATH": "",
     }  # fmt: skip
-    whole_prompts = _is_cpu_build(config.python or sys.executable)
+    on_cpu = _is_cpu_build(config.python or sys.executable)
     process = ServerProcess(
-        lambda port: command(config, checkpoint, _rank(checkpoint, follows), port, whole_prompts=whole_prompts),
+        lambda port: command(config, checkpoint, _rank(checkpoint, follows), port, on_cpu=on_cpu),
         environment, checkpoint.folder / "vllm.log", port=port,
     )  # fmt: skip
     process.wait("/health", config.start_timeout)
@@ -274,9 +277,14 @@ def _start(
 
 
 def command(
-    config: Vllm, checkpoint: Checkpoint, rank: int | None, port: int, *, whole_prompts: bool = False
+    config: Vllm, checkpoint: Checkpoint, rank: int | None, port: int, *, on_cpu: bool = False
 ) -> Sequence[str]:
-    """The words that start the server. Its own defaults of sampling stay out: a plan says how it samples."""
+    """The words that start the server. Its own defaults of sampling stay out: a plan says how it samples.
+
+    `on_cpu` is vLLM's CPU build (0.32). It ends where it splits the prompt of a request with a seed, as all of whet's
+    are: it has to set the random numbers back, and a generator on a CPU cannot be. And it would take 92 % of the
+    machine's memory, or end where that much is not free: it gets half of what is, the trainer beside it the rest.
+    """
     words = [config.python or sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", checkpoint.path]
     words += ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", BASE, "--dtype", config.dtype]
     words += ["--generation-config", "vllm", "--logprobs-mode", "processed_logprobs"]
@@ -291,17 +299,15 @@ def command(
     if rank is not None:
         room = next((most for most in RANKS if most >= rank), rank)
         words += ["--enable-lora", "--max-lora-rank", str(room)]
-    if whole_prompts:
-        words += ["--no-enable-chunked-prefill"]
+    if on_cpu:
+        memory = psutil.virtual_memory()
+        share = f"{CPU_SHARE * memory.available / memory.total:.2f}"
+        words += ["--no-enable-chunked-prefill", "--gpu-memory-utilization", share]
     return [*words, *config.options]
 
 
 def _is_cpu_build(python: str) -> bool:
-    """Whether the interpreter's vLLM computes on the CPU, as vLLM itself tells it: by its version.
-
-    That build (0.32) ends where it splits the prompt of a request with a seed, as all of whet's are: it has to set the
-    random numbers back, and a generator on a CPU cannot be.
-    """
+    """Whether the interpreter's vLLM computes on the CPU, as vLLM itself tells it: by its version."""
     ask = "from importlib.metadata import version; print(version('vllm'))"
     try:
         asked = subprocess.run([python, "-c", ask], capture_output=True, text=True, timeout=60)
