@@ -18,6 +18,7 @@ from tests.stages.doomed import Judging
 from whet.config.plan import Plan
 from whet.errors import ConfigError, DataError
 from whet.experience.reject_files import FILES
+from whet.ranks.group import Ranks
 from whet.runs.files import read_json
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, now
@@ -25,7 +26,6 @@ from whet.schema.artifacts import ModelRef
 from whet.schema.rollouts import Completion, Request
 from whet.stages.context import Context
 from whet.stages.pipeline import begin_stage, dispatch, finish_stage, run_plan
-from whet.stages.ranks import Ranks
 from whet.stages.shares import claim_shares, join_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]

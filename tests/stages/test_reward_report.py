@@ -41,7 +41,7 @@ def test_the_edges_have_bins() -> None:
 def test_the_report_by_hand() -> None:
     """Brier: 3 in 4 wrong way round is (3/4)^2. Longer: better in one pair, equal in one, shorter in one: 1/2."""
     scores = [torch.tensor([LOG3, 0.0, 0.0, LOG3]), torch.tensor([LOG9, 0.0])]
-    report = reward_report(scores, [batch((5, 4), (2, 2)), batch((1, 3))])
+    report = reward_report([judged(scores, [batch((5, 4), (2, 2)), batch((1, 3))])])
     assert report["eval/brier"] == pytest.approx((0.25**2 + 0.75**2 + 0.1**2) / 3)
     assert report["eval/ece"] == pytest.approx((2 * abs(0.5 - 0.75) + 1 * abs(1.0 - 0.9)) / 3)
     assert report["eval/length_accuracy"] == pytest.approx(0.5)
@@ -50,7 +50,7 @@ def test_the_report_by_hand() -> None:
 
 def test_a_ranking_has_all_its_pairs() -> None:
     """Ranks 2, 1, 3 of answers with 4, 6 and 2 tokens: the longer is better in every pair; scores follow length."""
-    report = reward_report([torch.tensor([0.1, 0.9, -0.5])], [batch((4, 6, 2), values=(2.0, 1.0, 3.0))])
+    report = reward_report([judged([torch.tensor([0.1, 0.9, -0.5])], [batch((4, 6, 2), values=(2.0, 1.0, 3.0))])])
     assert report["eval/length_accuracy"] == 1.0 and report["eval/length_correlation"] == pytest.approx(1.0)
     assert sum(value for name, value in report.items() if name.endswith("_pairs")) == 3
 
@@ -58,8 +58,10 @@ def test_a_ranking_has_all_its_pairs() -> None:
 def test_batches_do_not_matter() -> None:
     torch.manual_seed(0)
     scores, sizes = torch.randn(12), [(int(a), int(b)) for a, b in torch.randint(1, 9, (6, 2))]
-    whole = reward_report([scores], [batch(*sizes)])
-    parts = reward_report(list(scores.split([2, 6, 4])), [batch(*sizes[:1]), batch(*sizes[1:4]), batch(*sizes[4:])])
+    whole = reward_report([judged([scores], [batch(*sizes)])])
+    first, second, third = scores.split([2, 6, 4])
+    on_rank_0 = judged([first, second], [batch(*sizes[:1]), batch(*sizes[1:4])])
+    parts = reward_report([on_rank_0, judged([third], [batch(*sizes[4:])]), judged([], [])])
     assert whole == pytest.approx(parts)
     assert len(judged([scores], [batch(*sizes)]).better) == 6
 
@@ -77,8 +79,8 @@ def test_spearman_by_hand() -> None:
 
 
 def test_what_is_not_defined_is_left_out() -> None:
-    report = reward_report([torch.tensor([0.5, 0.5])], [batch((3, 3))])
+    report = reward_report([judged([torch.tensor([0.5, 0.5])], [batch((3, 3))])])
     assert "eval/length_correlation" not in report and report["eval/brier"] == 0.25
-    assert reward_report([torch.tensor([0.5, 0.7])], [batch((3, 4), values=(1.0, 1.0))]).keys() == {
+    assert reward_report([judged([torch.tensor([0.5, 0.7])], [batch((3, 4), values=(1.0, 1.0))])]).keys() == {
         "eval/length_correlation"
     }

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from whet.config.train import Train
+from whet.ranks.group import join_ranks
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import build_optimizer
 from whet.train.parallel import Parallel
@@ -29,7 +30,7 @@ def gradient(step: int, rank: int) -> torch.Tensor:
 
 def main(mode: str, folder: Path) -> None:
     layer, optimizer = start(mode)
-    parallel = Parallel(torch.device("cpu"), torch.bfloat16)
+    parallel = Parallel(torch.device("cpu"), torch.bfloat16, join_ranks())
     norms = []
     for step in range(3):
         layer.weight.backward(gradient(step, parallel.rank))

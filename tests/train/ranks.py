@@ -18,6 +18,7 @@ from whet.models.attention import NAME
 from whet.models.scoring import TokenScorer
 from whet.objectives import transport
 from whet.objectives.supervised import nll
+from whet.ranks.group import join_ranks
 from whet.runs.sinks import MetricsFile
 from whet.train.bind import PairObjective
 from whet.train.checkpoint import Checkpoints
@@ -78,14 +79,14 @@ def main(kind: str, folder: Path) -> None:
         learner = PairLearner(objective, lambda batch: -3.0 * batch.lengths.float())
         lengths = [group.num_tokens for group in groups]
         collate = lambda indices: collate_groups([groups[i] for i in indices], indices, device=CPU)  # noqa: E731
-    parallel = Recording(CPU, torch.float32)
+    parallel = Recording(CPU, torch.float32, join_ranks())
     scorer = TokenScorer(model())
     own = folder / f"{kind}-{parallel.world}-{parallel.rank}"
     Loop(
         model=scorer,
         learner=learner,
         feed=OfflineFeed(
-            lengths, collate, batch_size=NUM if parallel.world == 1 else 4, micro_batch_tokens=40, epochs=1,
+            lengths, collate, batch_size=NUM, micro_batch_tokens=40, epochs=1,
             max_steps=1, seed=1, rank=parallel.rank, world=parallel.world,
         ),
         train=Train(batch_size=NUM, max_steps=1, max_grad_norm=None, precision="fp32"),

@@ -50,7 +50,7 @@ def test_micro_batches_split_a_step_and_nothing_else() -> None:
 
 def test_ranks_share_a_step_without_overlap() -> None:
     one = feed(11, batch=4, world=1)
-    two = [feed(11, batch=2, rank=r, world=2) for r in (0, 1)]
+    two = [feed(11, batch=4, rank=r, world=2) for r in (0, 1)]
     assert one.num_steps == two[0].num_steps
     for step in range(one.num_steps):
         assert sorted(two[0].indices(step) + two[1].indices(step)) == sorted(one.indices(step))

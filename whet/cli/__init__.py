@@ -78,8 +78,8 @@ def run(args: Args = None, until: Until = None, fresh: Fresh = False) -> None:
     if plan is None:
         raise UserError("which plan?", fix="write `whet run PLAN.yaml`, or run one stage, e.g. `whet sft key=value`")
     directory = _run(plan, overrides, None, fresh, until)
+    from whet.ranks.group import join_ranks
     from whet.report.page import write_report
-    from whet.stages.ranks import join_ranks
 
     if not join_ranks().is_main:
         return

@@ -111,7 +111,7 @@ def sections(annotation: Any) -> tuple[type[Section], ...]:
 @cache
 def entries() -> tuple[Entry, ...]:
     """All keys, those of the plan first, then kind by kind."""
-    found = [entry for name in ("run", "model") for entry in _below(Plan, name, "", "", "")]
+    found = [entry for name in ("run", "model", "launch") for entry in _below(Plan, name, "", "", "")]
     for kind, model in stage_models().items():
         for name in model.model_fields:
             if name != "kind":
@@ -138,7 +138,7 @@ def section_keys() -> frozenset[str]:
 
 def top_keys() -> frozenset[str]:
     """Every key that may stand at the top of a plan file."""
-    return section_keys() | {"run", "model", "seed", "stages", "loops"}
+    return section_keys() | {"run", "model", "launch", "seed", "stages", "loops"}
 
 
 def paths() -> tuple[str, ...]:

@@ -40,7 +40,7 @@ def compose(root: Node, *, kind: str | None = None) -> Node:
         for stage, name in zip(stages, stage_names(stages), strict=True)
     ]
     # Keys that are neither the plan's nor a stage's stay, so that the strict model names them.
-    kept = {"run", "model"} if kind is not None else root.value.keys() - section_keys() - {"seed", "stages"}
+    kept = {"run", "model", "launch"} if kind is not None else root.value.keys() - section_keys() - {"seed", "stages"}
     top = {key: entry for key, entry in root.value.items() if key in kept}
     if "run" not in top:
         top["run"] = root.replace(_default_run(root, kind))
@@ -108,7 +108,7 @@ def _only_stage(root: Node, kind: str) -> Node:
     written = root.value.get("kind")
     if written is not None and written.value != kind:
         raise written.error(f"this plan is not for `whet {kind}`", found=describe(written.value))
-    own = {key: entry for key, entry in root.value.items() if key not in ("run", "model", "seed")}
+    own = {key: entry for key, entry in root.value.items() if key not in ("run", "model", "launch", "seed")}
     return root.replace({**own, "kind": Node(kind, root.file, None, "kind")})
 
 

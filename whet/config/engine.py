@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from whet.config.base import Section
+from whet.config.base import Section, named
 
 
 class Native(Section):
@@ -88,11 +88,7 @@ class Vllm(_Server):
         return self
 
 
-def _named(value: object) -> object:
-    return {"type": value} if isinstance(value, str) else value
-
-
 Engine = Annotated[
     Annotated[Native | Http | Vllm, Field(discriminator="type")],
-    BeforeValidator(_named),
+    BeforeValidator(named),
 ]

@@ -108,7 +108,7 @@ def _set(node: Node | None, segments: Sequence[str], value: Node, key: str, dept
         return node.replace(entries)
     if isinstance(node.value, str) and node.path.startswith("stages."):
         node = node.replace({"kind": Node(node.value, node.file, node.line, join(node.path, "kind"))})
-    if isinstance(node.value, str) and node.path.rpartition(".")[2] == "engine":
+    if isinstance(node.value, str) and node.path.rpartition(".")[2] in ("engine", "launch", "sharding"):
         node = node.replace({"type": Node(node.value, node.file, node.line, join(node.path, "type"))})
     if not isinstance(node.value, dict):
         raise ConfigError(

@@ -9,6 +9,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
+from whet.config.launch import Launch, Local
 from whet.config.model import Model
 from whet.config.repeat import Rounds
 from whet.config.stage import EvaluateStage, MergeStage, Stage, TrainStage
@@ -23,6 +24,9 @@ class Plan(Section):
     """The checkpoint everything starts from."""
     stages: tuple[Stage, ...] = Field(min_length=1)
     """What is done, in order; a bare word such as `sft` is a stage with that kind's defaults."""
+    launch: Launch = Local()
+    """Where the plan runs, and as how many processes. A run may go on with another `launch`; a bare word such as
+    `local` is that type with its defaults."""
 
     loops: tuple[Rounds, ...] = ()
     """What each `repeat` became: see `config.unroll`."""

@@ -13,7 +13,7 @@ class Train(Section):
     """One loop for every stage that trains."""
 
     batch_size: int = Field(8, ge=1)
-    """Records per optimiser step and rank."""
+    """Records per optimiser step, over all ranks together: the same plan takes the same steps wherever it runs."""
     micro_batch_tokens: int | None = Field(None, ge=1)
     """Tokens per forward pass: records are packed up to it, and a longer one recomputes its activations in the
     backward pass. null fits it to the model and the device. The gradient does not depend on it."""
@@ -100,7 +100,7 @@ class OnlineTrain(Train):
     """The loop of online RL, with the learning rate for LoRA; for all weights 1e-6 is usual."""
 
     batch_size: int = Field(8, ge=1)
-    """Prompts per round of rollouts and rank; a round is trained on in one optimiser step or several."""
+    """Prompts per round of rollouts, over all ranks; a round is trained on in one optimiser step or several."""
     learning_rate: float = Field(1e-5, gt=0)
     """Peak of the schedule (AdamW)."""
     schedule: Literal["cosine", "linear", "constant"] = "constant"

@@ -131,8 +131,9 @@ class MetricsFile:
     A number that is not finite becomes `null`: JSON has no word for it, and readers draw a gap and raise an alarm.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, *, keeps: bool = True) -> None:
+        """Without `keeps` nothing is written: of several ranks one keeps the file."""
+        self.path, self._keeps = path, keeps
         self._handle: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -144,6 +145,8 @@ class MetricsFile:
         self.close()
 
     def write(self, row: Mapping[str, Any]) -> None:
+        if not self._keeps:
+            return
         with writing(self.path):
             if self._handle is None:
                 self._repair()
@@ -155,7 +158,7 @@ class MetricsFile:
     def truncate_after(self, step: int) -> None:
         """Forget lines of steps later than `step`: a resumed run makes them again."""
         self.close()
-        if self.path.exists():
+        if self._keeps and self.path.exists():
             write_jsonl(self.path, [row for row in read_jsonl(self.path) if row["step"] <= step])
 
     def close(self) -> None:

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from whet.config.launch import Launch, Local
 from whet.config.model import Model
 from whet.config.stage import Stage
+from whet.ranks.group import ALONE, Ranks
 from whet.runs.layout import StagePaths
 from whet.schema.artifacts import ModelRef
-from whet.stages.ranks import ALONE, Ranks
+
+ONE_PROCESS = Local()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,3 +33,5 @@ class Context:
     stage: Stage
     ranks: Ranks = ALONE
     """This process among those that work on the stage together."""
+    launch: Launch = ONE_PROCESS
+    """How they do: see the plan's `launch`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -26,7 +27,7 @@ from whet.schema.artifacts import Measure, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
-from whet.stages.reward_report import Heard, reward_report
+from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
 from whet.stages.work import Ground, Work, work_of
 from whet.train.checkpoint import Checkpoints, Position
@@ -42,11 +43,11 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
     train = stage.train
     device = pick_device(context.model.device)
     dtype = compute_dtype(train.arithmetic, device)
-    parallel = Parallel(device, dtype)
+    parallel = Parallel(device, dtype, context.ranks)
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
-    rows = read_rows(stage, context, tokenizer)
+    rows = context.ranks.main_first(partial(read_rows, stage, context, tokenizer), "the rows, rendered")
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)
     model = load_trainable(stage, context, checkpoints, dtype)
     asked = train.micro_batch_tokens
@@ -54,7 +55,7 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
     freed = FreedMemory(budget.packed * activation_bytes(unwrapped(model), dtype))
     scorer = scorer_of(stage, model, budget)
     work = work_of(stage, Ground(context=context, rows=rows, scorer=scorer, parallel=parallel))
-    with MetricsFile(context.paths.metrics) as metrics:
+    with MetricsFile(context.paths.metrics, keeps=parallel.is_main) as metrics:
         position = Loop(
             model=scorer,
             learner=work.learner,
@@ -72,7 +73,8 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
             settle=freed.settle,
             title=stage.name,
         ).fit()  # fmt: skip
-    return finish(stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
+    end = partial(finish, stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
+    return context.ranks.on_main(end, "the model that is kept")
 
 
 def scorer_of(stage: OfflineStage, model: Trained, budget: Budget) -> TokenScorer | RowScorer:
@@ -109,20 +111,24 @@ def evaluator(
     tasks = stage.watch if isinstance(stage, OfflinePolicyStage) else ()
     if not rows.num_held_out and not tasks:
         return None
-    held_out = range(rows.num_train, len(rows.rows))
+    held_out = range(rows.num_train + parallel.rank, len(rows.rows), parallel.world)
     batches = [work.collate(part) for part in packed(held_out, rows.lengths, budget.packed)]
 
     def evaluate() -> dict[str, float]:
         if isinstance(scorer, RowScorer):
             heard = Heard(scorer)
-            return evaluate_loss(heard, work.learner, batches, parallel) | reward_report(heard.scores, batches)
-        measured = evaluate_loss(scorer, work.learner, batches, parallel) if batches else {}
+            measured = evaluate_loss(heard, work.learner, batches, parallel)
+            return measured | reward_report(parallel.everyone(judged(heard.scores, batches)))
+        measured = evaluate_loss(scorer, work.learner, batches, parallel) if rows.num_held_out else {}
         if isinstance(stage, OfflinePolicyStage) and tasks:
-            from whet.stages.watch import watch
-
-            with parallel.forward():
-                measured |= watch(stage, context, scorer.model, tokenizer)
+            measured |= context.ranks.on_main(partial(watched, stage, scorer.model), "the tasks that are watched")
         return measured
+
+    def watched(stage: OfflinePolicyStage, model: torch.nn.Module) -> dict[str, float]:
+        from whet.stages.watch import watch
+
+        with parallel.forward():
+            return watch(stage, context, model, tokenizer)
 
     return evaluate
 

@@ -63,7 +63,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     """The work of `run`. Engines are closed with `opened`."""
     device = pick_device(context.model.device)
     dtype = compute_dtype(stage.train.arithmetic, device)
-    parallel = Parallel(device, dtype)
+    parallel = Parallel(device, dtype, context.ranks)
     renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
     tokenizer = renderer.template.tokenizer
     reward = build_reward(stage.reward, setting=setting(stage, context, opened))

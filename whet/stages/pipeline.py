@@ -33,8 +33,10 @@ from whet.config.stage import (
     RewardStage,
     SharedStage,
     Stage,
+    TrainStage,
 )
 from whet.errors import ConfigError, RunError, UserError, nearest
+from whet.ranks.group import ALONE, Ranks, join_ranks
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, write_json, write_text, writing
 from whet.runs.layout import RunPaths
@@ -44,7 +46,6 @@ from whet.stages.build import build_model
 from whet.stages.context import Context
 from whet.stages.inputs import files_in, input_hashes, models_in
 from whet.stages.loops import Outcome, ended_round, judge_rounds, stopped_before, tell_stopped
-from whet.stages.ranks import Ranks, join_ranks
 
 
 def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> dict[str, Any]:
@@ -88,7 +89,7 @@ class Walk:
         stage_paths = self.paths.stage(number, stage.name)
         context = Context(
             model=self.plan.model, start=self.models[stage.start], models=dict(self.models), paths=stage_paths,
-            folders=dict(self.folders), stage=stage, ranks=self.ranks,
+            folders=dict(self.folders), stage=stage, ranks=self.ranks, launch=self.plan.launch,
         )  # fmt: skip
         try:
             status = run_stage(self.paths, stage, context)
@@ -151,10 +152,7 @@ def run_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
 
 
 def begin_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
-    """How the stage ended before, where that still stands; else its status as running, written down.
-
-    Raises ConfigError where several processes are to run what one process does.
-    """
+    """How the stage ended before, where that still stands; else its status as running, written down."""
     config = {"stage": stage.model_dump(mode="json"), "model": context.model.model_dump(mode="json")}
     inputs = input_hashes(stage, context.model, context.start, context.models, context.folders)
     earlier = read_status(context.paths)
@@ -162,11 +160,6 @@ def begin_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
     if earlier is not None and stale is None and earlier.status == "done" and has_model(earlier):
         print(f"{stage.name}: done before, inputs unchanged")
         return earlier
-    if context.ranks.world > 1 and not isinstance(stage, SharedStage):
-        raise ConfigError(
-            "runs in one process", field=f"stages.{stage.name}", found=f"{context.ranks.world} processes",
-            fix="start it without torchrun; prepare and reject share their prompts among processes",
-        )  # fmt: skip
     if stale is not None:
         place = archive(run, context.paths.root)
         record_event(run, "stale", stage=stage.name, why=stale, archived=str(place))
@@ -191,7 +184,7 @@ def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) 
     """Run the stage and write how it ended. The rank that fails writes it: the first may be ended before it knows."""
     started = time.perf_counter()
     try:
-        result = dispatch(stage, context)
+        result = work_on(stage, context)
     except UserError as error:
         seconds = round(time.perf_counter() - started, 2)
         write_status(context.paths, replace(status, status="failed", finished=now(), seconds=seconds, error=str(error)))
@@ -209,6 +202,14 @@ def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) 
         return done
 
     return context.ranks.on_main(ended)
+
+
+def work_on(stage: Stage, context: Context) -> StageResult:
+    """The stage's work, by all ranks where they can share it, else by the first while the others wait."""
+    if isinstance(stage, TrainStage | SharedStage):
+        return dispatch(stage, context)
+    alone = replace(context, ranks=ALONE)
+    return context.ranks.on_main(partial(dispatch, stage, alone), f"stage {stage.name!r}, which the first rank does")
 
 
 def dispatch(stage: Stage, context: Context) -> StageResult:
@@ -263,7 +264,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
                 archive(paths, part)
     if paths.plan.exists() and holds_work(paths):
         earlier = yaml.safe_load(paths.plan.read_text(encoding="utf-8"))
-        difference = first_difference(earlier, yaml.safe_load(text))
+        difference = first_difference(_without_launch(earlier), _without_launch(yaml.safe_load(text)))
         if difference:
             raise RunError(
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
@@ -271,10 +272,14 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
             )  # fmt: skip
     elif not paths.plan.exists() and any(is_foreign(path) for path in paths.root.iterdir()):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
-    else:
-        write_text(paths.plan, text)
+    write_text(paths.plan, text)
     if not paths.environment.exists():
         write_json(paths.environment, describe_environment(sys.argv))
+
+
+def _without_launch(plan: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides over a plan's results: where it runs does not."""
+    return {key: value for key, value in plan.items() if key != "launch"}
 
 
 def holds_work(paths: RunPaths) -> bool:

@@ -57,31 +57,46 @@ class Judged:
         return self.scores[self.better] - self.scores[self.worse]
 
 
+    @staticmethod
+    def joined(parts: Sequence[Judged]) -> Judged:
+        """Those of several ranks, numbered through."""
+        starts = np.cumsum([0, *(len(part.scores) for part in parts)])
+        return Judged(
+            scores=np.concatenate([part.scores for part in parts]),
+            lengths=np.concatenate([part.lengths for part in parts]),
+            better=np.concatenate([start + part.better for start, part in zip(starts, parts, strict=False)]),
+            worse=np.concatenate([start + part.worse for start, part in zip(starts, parts, strict=False)]),
+        )
+
+
 def judged(scores: Sequence[Tensor], batches: Sequence[RankingBatch]) -> Judged:
     """Scores, lengths and pairs of several batches, numbered through."""
-    better, worse, start = [], [], 0
+    nothing = np.zeros(0)
+    better, worse, start = [nothing.astype(np.int64)], [nothing.astype(np.int64)], 0
     for said, batch in zip(scores, batches, strict=True):
         pairs = ordered_pairs(RankedScores(scores=said, groups=batch.groups, ranks=batch.ranks))
         better.append(start + pairs[0].cpu().numpy())
         worse.append(start + pairs[1].cpu().numpy())
         start += len(said)
     return Judged(
-        scores=np.concatenate([said.double().cpu().numpy() for said in scores]),
+        scores=np.concatenate([nothing, *(said.double().cpu().numpy() for said in scores)]),
         lengths=np.array([size for batch in batches for tree in batch.packed.trees for size in tree.branches], float),
         better=np.concatenate(better),
         worse=np.concatenate(worse),
     )
 
 
-def reward_report(scores: Sequence[Tensor], batches: Sequence[RankingBatch]) -> dict[str, float]:
+def reward_report(parts: Sequence[Judged]) -> dict[str, float]:
     """Calibration and the part of length, as `eval/...`; the bins as `calibration_50_pairs` and so on.
+
+    `parts` are what each rank has judged.
 
     `eval/ece` is the expected calibration error (Naeini et al., AAAI 2015): the mean gap between confidence and
     accuracy, bins weighted by their pairs. `eval/brier` is the mean of (1 - sigma(s_w - s_l))^2; 0.25 says nothing.
     `eval/length_correlation` is Spearman's between score and tokens, and `eval/length_accuracy` what would be reached
     by "the longer is better". What is not defined (all scores or lengths equal, no pair) is left out.
     """
-    seen = judged(scores, batches)
+    seen = Judged.joined(parts)
     correlation = spearman(seen.scores, seen.lengths)
     report = {} if np.isnan(correlation) else {"eval/length_correlation": correlation}
     if not len(seen.better):

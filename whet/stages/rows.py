@@ -77,8 +77,9 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
     """
     renderer = render_with(tokenizer, context.start.path, context.model, system=stage.data.system)
     made = tokenise(stage.data, record_kinds(stage), renderer, folders=context.folders)
-    write_json(context.paths.data, made.account)
-    write_shown(renderer, made, context)
+    if context.ranks.is_main:
+        write_json(context.paths.data, made.account)
+        write_shown(renderer, made, context)
     held_out = len(made.rows) - made.num_train
     text = f"{stage.name}: {made.summary}; {made.num_train} rows to train on, {held_out} held out"
     print(f"{text}; {len(made.rows):,} rows from the token cache" if made.cached else text)

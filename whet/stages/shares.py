@@ -11,8 +11,8 @@ from contextlib import ExitStack
 from itertools import cycle
 from pathlib import Path
 
+from whet.ranks.group import Ranks
 from whet.runs.files import read_json, replacing, write_json, writing
-from whet.stages.ranks import Ranks
 
 NAME = "ranks.json"
 STORES = ("rollouts*.jsonl", "judgements*.jsonl", "probabilities*.jsonl", "judging*.jsonl", "groups.jsonl")

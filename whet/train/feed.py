@@ -47,9 +47,9 @@ class Feed(Protocol[BatchOut]):
 class OfflineFeed(Generic[Batch]):
     """A fixed data set, reshuffled each epoch; the last, smaller batch of an epoch is trained on too.
 
-    A step takes `batch_size` records on each of `world` ranks; where an epoch's last step has too few for every rank,
-    some ranks get fewer and, at worst, none. A step's records are packed into micro-batches of at most
-    `micro_batch_tokens` tokens, which changes nothing about the gradient.
+    A step takes `batch_size` records, however many ranks share them: which records make which step does not depend on
+    where a plan runs. Some ranks may get fewer than others and, at worst, none. A step's records are packed into
+    micro-batches of at most `micro_batch_tokens` tokens, which changes nothing about the gradient.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class OfflineFeed(Generic[Batch]):
         self._lengths, self._collate, self._seed = lengths, collate, seed
         self._batch_size, self._micro_batch_tokens = batch_size, micro_batch_tokens
         self._rank, self._world = rank, world
-        self._steps_per_epoch = math.ceil(len(lengths) / (batch_size * world))
+        self._steps_per_epoch = math.ceil(len(lengths) / batch_size)
         self._num_steps = max_steps if max_steps is not None else self._steps_per_epoch * epochs
         self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
 
@@ -89,7 +89,7 @@ class OfflineFeed(Generic[Batch]):
         if self._order[0] != epoch:
             generator = np.random.Generator(np.random.PCG64([self._seed, epoch]))
             self._order = (epoch, generator.permutation(len(self._lengths)))
-        size = self._batch_size * self._world
+        size = self._batch_size
         return [int(i) for i in self._order[1][place * size : (place + 1) * size][self._rank :: self._world]]
 
     def metrics(self, step: int) -> Mapping[str, float]:

@@ -75,13 +75,14 @@ class Loop(Generic[B]):
         if position is None:
             torch.manual_seed(self.train.seed)
             position = self._evaluated(Position(step=0), keep_best=False)
-        with Progress(self.title, self.feed.num_steps, done=position.step) as progress:
+        shown = self.parallel.stream
+        with Progress(self.title, self.feed.num_steps, done=position.step, stream=shown) as progress:
             while position.step < self.feed.num_steps:
                 row = self._step(position.step)
                 position = replace(position, step=position.step + 1, tokens=position.tokens + int(row["tokens"]))
                 self.metrics.write({"step": position.step, "epoch": self.feed.epoch(position.step), **row})
-                shown = position.step % self.train.log_every == 0
-                progress.update(1, note=f"loss {row['loss']:.4f}" if shown else "")
+                told = position.step % self.train.log_every == 0
+                progress.update(1, note=f"loss {row['loss']:.4f}" if told else "")
                 position = self._after(position)
         return position
 

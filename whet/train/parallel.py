@@ -1,20 +1,27 @@
-"""Devices and ranks, by accelerate: the loop and the learners never ask where they run."""
+"""Devices and ranks: the loop and the learners never ask where they run.
+
+All that ranks say to each other while they train goes through here. Every rank holds the whole model; a step adds the
+gradients of all, so that each takes the same step.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import IO, TypeVar, cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
-from torch import Tensor
+from torch import Tensor, distributed
 
 from whet.objectives.loss import Total
+from whet.ranks.group import ALONE, Ranks
+from whet.ranks.pulse import waiting
 from whet.schema.metrics import Mean, Metric, merge
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import Optimizer
+
+T = TypeVar("T")
 
 
 class Parallel:
@@ -23,24 +30,27 @@ class Parallel:
     Mixed precision is autocast around the forward pass only. fp16 has a loss scale, and its weights are fp32.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype) -> None:
-        AcceleratorState._reset_state(reset_partial_state=not PartialState().use_distributed)
-        self._accelerator = Accelerator(cpu=device.type == "cpu")
-        self._dtype = dtype
+    def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> None:
+        self._ranks, self._dtype = ranks, dtype
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.device = device
 
     @property
     def rank(self) -> int:
-        return int(self._accelerator.process_index)
+        return self._ranks.rank
 
     @property
     def world(self) -> int:
-        return int(self._accelerator.num_processes)
+        return self._ranks.world
 
     @property
     def is_main(self) -> bool:
-        return bool(self._accelerator.is_main_process)
+        return self._ranks.is_main
+
+    @property
+    def stream(self) -> IO[str] | None:
+        """Where progress is shown: on rank 0 alone."""
+        return self._ranks.stream
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -52,18 +62,25 @@ class Parallel:
         """Add a number over all ranks."""
         if self.world == 1:
             return value
-        # MPS has no float64, and NCCL sums on the device: counts below 2^24 are exact in fp32 as well.
-        wide = torch.float32 if self.device.type == "mps" else torch.float64
-        total = self._accelerator.reduce(torch.tensor(value, dtype=wide, device=self.device), reduction="sum")
+        total = torch.tensor(value, dtype=torch.float64)
+        with waiting("the sum of a number"):
+            distributed.all_reduce(total)
         return float(total)
 
     def gather(self, rows: Tensor) -> Tensor:
         """The rows of all ranks, one after the other; ranks may hold different numbers of them."""
         if self.world == 1:
             return rows
-        parts: list[Tensor | None] = [None] * self.world
-        torch.distributed.all_gather_object(parts, rows.cpu())
-        return torch.cat([part for part in parts if part is not None]).to(rows.device)
+        return torch.cat(self.everyone(rows.cpu(), "the rows of all")).to(rows.device)
+
+    def everyone(self, value: T, what: str = "what the others found") -> list[T]:
+        """The value of every rank, in their order."""
+        if self.world == 1:
+            return [value]
+        parts: list[T | None] = [None] * self.world
+        with waiting(what):
+            distributed.all_gather_object(parts, value)
+        return cast(list[T], parts)
 
     def means(self, totals: Mapping[str, Total]) -> dict[str, Metric]:
         """Bring device-side totals to the host in one transfer, and add them over all ranks."""
@@ -73,10 +90,8 @@ class Parallel:
         }
         if self.world == 1:
             return own
-        parts: list[dict[str, Metric] | None] = [None] * self.world
-        torch.distributed.all_gather_object(parts, own)
         # A rank that had no records of a step has no names either.
-        return merge([part for part in parts if part])
+        return merge([part for part in self.everyone(own, "the metrics") if part])
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a share of the loss; `step` adds the ranks' shares."""
@@ -110,7 +125,8 @@ class Parallel:
         for start, end in _buckets([gradient.numel() for gradient in gradients]):
             part = gradients[start:end]
             flat = torch.cat([gradient.flatten() for gradient in part])
-            torch.distributed.all_reduce(flat)
+            with waiting("the gradients"):
+                distributed.all_reduce(flat)
             for gradient, summed in zip(part, torch.split(flat, [g.numel() for g in part]), strict=True):
                 gradient.copy_(summed.view_as(gradient))
 
@@ -130,7 +146,7 @@ class Parallel:
 
     def wait(self) -> None:
         """Hold until every rank is here."""
-        self._accelerator.wait_for_everyone()
+        self._ranks.wait()
 
 
 BUCKET = 1 << 24

@@ -31,7 +31,7 @@ class RoundOrder:
         seed: int,
         staleness: int = 0,
     ) -> None:
-        """`batch_size` prompts a round and rank; `sync(step)` gives the engine the weights of that step."""
+        """`batch_size` prompts a round, over all ranks; `sync(step)` gives the engine the weights of that step."""
         self._rounds, self._sync, self._staleness = rounds, sync, staleness
         self.steps_per_round = steps_per_round
         self._prompts = OfflineFeed(
