@@ -317,7 +317,7 @@ def _listed(path: str) -> bool:
     )  # fmt: skip
     sections = (
         "model", "data", "train", "objective", "reference", "head", "rollout", "judge", "pairs", "reward", "value",
-        "accept", "functions",
+        "accept", "functions", "launch",
     )  # fmt: skip
     return not path.startswith(repeated) and path not in sections
 
