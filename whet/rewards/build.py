@@ -58,6 +58,8 @@ class RewardSetting:
     """The engine and the renderer of a judge; None where the stage has no judges."""
     vision: Vision = field(default_factory=Vision)
     """Limits of pictures that the reward models of `models` were trained with."""
+    served: Callable[[RewardModel], Reward] | None = None
+    """Reward models that answer elsewhere; None where they are loaded into this process."""
 
 
 def build_reward(config: RewardConfig, *, setting: RewardSetting | None = None) -> Reward:
@@ -99,6 +101,8 @@ def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
             return shape.repetition(config)
         case Custom():
             return FunctionReward(config)
+        case RewardModel() if setting.served is not None:
+            return setting.served(config)
         case RewardModel():
             from whet.rewards.model import ModelReward  # torch
 
