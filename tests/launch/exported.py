@@ -23,8 +23,8 @@ REWARDS: dict[str, dict[str, Any]] = {
 def sums(path: Path, num: int = 120) -> Path:
     """Rows as GSM8K has them."""
     rows = [
-        {"question": f"Tom has {n} apples and gets {n % 7}. How many has he?", "answer": f"{n}+{n % 7}\n#### {n + n % 7}"}
-        for n in range(num)
+        {"question": f"Tom has {n} apples and gets {m}. How many has he?", "answer": f"{n}+{m}\n#### {n + m}"}
+        for n, m in ((n, n % 7) for n in range(num))
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path

@@ -41,16 +41,16 @@ def test_rows_are_whole(out: Path) -> None:
     rows = pq.read_table(out / "train.parquet").to_pylist()
     held_out = pq.read_table(out / "val.parquet").to_pylist()
     assert len(rows) + len(held_out) == 120 and len(held_out) > 0
-    row = next(row for row in rows if row["extra_info"]["line"] == 6)
+    row = next(row for row in (*rows, *held_out) if row["extra_info"]["line"] == 6)
     assert row["prompt"] == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "Tom has 5 apples and gets 5. How many has he?"},
     ]
     assert row["data_source"] == "sums"
-    assert row["reward_model"] == {"style": "rule", "ground_truth": "5+5\n#### 10"}
+    assert row["reward_model"] == {"style": "rule", "ground_truth": "10"}
     prompt = prompt_of(row)
     assert prompt.messages == (Message("user", "Tom has 5 apples and gets 5. How many has he?"),)
-    assert prompt.reference == "5+5\n#### 10"
+    assert prompt.reference == "10"
 
 
 def test_batches_and_frequencies_are_in_verls_units(keys: dict[str, str]) -> None:
@@ -160,8 +160,8 @@ def test_which_stage(tmp_path: Path) -> None:
 
 
 def test_unknown_options_have_a_suggestion() -> None:
-    with pytest.raises(UserError, match=r"verl\.n_gpus: unknown key; did you mean verl\.n_gpus_per_node"):
-        verl_options(["verl.n_gpus=8"])
+    with pytest.raises(UserError, match=r"verl\.n_gpus_node: unknown key; did you mean verl\.n_gpus_per_node"):
+        verl_options(["verl.n_gpus_node=8"])
     with pytest.raises(UserError, match=r"verl\.nnodes: must be at least 1 \(found 0\)"):
         verl_options(["verl.nnodes=0"])
     with pytest.raises(UserError, match="does not divide"):

@@ -19,7 +19,13 @@ def test_values_are_written_as_hydra_reads_them() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("key", ["custom_reward_function.path", "reward_model.enable", "actor_rollout_ref.actor.clip_ratio", "data.val_batch_size"])
+@pytest.mark.parametrize(
+    "key",
+    [
+        "custom_reward_function.path", "reward_model.enable", "actor_rollout_ref.actor.clip_ratio",
+        "data.val_batch_size", "trainer.device",
+    ],
+)  # fmt: skip
 def test_what_verl_ignores_cannot_be_written(key: str) -> None:
     assert key not in KEYS
     with pytest.raises(KeyError, match=key):

@@ -31,7 +31,7 @@ from whet.launch.verl.readme import readme
 from whet.launch.verl.refuse import refused
 from whet.launch.verl.rows import pictures_of, row_of, with_system, write_rows
 from whet.launch.verl.settings import Ground, stage_batch, stage_settings
-from whet.launch.verl.spec import Spec, check_served, reward_settings, served_model
+from whet.launch.verl.spec import Spec, check_served, reward_settings, served_model, without_models
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
 from whet.runs.files import write_json, write_text, writing
@@ -78,7 +78,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
     _check_reference(stage, context, start)
     reward, served = served_model(stage.reward, lambda name: named(context, name))
     renderer = renderer_of(start, plan.model, system=stage.data.system)
-    asked = _rewarded(read_prompts(stage.data, context, renderer, hold_out=True), reward, stage, served is None)
+    asked = _rewarded(read_prompts(stage.data, context, renderer, hold_out=True), reward, stage)
     everything = (*asked.prompts, *asked.held_out)
     _check_prompts(everything, renderer, stage.data.system)
     pictures = any(pictures_of(prompt.messages) for prompt in everything)
@@ -171,12 +171,13 @@ def _critic(stage: OnlinePolicyStage, context: Context, start: str) -> str | Non
     return str(Path(found.path).resolve()) if Path(found.path).exists() else found.path
 
 
-def _rewarded(asked: PromptSet, reward: Reward, stage: OnlinePolicyStage, checkable: bool) -> PromptSet:
+def _rewarded(asked: PromptSet, reward: Reward, stage: OnlinePolicyStage) -> PromptSet:
     """The prompts whose references the reward gives full marks, as a stage of whet's own takes them."""
     print(f"{stage.name}: {asked.ledger.describe()}")
-    if not checkable:
+    rules = without_models(reward)
+    if rules is None:
         return asked
-    built = build_reward(reward, setting=RewardSetting(max_new_tokens=stage.rollout.max_new_tokens))
+    built = build_reward(rules, setting=RewardSetting(max_new_tokens=stage.rollout.max_new_tokens))
     report = gold_check(built, (*asked.prompts, *asked.held_out))
     if (error := report.error()) is not None and stage.data.on_bad_row == "error":
         raise error

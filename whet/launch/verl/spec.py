@@ -88,6 +88,14 @@ def parts_of(reward: Reward) -> tuple[PlainReward, ...]:
     return tuple(part.reward for part in reward.parts) if isinstance(reward, Composite) else (reward,)
 
 
+def without_models(reward: Reward) -> Reward | None:
+    """What of a reward needs no model: what references can be checked with. None where that is nothing."""
+    if not isinstance(reward, Composite):
+        return None if isinstance(reward, RewardModel | Judged) else reward
+    parts = tuple(part for part in reward.parts if not isinstance(part.reward, RewardModel | Judged))
+    return reward.model_copy(update={"parts": parts}) if parts else None
+
+
 def part_names(reward: Reward) -> list[str]:
     """Names of the parts, each a metric of verl's."""
     return [part.name for part in reward.parts] if isinstance(reward, Composite) else []
