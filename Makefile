@@ -45,7 +45,8 @@ endif
 
 # Exports for verl and our formulas against verl itself, on a CPU; it stands in a folder of its own (220 MB).
 test-verl: .venv/.verl
-	PYTHONPATH=.venv/verl $(BIN)/python -m pytest -m "not gpu" tests/oracles/test_policy_verl.py tests/integration/test_verl.py
+	PYTHONPATH=.venv/verl $(BIN)/python -m pytest -m "not gpu" tests/oracles/test_policy_verl.py \
+	  tests/integration/test_verl.py tests/launch/test_reward_function.py
 
 # Our formulas against the other peers' own functions, and the optional optimisers for real; installs them, which nothing
 # else needs.

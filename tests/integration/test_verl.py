@@ -1,4 +1,4 @@
-"""Exports against verl 0.9.1 itself, on a CPU: its configuration tree, its validators, its data set and its reward loader.
+"""Exports against verl 0.9.1 itself, on a CPU: its configuration tree, validators, data set and reward loader.
 
 `make test-verl` runs them, with verl beside whet's own environment. Nothing is trained: verl trains on GPUs alone.
 """
@@ -226,7 +226,8 @@ def test_verls_loader_gets_our_score_for_a_hundred_rows(grpo: tuple[Plan, Path])
 
 def test_on_gsm8k(real_data: Path, tmp_path: Path) -> None:
     """100 rows of the real file, by the rule of mathematics, which needs a package that verl's own folder hides."""
-    data = {"files": [str(real_data / "gsm8k_train.jsonl")], "num_samples": 100, "eval_fraction": 0.0, "max_length": 900}
+    file = str(real_data / "gsm8k_train.jsonl")
+    data = {"files": [file], "num_samples": 100, "eval_fraction": 0.0, "max_length": 900}
     exported(plan_of(tmp_path, "grpo", reward={"type": "math", "after": "####"}, data=data), tmp_path / "out")
     dataset = rows_of(tmp_path / "out", load_tokenizer(str(BASE)))
     rows = [dataset[number] for number in range(100)]

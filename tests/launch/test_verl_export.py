@@ -13,7 +13,8 @@ from whet.config.verl import verl_options
 from whet.demo.plan import BASE
 from whet.errors import UserError
 from whet.launch.verl.models import exported_stage
-from whet.launch.verl.rows import prompt_of, row_of
+from whet.launch.verl.prompt import prompt_of
+from whet.launch.verl.rows import row_of
 from whet.schema.records import Message, Origin, Part, Prompt
 
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"

@@ -80,7 +80,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
     renderer = renderer_of(start, plan.model, system=stage.data.system)
     asked = _rewarded(read_prompts(stage.data, context, renderer, hold_out=True), reward, stage)
     everything = (*asked.prompts, *asked.held_out)
-    _check_prompts(everything, renderer, stage.data.system)
+    check_prompts(everything, renderer, stage.data.system)
     pictures = any(pictures_of(prompt.messages) for prompt in everything)
     if pictures and (plan.model.vision.min_pixels or plan.model.vision.max_pixels or plan.model.chat_template):
         raise refused(
@@ -94,7 +94,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
         held_out=bool(asked.held_out), patch_size=_patch_size(start) if pictures else None,
         critic=_critic(stage, context, start),
     )  # fmt: skip
-    batch = stage_batch(stage)
+    batch = stage_batch(stage, processes=plan.launch.processes)
     check(batch, options, num_prompts=len(asked.prompts))
     settings: dict[str, Value] = stage_settings(stage, ground, batch)
     check_served(served, options, settings)
@@ -108,7 +108,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
         settings=settings, spec=spec, options=options, prompts=asked.prompts, held_out=asked.held_out,
         system=stage.data.system, pictures=pictures, tokenizer=renderer if own_template else None,
         title=f"stage `{stage.name}` ({stage.kind}, objective {stage.objective.type}) of run {plan.run}",
-        notes=_notes(stage, len(asked.prompts)),
+        notes=_notes(stage, len(asked.prompts), batch.prompts),
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def _rewarded(asked: PromptSet, reward: Reward, stage: OnlinePolicyStage) -> Pro
     return asked.without({failure.origin for failure in report.failures}, GOLD)
 
 
-def _check_prompts(prompts: Sequence[Prompt], renderer: Renderer, system: str | None) -> None:
+def check_prompts(prompts: Sequence[Prompt], renderer: Renderer, system: str | None) -> None:
     """verl renders prompts by the template as well: it must come to the very ids that whet would give an engine.
 
     Pictures are left out: their placeholders are the processor's business.
@@ -211,10 +211,10 @@ def _patch_size(path: str) -> int:
     return int(json.loads(described.read_text()).get("patch_size", 14)) if described.is_file() else 14
 
 
-def _notes(stage: OnlinePolicyStage, num_prompts: int) -> list[str]:
+def _notes(stage: OnlinePolicyStage, num_prompts: int, round_prompts: int) -> list[str]:
     """What differs from `whet run` without changing the objective."""
     notes = []
-    left = num_prompts % stage.train.batch_size
+    left = num_prompts % round_prompts
     if left:
         notes.append(
             f"verl leaves out the last, smaller round of an epoch: {left} of {num_prompts} prompts, others each epoch."

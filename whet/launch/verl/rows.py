@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from whet.data.decode import BadPicture, as_seen
 from whet.data.picture_files import bytes_of, complaint
 from whet.errors import DataError
 from whet.runs.files import writing
-from whet.schema.records import Message, Origin, Part, Prompt
+from whet.schema.records import Message, Origin, Prompt
 
 PLACEHOLDER = "<image>"
 """Where a picture stands in verl's prompts."""
@@ -75,17 +75,6 @@ def row_of(prompt: Prompt, index: int, *, split: str, system: str | None) -> dic
     }
 
 
-def prompt_of(row: Mapping[str, Any]) -> Prompt:
-    """The prompt again, of `reward_model.ground_truth` and `extra_info`."""
-    extra = row["extra_info"]
-    return Prompt(
-        messages=tuple(_message(said) for said in json.loads(extra["messages"])),
-        reference=row["reward_model"]["ground_truth"] or None,
-        columns=json.loads(extra["columns"]),
-        origin=Origin(file=extra["file"], line=extra["line"]),
-    )
-
-
 def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
     """The plan's system message in front of those that have none."""
     if system is None or (messages and messages[0].role == "system"):
@@ -118,11 +107,6 @@ def _plain(message: Message) -> dict[str, Any]:
     content = message.content
     said = content if isinstance(content, str) else [{"type": part.type, "value": part.value} for part in content]
     return {"role": message.role, "content": said}
-
-
-def _message(said: Mapping[str, Any]) -> Message:
-    content = said["content"]
-    return Message(said["role"], content if isinstance(content, str) else tuple(Part(**part) for part in content))
 
 
 def _columns(prompt: Prompt) -> str:

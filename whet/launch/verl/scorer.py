@@ -24,8 +24,7 @@ from whet.config.judge import PointwiseForm
 from whet.config.rewards import RewardModel
 from whet.data.render import Renderer
 from whet.errors import UserError
-from whet.launch.verl.classify import ServedReward
-from whet.launch.verl.rows import prompt_of
+from whet.launch.verl.prompt import prompt_of
 from whet.launch.verl.spec import Spec
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.reward import Reward
@@ -33,7 +32,6 @@ from whet.rollout.engine import Engine
 from whet.rollout.http import http_engine
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
-from whet.stages.rendering import renderer_of
 
 MOST = 1024
 """Completions that are scored together."""
@@ -102,9 +100,14 @@ class Scoring:
         engine = judge.engine
         if not isinstance(engine, Http):
             engine = Http(urls=(f"http://{_known(router)}/v1",), model=judge.model, concurrency=256)
+        from whet.stages.rendering import renderer_of  # torch
+
         return http_engine(engine), renderer_of(judge.model, self.spec.model)
 
     def _served(self, config: RewardModel, router: str | None) -> Reward:
+        from whet.launch.verl.classify import ServedReward
+        from whet.stages.rendering import renderer_of  # torch
+
         renderer = renderer_of(config.path, self.spec.model.model_copy(update={"chat_template": None}))
         return ServedReward(
             url=f"http://{_known(router)}", model=config.path, engine=self.spec.engine, renderer=renderer

@@ -54,9 +54,10 @@ class Ground:
     """Checkpoint of the value function; None for no PPO."""
 
 
-def stage_batch(stage: OnlinePolicyStage) -> Batch:
-    """The stage's numbers. Raises ConfigError where its minibatches are not equal."""
-    prompts, minibatches = stage.train.batch_size, stage.objective.minibatches
+def stage_batch(stage: OnlinePolicyStage, *, processes: int) -> Batch:
+    """The stage's numbers: `train.batch_size` is a rank's, verl's that of all. Raises ConfigError where minibatches are
+    not equal."""
+    prompts, minibatches = stage.train.batch_size * processes, stage.objective.minibatches
     if prompts % minibatches:
         raise refused(
             "objective.minibatches", f"{prompts} prompts are not so many equal minibatches", found=minibatches,
@@ -82,7 +83,7 @@ def stage_settings(stage: OnlinePolicyStage, ground: Ground, batch: Batch) -> di
         **objective_settings(stage.objective, max_new_tokens=stage.rollout.max_new_tokens),
     }
     if isinstance(stage, PpoStage):
-        settings |= critic_settings(stage, ground, lora, settings)
+        settings |= critic_settings(stage, ground, lora, settings, batch)
     return settings
 
 
@@ -115,6 +116,11 @@ def model_settings(ground: Ground, lora: Lora | None, *, checkpointing: bool) ->
         f"{REF}.fsdp_config.param_offload": ground.options.param_offload,
         f"{ACTOR}.freeze_vision_tower": ground.patch_size is not None and not ground.model.vision.train,
     }
+
+
+def policy_checkpoint(place: str, ground: Ground, lora: Lora | None, *, checkpointing: bool) -> Settings:
+    """A model that begins as the policy does."""
+    return _checkpoint(place, ground.start, ground, lora, checkpointing)
 
 
 def _checkpoint(place: str, path: str, ground: Ground, lora: Lora | None, checkpointing: bool) -> dict[str, Value]:
@@ -264,7 +270,9 @@ def place_settings(ground: Ground) -> Settings:
     }
 
 
-def critic_settings(stage: PpoStage, ground: Ground, lora: Lora | None, settings: Settings) -> Settings:
+def critic_settings(
+    stage: PpoStage, ground: Ground, lora: Lora | None, settings: Settings, batch: Batch
+) -> Settings:
     """The value function: in verl a model of its own, with an optimiser of its own."""
     match stage.value:
         case PolicyValue():
@@ -277,7 +285,7 @@ def critic_settings(stage: PpoStage, ground: Ground, lora: Lora | None, settings
             checkpointing = stage.train.gradient_checkpointing
             return {
                 **_checkpoint("critic.model", ground.critic, ground, lora, checkpointing),
-                **optimizer_settings("critic.optim", stage.train, batch=stage_batch(stage)),
+                **optimizer_settings("critic.optim", stage.train, batch),
                 **critic_passes(settings, ground.options),
             }
 
