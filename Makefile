@@ -7,7 +7,7 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo demo-vision test lint types imports unit test-vllm test-verl oracles clean
+.PHONY: demo demo-vision test lint types imports unit test-ranks test-vllm test-verl oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -32,6 +32,10 @@ imports: .venv/.dev
 # On up to four cores, one thread each: `make unit WORKERS=0` is one process.
 unit: .venv/.dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
+
+# Whole runs on several ranks of this machine: the steps of one rank, going on with another number, and failing.
+test-ranks: .venv/.dev
+	$(BIN)/python -m pytest -m ranks tests/integration
 
 # Engines, syncs and online RL against a real vLLM server on the CPU. It is installed into a folder of its own (3.5 GB);
 # WHET_VLLM_PYTHON names the interpreter of one that is there already.

@@ -14,9 +14,10 @@ import pytest
 import yaml
 
 import whet.rollout.build
+import whet.stages.evaluate
 from tests.stages.doomed import Judging
 from whet.config.plan import Plan
-from whet.errors import ConfigError, DataError
+from whet.errors import DataError
 from whet.experience.reject_files import FILES
 from whet.ranks.group import Ranks
 from whet.runs.files import read_json
@@ -25,7 +26,7 @@ from whet.runs.ledger import Status, now
 from whet.schema.artifacts import ModelRef
 from whet.schema.rollouts import Completion, Request
 from whet.stages.context import Context
-from whet.stages.pipeline import begin_stage, dispatch, finish_stage, run_plan
+from whet.stages.pipeline import dispatch, finish_stage, run_plan, work_on
 from whet.stages.shares import claim_shares, join_lines
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -95,7 +96,7 @@ def test_a_rank_that_fails_ends_all_with_its_message(tmp_path: Path, tiny_checkp
     broken["stages"] = [broken["stages"][0] | {"functions": {"generate": f"{tmp_path / 'mine.py'}:generate"}}]
     done = launch(tmp_path, broken)
     assert done.returncode != 0
-    assert "error: functions.generate: raised OSError: the disk of rank 1 is full" in done.stderr
+    assert "error: rank 1: functions.generate: raised OSError: the disk of rank 1 is full" in done.stderr
     status = read_json(tmp_path / "broken" / "stages" / "01-reject" / "status.json")
     assert status["status"] == "failed" and "the disk of rank 1 is full" in status["error"]
 
@@ -104,7 +105,7 @@ def test_any_rank_that_fails_says_so_in_the_status(
     tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The first rank may be ended by torchrun before it knows."""
-    monkeypatch.setattr(Ranks, "on_main", lambda self, work: None)
+    monkeypatch.setattr(Ranks, "on_main", lambda self, work, what="": None)
     parsed = Plan.load(plan(tmp_path, tiny_checkpoint, "run"))
     paths, stage = RunPaths(Path(parsed.run)), parsed.stages[0]
     own = paths.stage(1, stage.name)
@@ -121,24 +122,28 @@ def test_any_rank_that_fails_says_so_in_the_status(
     assert status["status"] == "failed" and "prompts.jsonl:1" in status["error"]
 
 
-@pytest.mark.parametrize("kind", ["sft", "evaluate"])
-def test_what_one_process_does_is_refused_to_several(kind: str, tmp_path: Path, tiny_checkpoint: Path) -> None:
-    extra = {"tasks": [{"type": "perplexity", "data": {"files": ["rows.jsonl"]}}]} if kind == "evaluate" else {}
-    made = {"run": str(tmp_path), "model": {"path": "m"}, "stages": [{"kind": kind, **extra}]}
-    parsed = Plan.load(made | ({"data": {"files": ["rows.jsonl"]}} if kind == "sft" else {}))
-    ref, paths = ModelRef(path="m"), RunPaths(tmp_path)
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_cannot_be_shared_is_done_by_the_first_rank(
+    rank: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = [{"type": "perplexity", "data": {"files": ["rows.jsonl"]}}]
+    stages = [{"kind": "evaluate", "tasks": tasks}]
+    parsed = Plan.load({"run": str(tmp_path), "model": {"path": "m"}, "stages": stages})
+    ref, worlds = ModelRef(path="m"), []
     context = Context(
-        model=parsed.model, start=ref, models={"base": ref, "previous": ref}, paths=paths.stage(1, kind), folders={},
-        stage=parsed.stages[0], ranks=Ranks(rank=0, world=2),
+        model=parsed.model, start=ref, models={"base": ref, "previous": ref}, paths=RunPaths(tmp_path).stage(1, "e"),
+        folders={}, stage=parsed.stages[0], ranks=Ranks(rank=rank, world=2),
     )  # fmt: skip
-    with pytest.raises(ConfigError, match=rf"stages\.{kind}: runs in one process \(found 2 processes\)"):
-        begin_stage(paths, parsed.stages[0], context)
+    monkeypatch.setattr(Ranks, "on_main", lambda self, work, what: work() if self.is_main else "what rank 0 found")
+    monkeypatch.setattr(whet.stages.evaluate, "run", lambda stage, context: worlds.append(context.ranks.world))
+    done = work_on(parsed.stages[0], context)
+    assert (worlds, done) == (([1], None) if rank == 0 else ([], "what rank 0 found"))
 
 
 @pytest.fixture
 def together(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ranks that run one after the other in this process, the first one last."""
-    monkeypatch.setattr(Ranks, "on_main", lambda self, work: work() if self.is_main or self.world == 1 else None)
+    monkeypatch.setattr(Ranks, "on_main", lambda self, work, what="": work() if self.is_main else None)
     monkeypatch.setattr(Ranks, "wait", lambda self: None)
 
 

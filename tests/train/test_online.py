@@ -120,7 +120,7 @@ class Training:
                 engine=engine, renderer=renderer, reward=self.reward, rollout=rollout, prompts=PROMPTS,
                 folder=self.folder / "rounds", replace_equal=self.objective.replaces_equal,
             ),
-            engine.sync, parallel, num_prompts=len(PROMPTS), batch_size=3, epochs=1, max_steps=self.max_steps,
+            engine.sync, num_prompts=len(PROMPTS), batch_size=3, epochs=1, max_steps=self.max_steps,
             steps_per_round=self.objective.passes * self.objective.minibatches, seed=0, staleness=self.staleness,
         )  # fmt: skip
         several = order.steps_per_round > 1

@@ -5,7 +5,6 @@ import torch
 
 from whet.objectives.credit import Advantages
 from whet.train.measuring import Measured
-from whet.train.parallel import Parallel
 from whet.train.round_metrics import explained
 
 
@@ -15,7 +14,6 @@ def test_explained_variance_is_over_the_tokens_that_are_trained_on():
         tokens=torch.zeros(3), rows=torch.tensor([0, 0, 1]), kept=torch.tensor([True, False]),
         returns=torch.tensor([1.0, 3.0, 99.0]),
     )  # fmt: skip
-    parallel = Parallel(torch.device("cpu"), torch.float32)
     values = Measured(values=torch.tensor([0.5, 3.5, 0.0]))
-    assert explained(values, advantages, parallel) == {"val/explained_variance": pytest.approx(1 - 0.5 / 2)}
-    assert explained(Measured(), advantages, parallel) == {}
+    assert explained(values, advantages) == {"val/explained_variance": pytest.approx(1 - 0.5 / 2)}
+    assert explained(Measured(), advantages) == {}

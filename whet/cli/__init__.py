@@ -18,6 +18,7 @@ from whet.cli.data import data_app, help_when_alone
 from whet.cli.export import export_app
 from whet.cli.score import score
 from whet.errors import UserError
+from whet.ranks.group import Ended, among_ranks, is_first, leave_ranks
 
 INTERRUPTED = 130
 """Exit code of a command that Ctrl-C ended: 128 and the number of the signal."""
@@ -49,10 +50,14 @@ def _main(args: Sequence[str] | None) -> int:
         code = app(list(args) if args is not None else None, prog_name="whet", standalone_mode=False)
     except UserError as error:
         return _complain(str(error), 2)
+    except Ended as ended:
+        return ended.code
     except TyperException as error:
         return _complain(f"{error.format_message().rstrip('.')}; see `whet --help`", 2)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    if code == INTERRUPTED and not is_first():
+        return INTERRUPTED
     if code == INTERRUPTED:  # typer turns Ctrl-C inside a command into this exit code
         return _complain("interrupted; what is written stays, and the same command goes on from there", INTERRUPTED)
     return code if isinstance(code, int) else 0
@@ -80,13 +85,10 @@ def run(args: Args = None, until: Until = None, fresh: Fresh = False) -> None:
     if plan is None:
         raise UserError("which plan?", fix="write `whet run PLAN.yaml`, or run one stage, e.g. `whet sft key=value`")
     directory = _run(plan, overrides, None, fresh, until)
-    from whet.ranks.group import join_ranks
-    from whet.report.page import write_report
+    if is_first():
+        from whet.report.page import write_report
 
-    if not join_ranks().is_main:
-        return
-
-    print(f"report: {write_report(directory)}")
+        print(f"report: {write_report(directory)}")
 
 
 @app.command()
@@ -297,9 +299,16 @@ def _run(
     from whet.config.load import load_plan
 
     resolved = load_plan(plan, overrides, kind=kind)
+    if resolved.launch.processes > 1 and not among_ranks():
+        from whet.launch.local import start_ranks
+
+        options = [*(["--fresh"] if fresh else []), *(["--until", until] if until else [])]
+        words = [kind or "run", *options, *([plan] if plan else []), *overrides]
+        raise typer.Exit(start_ranks(words, resolved.launch.processes))
     from whet.stages.pipeline import run_plan
 
     run_plan(resolved, fresh=fresh, until=until)
+    leave_ranks()
     return Path(resolved.run)
 
 

@@ -4,14 +4,19 @@ A round is a function of the weights it was drawn with, and of the round's numbe
 were made after its last checkpoint instead of drawing them anew, so a reward that cost money or is not quite
 repeatable is asked for once.
 
-    rounds/000012.jsonl    a line a completion (prompt, ids, log-probs, text, reward, parts), then one of the round
+    rounds/000012.jsonl              a line a completion (prompt, ids, log-probs, text, reward), then one of the round
+    rounds/000012.part-1-of-2.jsonl  what rank 1 of 2 has drawn of a round that is not whole yet
+
+Of several ranks each draws every n-th prompt of a round, and all get the whole round. What is on disk does not depend
+on their number: another number of them goes on with whole rounds as they are, and asks for nothing that stands in a
+part.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +26,7 @@ from whet.config.rollout import Rollout
 from whet.data.render import Renderer
 from whet.errors import RunError
 from whet.experience.collect import prompt_keys, sampling_of
+from whet.ranks.group import ALONE, Ranks
 from whet.rewards.reward import Reward
 from whet.rewards.state import RewardState, load_state, save_state
 from whet.rollout.engine import Engine, answers
@@ -28,6 +34,7 @@ from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Group, Request, Score
 
+UNSCORED = Score(value=None, error="not scored yet")
 MOST_TRIES = 4
 """Times a round asks for other prompts in place of those whose rewards are all equal."""
 
@@ -47,6 +54,14 @@ class Round:
     """What the reward had seen when the round was scored, as far as it normalises."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Share:
+    """This rank's part of a round, before it is put together."""
+
+    groups: tuple[Group, ...] = ()
+    seconds: Mapping[str, float] = field(default_factory=dict)
+
+
 class Rounds:
     """Makes rounds, or reads them where they have been made."""
 
@@ -60,56 +75,108 @@ class Rounds:
         prompts: Sequence[Prompt],
         folder: Path,
         replace_equal: bool = False,
-        rank: int = 0,
-        world: int = 1,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`replace_equal` draws other prompts in place of those without a signal (DAPO's dynamic sampling), each rank
-        from a share of its own. `folder` belongs to this rank alone."""
+        """`replace_equal` draws other prompts in place of those without a signal (DAPO's dynamic sampling)."""
         self._engine, self._renderer, self._reward, self._rollout = engine, renderer, reward, rollout
         self._prompts, self._keys, self._folder = prompts, prompt_keys(prompts), folder
-        self._replace_equal, self._rank, self._world = replace_equal, rank, world
+        self._replace_equal, self._ranks = replace_equal, ranks
+        self._scored_together = bool(save_state(reward))
+        """What normalises by all it has seen must see all completions, in one order: rank 0 scores the round."""
 
     def make(self, number: int, places: Sequence[int], sync: Callable[[], None]) -> Round:
         """Round `number` over the prompts at these places; `sync` brings the engine's weights up to date first."""
-        path = self._path(number)
-        if path.is_file():
-            made = self._checked(_read(path, self._prompts), path)
-            load_state(self._reward, made.reward_state)
-            return made
+        if self._is_made(number):
+            return self._read(number)
         sync()
-        if self._path(number - 1).is_file():  # a run that goes on from a checkpoint may not have read that round
-            load_state(self._reward, _last_line(self._path(number - 1))["reward_state"])
-        made = self._draw(number, places)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_jsonl(path, _lines(made))
+        return self.finish(number, places, self.begin(number, places, keep=self._ranks.world > 1))
+
+    def begin(self, number: int, places: Sequence[int], *, keep: bool = True) -> Share:
+        """Draw this rank's part of the round, unless it is there; with `keep`, it is on disk when this returns.
+
+        Says nothing to other ranks, so that it may run in a thread beside the training.
+        """
+        if self._path(number).is_file():
+            return Share()
+        seconds = {"generate": 0.0, "score": 0.0}
+        known = self._parts(number)
+        mine = self._ranks.share(places)
+        drawn = self._groups(number, [place for place in mine if place not in known], seconds)
+        by_place = known | {_place(group): group for group in drawn}
+        share = Share(groups=tuple(by_place[place] for place in mine), seconds=seconds)
+        if keep and drawn:
+            rows = (row for group in share.groups for row in _rows(group, trained=True))
+            write_jsonl(self._part(number), rows)
+        return share
+
+    def finish(self, number: int, places: Sequence[int], share: Share) -> Round:
+        """The whole round, put together from every rank's part, and kept. On all ranks at once."""
+        if self._is_made(number):
+            return self._read(number)
+        made = self._complete(number, places, share)
+        self._ranks.on_main(lambda: self._keep(made), "the round, written")
         return made
+
+    def _is_made(self, number: int) -> bool:
+        return self._ranks.on_main(self._path(number).is_file, "whether the round is there")
+
+    def _read(self, number: int) -> Round:
+        path = self._path(number)
+        made = self._checked(_read(path, self._prompts), path)
+        load_state(self._reward, made.reward_state)
+        return made
+
+    def _keep(self, made: Round) -> None:
+        write_jsonl(self._path(made.number), _lines(made))
+        for part in self._folder.glob(f"{made.number:06d}.part-*.jsonl"):
+            part.unlink()
+
+    def _parts(self, number: int) -> dict[int, Group]:
+        """Groups that any number of ranks drew of a round that was not finished, by the place of their prompt."""
+        found: dict[int, Group] = {}
+        for path in sorted(self._folder.glob(f"{number:06d}.part-*.jsonl")):
+            groups = _groups_of(read_jsonl(path), self._prompts)[True]
+            self._check(number, groups, path)
+            found |= {_place(group): group for group in groups}
+        return found
+
+    def _part(self, number: int) -> Path:
+        """Where this rank's part stands; parts of other numbers of ranks stay beside it until the round is whole."""
+        return self._folder / f"{number:06d}.part-{self._ranks.rank}-of-{self._ranks.world}.jsonl"
 
     def _path(self, number: int) -> Path:
         return self._folder / f"{number:06d}.jsonl"
 
     def _checked(self, made: Round, path: Path) -> Round:
+        self._check(made.number, (*made.groups, *made.left_out), path)
+        return made
+
+    def _check(self, number: int, groups: Sequence[Group], path: Path) -> None:
         """Raises RunError where the file holds the rollouts of other prompts."""
-        for group in (*made.groups, *made.left_out):
-            key = f"{made.number}/{self._keys[_place(group)]}#"
+        for group in groups:
+            key = f"{number}/{self._keys[_place(group)]}#"
             if not all(completion.key.startswith(key) for completion in group.completions):
                 raise RunError(
                     "holds the rollouts of other prompts", file=str(path),
                     fix="pass --fresh to move what an earlier run made to archive/",
                 )  # fmt: skip
-        return made
 
-    def _draw(self, number: int, places: Sequence[int]) -> Round:
-        seconds = {"generate": 0.0, "score": 0.0}
+    def _complete(self, number: int, places: Sequence[int], share: Share) -> Round:
+        """Every rank's part, scored, and other prompts in place of those without a signal. The same on all ranks."""
+        seconds = {"generate": 0.0, "score": 0.0, **share.seconds}
+        if self._path(number - 1).is_file():  # a run that goes on from a checkpoint may not have read that round
+            load_state(self._reward, _last_line(self._path(number - 1))["reward_state"])
         kept: list[Group] = []
         spare: list[Group] = []
-        asked, tries = list(places), 0
+        asked, mine, tries = list(places), list(share.groups), 0
         while asked:
-            for group in self._groups(number, asked, seconds):
+            for group in self._together(mine, asked, seconds):
                 (kept if _differ(group) or not self._replace_equal else spare).append(group)
             tries += 1
             missing, asked = len(places) - len(kept), []
             if missing > 0 and tries < MOST_TRIES and self._replace_equal:
                 asked = self._others(number, tries, missing, {_place(group) for group in [*kept, *spare]})
+                mine = self._groups(number, self._ranks.share(asked), seconds)
         # A round is never short: prompts without a signal fill it, and count for the normaliser as they do elsewhere.
         missing = max(0, len(places) - len(kept))
         return Round(
@@ -117,32 +184,60 @@ class Rounds:
             seconds=seconds, reward_state=save_state(self._reward),
         )  # fmt: skip
 
+    def _together(self, mine: Sequence[Group], asked: Sequence[int], seconds: dict[str, float]) -> list[Group]:
+        """The groups of all ranks in the order in which their prompts were asked for, scored."""
+        groups = list(mine)
+        if self._ranks.world > 1:
+            rows = [row for group in mine for row in _rows(group, trained=True)]
+            every = [row for part in self._ranks.everyone(rows, "the rollouts") for row in part]
+            by_place = {_place(group): group for group in _groups_of(every, self._prompts)[True]}
+            groups = [by_place[place] for place in asked]
+        if not self._scored_together:
+            return groups
+
+        def scored() -> tuple[list[tuple[Score, ...]], RewardState]:
+            return self._scores(groups, seconds), save_state(self._reward)
+
+        scores, state = self._ranks.on_main(scored, "the rewards, which the first rank gives")
+        load_state(self._reward, state)
+        return [replace(group, scores=own) for group, own in zip(groups, scores, strict=True)]
+
     def _others(self, number: int, tries: int, num: int, seen: set[int]) -> list[int]:
-        """Prompts of this rank's share that the round has not asked for, drawn by (seed, round, try)."""
-        share = range(self._rank, len(self._prompts), self._world)
-        rest = [place for place in share if place not in seen]
+        """Prompts that the round has not asked for, drawn by (seed, round, try)."""
+        rest = [place for place in range(len(self._prompts)) if place not in seen]
         draw = np.random.Generator(np.random.PCG64([self._rollout.seed, number, tries]))
         return [rest[int(i)] for i in draw.permutation(len(rest))[:num]]
 
     def _groups(self, number: int, places: Sequence[int], seconds: dict[str, float]) -> list[Group]:
+        """The prompts at these places with their completions; with their scores, where each has its own."""
         begun = time.perf_counter()
         requests = [request for place in places for request in self._requests(number, place)]
-        completions = answers(self._engine, requests)
-        drawn = time.perf_counter()
+        completions = answers(self._engine, requests) if requests else []
+        seconds["generate"] += time.perf_counter() - begun
         size = self._rollout.group_size
-        asked = [self._prompts[place] for place in places for _ in range(size)]
-        scores = self._reward.score(asked, completions)
-        seconds["generate"] += drawn - begun
-        seconds["score"] += time.perf_counter() - drawn
-        return [
+        groups = [
             Group(
                 prompt=self._prompts[place],
                 completions=tuple(completions[start : start + size]),
-                scores=tuple(scores[start : start + size]),
+                scores=(UNSCORED,) * size,
                 columns={"place": place},
             )
             for place, start in zip(places, range(0, len(completions), size), strict=True)
         ]
+        if self._scored_together or not groups:
+            return groups
+        return [
+            replace(group, scores=own) for group, own in zip(groups, self._scores(groups, seconds), strict=True)
+        ]
+
+    def _scores(self, groups: Sequence[Group], seconds: dict[str, float]) -> list[tuple[Score, ...]]:
+        begun = time.perf_counter()
+        completions = [completion for group in groups for completion in group.completions]
+        asked = [group.prompt for group in groups for _ in group.completions]
+        scores = self._reward.score(asked, completions)
+        seconds["score"] += time.perf_counter() - begun
+        ends = np.cumsum([len(group.completions) for group in groups]).tolist()
+        return [tuple(scores[start:end]) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
 
     def _requests(self, number: int, place: int) -> Iterator[Request]:
         config, prompt = self._rollout, self._prompts[place]
@@ -164,11 +259,13 @@ def _differ(group: Group) -> bool:
 def _lines(made: Round) -> Iterator[dict[str, Any]]:
     for trained, groups in ((True, made.groups), (False, made.left_out)):
         for group in groups:
-            yield from (
-                _row(group, completion, score) | {"trained": trained}
-                for completion, score in zip(group.completions, group.scores, strict=True)
-            )
+            yield from _rows(group, trained=trained)
     yield {"round": made.number, "seconds": dict(made.seconds), "reward_state": made.reward_state}
+
+
+def _rows(group: Group, *, trained: bool) -> Iterator[dict[str, Any]]:
+    for completion, score in zip(group.completions, group.scores, strict=True):
+        yield _row(group, completion, score) | {"trained": trained}
 
 
 def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
@@ -198,6 +295,15 @@ def _last_line(path: Path) -> dict[str, Any]:
 
 def _read(path: Path, prompts: Sequence[Prompt]) -> Round:
     *rows, last = read_jsonl(path)
+    of = _groups_of(rows, prompts)
+    return Round(
+        number=last["round"], groups=tuple(of[True]), left_out=tuple(of[False]), seconds=last["seconds"],
+        reward_state=last["reward_state"],
+    )  # fmt: skip
+
+
+def _groups_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> dict[bool, list[Group]]:
+    """Those that are trained on, and those left out, in the order of the rows."""
     groups: dict[tuple[bool, int], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["trained"], row["place"]), []).append(row)
@@ -211,10 +317,7 @@ def _read(path: Path, prompts: Sequence[Prompt]) -> Round:
                 columns={"place": place},
             )
         )
-    return Round(
-        number=last["round"], groups=tuple(of[True]), left_out=tuple(of[False]), seconds=last["seconds"],
-        reward_state=last["reward_state"],
-    )  # fmt: skip
+    return of
 
 
 def _score(row: dict[str, Any]) -> Score:

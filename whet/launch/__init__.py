@@ -1,1 +1,1 @@
-"""Where a plan runs: by other engines than this process."""
+"""Where a plan runs: as several processes of this machine, on a cluster, or by another program."""

@@ -8,30 +8,41 @@ Rank 0 is the one that keeps the run directory; the others work for it and say n
 from __future__ import annotations
 
 import os
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
-from typing import IO, TypeVar
+from pathlib import Path
+from typing import IO, TypeVar, cast
 
+from whet.errors import UserError
+from whet.ranks.life import Signs
 from whet.ranks.pulse import waiting
+from whet.ranks.watchdog import FAILED, Watchdog
 
 T = TypeVar("T")
 LONGEST_WAIT = timedelta(days=30)
-"""Ranks finish at different times: who waits for another's share waits as long as it takes."""
+"""Ranks finish at different times: who waits for another's share waits as long as it takes. A rank that hangs is the
+watchdog's."""
 
 
-class EndedElsewhere(Exception):
-    """Another rank has failed and says why; this one has nothing to add."""
+class Ended(Exception):
+    """A rank has failed, and the user has been told why: nothing is left to say."""
+
+    def __init__(self, code: int = FAILED) -> None:
+        self.code = code
+        super().__init__(f"exit code {code}")
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among `world` of them."""
+    """This process among `world` of them, `local_world` of them on this machine."""
 
     rank: int = 0
     world: int = 1
+    local_world: int = 1
 
     @property
     def is_main(self) -> bool:
@@ -42,6 +53,10 @@ class Ranks:
         """Where progress is shown: standard error on rank 0 (None), nowhere on the others."""
         return None if self.is_main else _silence()
 
+    def share(self, whole: Sequence[T]) -> Sequence[T]:
+        """What this rank does of it: every `world`-th, so that each gets as many, give or take one."""
+        return whole[self.rank :: self.world]
+
     def title(self, name: str) -> str:
         """What a progress line is called: the first rank's stands for its share alone."""
         return name if self.world == 1 else f"{name} (1 of {self.world} shares)"
@@ -49,7 +64,7 @@ class Ranks:
     def on_main(self, work: Callable[[], T], what: str = "the first rank") -> T:
         """Do it on rank 0 alone; every rank gets what came of it, and goes on when it is done.
 
-        Raises EndedElsewhere on the others where it failed there.
+        Raises Ended on the others where it failed there.
         """
         if self.world == 1:
             return work()
@@ -64,8 +79,19 @@ class Ranks:
                 distributed.broadcast_object_list(said, src=0)
         went_well, result = said[0]
         if not went_well:
-            raise EndedElsewhere
-        return result  # type: ignore[return-value]
+            raise Ended
+        return cast(T, result)
+
+    def everyone(self, value: T, what: str = "what the others found") -> list[T]:
+        """The value of every rank, in their order."""
+        if self.world == 1:
+            return [value]
+        from torch import distributed
+
+        parts: list[T | None] = [None] * self.world
+        with waiting(what):
+            distributed.all_gather_object(parts, value)
+        return cast(list[T], parts)
 
     def main_first(self, work: Callable[[], T], what: str = "the first rank") -> T:
         """Do it on every rank, on rank 0 before the others: what it keeps on disk they find there."""
@@ -85,6 +111,16 @@ class Ranks:
 ALONE = Ranks()
 
 
+class Job:
+    """The group that this process has joined: once in its life, whatever it runs."""
+
+    def __init__(self, ranks: Ranks, watchdog: Watchdog, signs: Signs) -> None:
+        self.ranks, self.watchdog, self.signs = ranks, watchdog, signs
+
+
+_joined: list[Job] = []
+
+
 @cache
 def _silence() -> IO[str]:
     return open(os.devnull, "w", encoding="utf-8")
@@ -95,19 +131,68 @@ def among_ranks() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-@cache
-def join_ranks() -> Ranks:
-    """Who this process is by the environment that torchrun gives it. Other ranks than the first fall silent."""
+def is_first() -> bool:
+    """Whether this process is alone, or the first of several."""
+    return not among_ranks() or os.environ["RANK"] == "0"
+
+
+def current_job() -> Job | None:
+    """The group that this process has joined, if it has."""
+    return _joined[0] if _joined else None
+
+
+def join_ranks(watchdog: float | None = None, stacks: Path | None = None) -> Ranks:
+    """Who this process is by the environment that torchrun gives it. Other ranks than the first fall silent.
+
+    From here on a rank that is silent for `watchdog` seconds ends the run; `stacks` is a folder for what all did then.
+    """
     if not among_ranks():
         return ALONE
+    if _joined:
+        return _joined[0].ranks
     import torch
+    from torch import distributed
+    from torch.distributed.rendezvous import rendezvous
 
-    ranks = Ranks(rank=int(os.environ["RANK"]), world=int(os.environ["WORLD_SIZE"]))
-    if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
-    # Objects and numbers on CPUs go over the CPUs' network; tensors on GPUs over the GPUs' own.
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    torch.distributed.init_process_group(backend, timeout=LONGEST_WAIT)
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    ranks = Ranks(rank=rank, world=world, local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     if not ranks.is_main:
         sys.stdout = _silence()
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    store, _, _ = next(rendezvous("env://"))
+
+    def signs() -> Signs:  # a connection each, as a call holds it until it is answered
+        return Signs(store.clone(), rank, world, socket.gethostname(), os.getpid())
+
+    dog = Watchdog(signs(), rank=rank, world=world, limit=watchdog, stacks=stacks)
+    dog.start()
+    _joined.append(Job(ranks, dog, signs()))
+    # Objects and numbers on CPUs go over the CPUs' network; tensors on GPUs over the GPUs' own.
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    with waiting("all ranks to come"):
+        distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LONGEST_WAIT)
     return ranks
+
+
+def leave_ranks() -> None:
+    """Part from the others in peace, at the end of a run."""
+    if _joined:
+        from torch import distributed
+
+        job = _joined[0]
+        job.ranks.wait("all ranks to end")
+        job.watchdog.stop()
+        distributed.barrier()  # nobody's store is gone while another still looks into it
+        distributed.destroy_process_group()
+
+
+def refuse_other_number(processes: int) -> None:
+    """Raises UserError where a plan asks for a number of processes, and there is another."""
+    world = int(os.environ["WORLD_SIZE"]) if among_ranks() else 1
+    if processes not in (1, world):
+        raise UserError(
+            "is not the number of processes that there are", field="launch.processes",
+            found=f"{processes}, and {world} {'was' if world == 1 else 'were'} started",
+            fix="leave it out under torchrun; else use the command line, which starts them",
+        )  # fmt: skip

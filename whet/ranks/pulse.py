@@ -11,29 +11,34 @@ from contextlib import contextmanager
 
 
 class _Pulse:
-    """Numbers of this process: written by whoever works, read by the watchdog's thread."""
+    """Written by whoever works, read by the watchdog's thread."""
 
     beats = 0
     phase = "starting"
-    waits_for: str | None = None
+    waits_for = ""
+    lost = ""
+    """What this process waited for when the others could not be reached any more."""
 
 
 pulse = _Pulse()
 
 
-def beat(phase: str | None = None) -> None:
+def beat(phase: str = "") -> None:
     """Work has got on; with `phase`, this is what is done from here on."""
     pulse.beats += 1
-    if phase is not None:
+    if phase:
         pulse.phase = phase
 
 
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """In here this process waits for the other ranks to bring their part of `what`."""
-    before, pulse.waits_for = pulse.waits_for, what
+    pulse.waits_for = what
     try:
         yield
+    except Exception:
+        pulse.lost = what
+        raise
     finally:
-        pulse.waits_for = before
+        pulse.waits_for = ""
         pulse.beats += 1

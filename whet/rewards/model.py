@@ -24,6 +24,7 @@ from whet.models.load import compute_dtype, load_tokenizer, pick_device
 from whet.models.memory import token_budget
 from whet.models.reward import load_reward_model
 from whet.models.scoring import RowScorer
+from whet.ranks.pulse import beat
 from whet.rewards.reward import finite, no_answer
 from whet.schema.artifacts import ModelRef
 from whet.schema.records import Message, Prompt, Rating
@@ -52,6 +53,7 @@ class ModelReward:
         scores, groups = self._rendered(prompts, completions)
         shared = _shared(groups, self._budget)
         for batch in fill([group.num_tokens for group, _ in shared], self._budget):
+            beat()
             packed = pack_groups([shared[number][0] for number in batch], self._renderer.reader)
             with torch.inference_mode():
                 said = iter(self._scorer(packed.to(self._device)).tolist())

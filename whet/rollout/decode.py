@@ -19,6 +19,7 @@ from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
 from whet.models.rows import from_trees
 from whet.models.scoring import logits_function
+from whet.ranks.pulse import beat
 from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import Scratch, draw
 from whet.schema.packed import Packed, Tree
@@ -69,6 +70,7 @@ class Decoder:
     @torch.inference_mode()
     def step(self) -> None:
         """One more token for every row that runs."""
+        beat()
         if self.num_running <= LEAVE_AT * len(self._rows):
             self._leave()
         if not self._rows:

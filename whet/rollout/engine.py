@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol
 
+from whet.ranks.pulse import beat
 from whet.schema.rollouts import Completion, Request
 
 
@@ -39,6 +40,7 @@ class Engine(Protocol):
 
 def answers(engine: Engine, requests: Sequence[Request]) -> list[Completion]:
     """All completions, in the order of the requests, whose keys differ."""
+    beat("generating")
     if engine.batched:
         return list(engine.generate(requests))
     by_key = {completion.key: completion for completion in engine.generate(requests)}

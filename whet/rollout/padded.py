@@ -16,6 +16,7 @@ import torch
 from whet.data.pictures import PictureReader
 from whet.models.backbone import Backbone, max_positions
 from whet.models.scoring import next_logits
+from whet.ranks.pulse import beat
 from whet.rollout.decode import pack_prompts
 from whet.rollout.row import LEAVE_AT, Row, Text, streams, take
 from whet.rollout.sampling import draw
@@ -48,6 +49,7 @@ class PaddedDecoder:
 
     @torch.inference_mode()
     def step(self) -> None:
+        beat()
         logits = self._prefill() if self._cache is None else self._advance()
         banned = self._banned if self._step < self._sampling.min_new_tokens else ()
         drawn = draw(logits, self._sampling, self._uniforms[:, self._step], banned)

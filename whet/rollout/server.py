@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import aiohttp
 
 from whet.errors import ConfigError, DataError, RunError
+from whet.ranks.pulse import beat
 from whet.rollout.endpoints import Endpoint, Endpoints
 from whet.rollout.retry import AGAIN, pause, retry_after
 from whet.rollout.wire import NotReadable, Usage, complaint, failed, read_last_logprobs, read_reply
@@ -106,6 +107,7 @@ class ServerEngine:
                 del tasks[number]
                 if isinstance(result, BaseException):
                     raise result
+                beat()
                 yield result
         finally:
             running.cancel(tasks.values())

@@ -106,6 +106,11 @@ class RunPaths:
         return self.root / "inputs"
 
     @property
+    def stacks(self) -> Path:
+        """What each rank was doing when one of them hung, in files of their own."""
+        return self.root / "stacks"
+
+    @property
     def stages(self) -> Path:
         return self.root / "stages"
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
 
+from whet.ranks.pulse import beat
 from whet.runs.files import json_line, read_jsonl, write_jsonl, writing
 
 REDRAW_SECONDS = 0.1
@@ -54,6 +55,7 @@ class Progress:
 
     def update(self, n: int = 1, note: str = "") -> None:
         """Count `n` more units; `note` replaces the words at the end of the line."""
+        beat()
         self.done += n
         self.note = note or self.note
         now = time.monotonic()

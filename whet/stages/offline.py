@@ -21,6 +21,7 @@ from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_dev
 from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.scoring import RowScorer, TokenScorer
+from whet.ranks.pulse import beat
 from whet.runs.files import read_jsonl
 from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import Measure, StageResult
@@ -88,6 +89,7 @@ def scorer_of(stage: OfflineStage, model: Trained, budget: Budget) -> TokenScore
 
 def load_trainable(stage: OfflineStage, context: Context, checkpoints: Checkpoints, dtype: torch.dtype) -> Trained:
     """The model to train: as the latest checkpoint left it, else as the stage before did."""
+    beat("loading the model")
     ref = resumed(checkpoints, context.start)
     if isinstance(stage, RewardStage):
         return load_reward_model(
@@ -118,7 +120,7 @@ def evaluator(
         if isinstance(scorer, RowScorer):
             heard = Heard(scorer)
             measured = evaluate_loss(heard, work.learner, batches, parallel)
-            return measured | reward_report(parallel.everyone(judged(heard.scores, batches)))
+            return measured | reward_report(parallel.ranks.everyone(judged(heard.scores, batches)))
         measured = evaluate_loss(scorer, work.learner, batches, parallel) if rows.num_held_out else {}
         if isinstance(stage, OfflinePolicyStage) and tasks:
             measured |= context.ranks.on_main(partial(watched, stage, scorer.model), "the tasks that are watched")

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 
 from whet.config.judge import PointwiseForm
 from whet.config.stage import OnlineStage
@@ -78,7 +77,11 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     opened.callback(engine.close)
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
     latest = checkpoints.latest()
-    with MetricsFile(context.paths.metrics) as metrics, MetricsFile(context.paths.completions) as completions:
+    keeps = parallel.is_main
+    with (
+        MetricsFile(context.paths.metrics, keeps=keeps) as metrics,
+        MetricsFile(context.paths.completions, keeps=keeps) as completions,
+    ):
         completions.truncate_after(latest.step if latest is not None else 0)
         work = online_work(
             stage,
@@ -94,13 +97,14 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
             train=stage.train,
             parallel=parallel,
             checkpoints=checkpoints,
-            save_model=after(work.order.wait, policy.save),
+            save_model=policy.save,
             metrics=metrics,
             evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel, work.order),
             settle=freed.settle,
             title=stage.name,
         ).fit()
-    return finish(stage, context, checkpoints, position, artefact_name(policy.model))
+    end = partial(finish, stage, context, checkpoints, position, artefact_name(policy.model))
+    return context.ranks.on_main(end, "the model that is kept")
 
 
 def setting(stage: OnlineStage, context: Context, opened: ExitStack) -> RewardSetting:
@@ -128,11 +132,14 @@ def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Re
     Others are an error, or dropped and counted where `data.on_bad_row` says so.
     """
     asked = read_prompts(stage.data, context, renderer, hold_out=True)
-    report = gold_check(reward, (*asked.prompts, *asked.held_out))
+    report = context.ranks.on_main(
+        partial(gold_check, reward, (*asked.prompts, *asked.held_out)), "the rewards of the references"
+    )
     if (error := report.error()) is not None and stage.data.on_bad_row == "error":
         raise error
     kept = asked.without({failure.origin for failure in report.failures}, GOLD)
-    kept.write(context)
+    if context.ranks.is_main:
+        kept.write(context)
     print(f"{stage.name}: {report.describe()}")
     if not kept.prompts:
         raise DataError("no prompts left", field="data.files", found=report.describe(), fix="mend the references")
@@ -149,26 +156,19 @@ def evaluator(
 
     def evaluate() -> dict[str, float]:
         order.wait()
-        measured: dict[str, float] = {}
+        return context.ranks.on_main(measured, "the held-out prompts, which the first rank measures")
+
+    def measured() -> dict[str, float]:
+        found: dict[str, float] = {}
         if held_out:
             engine.sync(0)
-            measured |= held_out_reward(held_out, engine, renderer, reward, stage.rollout)
+            found |= held_out_reward(held_out, engine, renderer, reward, stage.rollout)
         if stage.watch:
             with parallel.forward():
-                measured |= watch(stage, context, policy.model, policy.tokenizer)
-        return measured
+                found |= watch(stage, context, policy.model, policy.tokenizer)
+        return found
 
     return evaluate
-
-
-def after(wait: Callable[[], None], save: Callable[[Path], None]) -> Callable[[Path], None]:
-    """Save once nothing is being drawn with weights that a run going on from this checkpoint would not have."""
-
-    def save_then(folder: Path) -> None:
-        wait()
-        save(folder)
-
-    return save_then
 
 
 def finish(

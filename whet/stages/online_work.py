@@ -53,9 +53,8 @@ class OnlineGround:
     """Gets a row a completion."""
 
     def folder(self, name: str) -> Path:
-        """A folder of the stage; of several ranks each has its own in it, since each draws rollouts of its own."""
-        whole = self.context.paths.file(name)
-        return whole if self.parallel.world == 1 else whole / f"rank-{self.parallel.rank}"
+        """A folder of the stage."""
+        return self.context.paths.file(name)
 
 
 def online_work(stage: OnlineStage, ground: OnlineGround) -> OnlineWork:
@@ -95,14 +94,13 @@ def _pairs(stage: OnlineDpoStage, ground: OnlineGround) -> OnlineWork:
 def _order(
     stage: OnlineStage, ground: OnlineGround, steps_per_round: int, *, replace_equal: bool = False
 ) -> RoundOrder:
-    parallel = ground.parallel
     rounds = Rounds(
         engine=ground.engine, renderer=ground.renderer, reward=ground.reward, rollout=stage.rollout,
         prompts=ground.prompts, folder=ground.folder("rounds"),
-        replace_equal=replace_equal, rank=parallel.rank, world=parallel.world,
+        replace_equal=replace_equal, ranks=ground.context.ranks,
     )  # fmt: skip
     return RoundOrder(
-        rounds, ground.engine.sync, parallel, num_prompts=len(ground.prompts), batch_size=stage.train.batch_size,
+        rounds, ground.engine.sync, num_prompts=len(ground.prompts), batch_size=stage.train.batch_size,
         epochs=stage.train.epochs, max_steps=stage.train.max_steps, steps_per_round=steps_per_round,
         seed=stage.train.seed, staleness=stage.rollout.staleness,
     )  # fmt: skip

@@ -36,7 +36,9 @@ from whet.config.stage import (
     TrainStage,
 )
 from whet.errors import ConfigError, RunError, UserError, nearest
-from whet.ranks.group import ALONE, Ranks, join_ranks
+from whet.ranks.group import ALONE, Ranks, join_ranks, refuse_other_number
+from whet.ranks.pulse import beat
+from whet.ranks.together import together
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, write_json, write_text, writing
 from whet.runs.layout import RunPaths
@@ -56,8 +58,10 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
     directory that another plan has used, and the stage's own UserError where a stage cannot go on.
     """
     stages = stages_until(plan, until)
-    paths, ranks = RunPaths(Path(plan.run)), join_ranks()
-    with only_one_process(paths) if ranks.is_main else nullcontext():
+    refuse_other_number(plan.launch.processes)
+    paths = RunPaths(Path(plan.run))
+    ranks = join_ranks(plan.launch.watchdog, paths.stacks)
+    with together(), only_one_process(paths) if ranks.is_main else nullcontext():
         ranks.on_main(partial(claim, paths, plan, fresh=fresh))
         ranks.on_main(partial(build_model, plan.model))
         walk = Walk(plan, paths, ranks)
@@ -91,6 +95,7 @@ class Walk:
             model=self.plan.model, start=self.models[stage.start], models=dict(self.models), paths=stage_paths,
             folders=dict(self.folders), stage=stage, ranks=self.ranks, launch=self.plan.launch,
         )  # fmt: skip
+        beat(f"stage {stage.name!r}")
         try:
             status = run_stage(self.paths, stage, context)
         finally:

@@ -31,6 +31,7 @@ from whet.models.value import (
     load_value_model,
     save_value_head,
 )
+from whet.ranks.pulse import beat
 from whet.stages.context import Context
 from whet.stages.inputs import ref_of
 from whet.stages.result import artefact_name, resumed, saved_ref
@@ -69,6 +70,7 @@ def load_policy(
     *, device: torch.device, dtype: torch.dtype,
 ) -> Policy:  # fmt: skip
     """As the latest checkpoint left it, else as the stage before did."""
+    beat("loading the model")
     position = checkpoints.latest()
     folder = None if position is None else checkpoints.folder(position.step)
     ref = resumed(checkpoints, context.start)

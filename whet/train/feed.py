@@ -43,6 +43,10 @@ class Feed(Protocol[BatchOut]):
         """What is to be logged of how the step's batches came about."""
         ...
 
+    def rest(self) -> None:
+        """Until nothing is under way that a run going on from a checkpoint made now would not find."""
+        ...
+
 
 class OfflineFeed(Generic[Batch]):
     """A fixed data set, reshuffled each epoch; the last, smaller batch of an epoch is trained on too.
@@ -94,6 +98,9 @@ class OfflineFeed(Generic[Batch]):
 
     def metrics(self, step: int) -> Mapping[str, float]:
         return {}
+
+    def rest(self) -> None:
+        return None
 
     def micro_batches(self, step: int) -> list[Batch]:
         return [self._collate(part) for part in packed(self.indices(step), self._lengths, self._micro_batch_tokens)]

@@ -20,6 +20,7 @@ import torch
 from whet.config.train import Train
 from whet.errors import RunError
 from whet.objectives.loss import Total
+from whet.ranks.pulse import beat
 from whet.runs.sinks import MetricsFile, Progress
 from whet.schema.metrics import values
 from whet.train.checkpoint import Checkpoints, Position, load_random, random_tensors
@@ -99,7 +100,9 @@ class Loop(Generic[B]):
     def _step(self, step: int) -> dict[str, Any]:
         """One optimiser step; returns its line for the log."""
         started = time.perf_counter()
+        beat(f"step {step + 1}")
         batches = self.feed.micro_batches(step)
+        self.parallel.reseed(self.train.seed, step)
         units = self.parallel.sum(sum(self.learner.units(batch) for batch in batches))
         rate = learning_rate(step, self.feed.num_steps, self.train)
         for group in self._optimizer.param_groups:
@@ -112,6 +115,7 @@ class Loop(Generic[B]):
                 loss = self.learner.loss(self.model, batch, surveyed)
             self.parallel.backward(loss.total / max(units, 1e-12))
             self.settle()
+            beat()
             logged.add({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics})
         norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
         row = values(self.parallel.means(logged.totals))
@@ -147,10 +151,16 @@ class Loop(Generic[B]):
         new_best = position.best_step == position.step
         if new_best or self._due(self.train.save_every, position.step, epoch_ends, last):
             position = replace(position, scaler=self.parallel.scaler)
-            if self.parallel.is_main:
-                self.checkpoints.save(position, self.save_model, self._optimizer)
-            self.parallel.wait()
+            self._save(position)
         return position
+
+    def _save(self, position: Position) -> None:
+        beat(f"the checkpoint of step {position.step}")
+        self.feed.rest()
+        self.parallel.wait()
+        if self.parallel.is_main:
+            self.checkpoints.save(position, self.save_model, self._optimizer)
+        self.parallel.wait()
 
     @staticmethod
     def _due(every: int | None, step: int, epoch_ends: bool, last: bool) -> bool:
@@ -161,6 +171,7 @@ class Loop(Generic[B]):
         if self.evaluate is None:
             return position
         self.model.eval()
+        beat("evaluation")
         random = random_tensors()
         measured = dict(self.evaluate())
         load_random(random)
@@ -213,6 +224,7 @@ def evaluate_loss(
         for batch in batches:
             with parallel.forward():
                 loss = learner.loss(model, batch, surveyed)
+            beat()
             logged.add({"loss": Total(loss.total, learner.units(batch)), **loss.metrics})
     return {f"eval/{name}": value for name, value in values(parallel.means(logged.totals)).items()}
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from whet.data.pack import fill, pack_groups
 from whet.data.pictures import PictureReader
+from whet.ranks.pulse import beat
 from whet.runs.files import writing
 from whet.train.flat import Flat
 from whet.train.parallel import Parallel
@@ -43,7 +44,10 @@ class Measured:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measuring:
-    """How a round is measured. What was measured is kept in `folder`, for runs that are killed within the round."""
+    """How a round is measured. What was measured is kept in `folder`, for runs that are killed within the round.
+
+    Of several ranks each measures its share of the prompts, and all get the numbers of all.
+    """
 
     policy: Measure | None
     """None where the policy's log-probs are not wanted."""
@@ -70,14 +74,14 @@ class Measuring:
     def __call__(self, number: int, flat: Flat) -> Measured:
         """The passes over the round's responses, or what is on disk of them."""
         path = self.folder / f"{number:06d}.safetensors"
-        if path.is_file():
+        if self.parallel.ranks.on_main(path.is_file, "whether the round is measured"):
             return Measured(**load_file(path))
         passed = self._policy(number, flat)
         everything = range(len(flat.groups))
         for name, measure in (("reference", self.reference), ("values", self.values)):
             if measure is not None:
                 passed[name] = self._passed(flat, measure, everything)
-        if passed:
+        if passed and self.parallel.is_main:
             with writing(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
                 temporary = path.with_suffix(".tmp")
@@ -108,13 +112,15 @@ class Measuring:
     def _passed(self, flat: Flat, measure: Measure, groups: Sequence[int]) -> Tensor:
         """[N] in the flat order, measured in micro-batches for these prompts and 0 elsewhere."""
         out = torch.zeros(len(flat.rows))
-        for part in fill([flat.groups[g].num_tokens for g in groups], self.micro_batch_tokens):
-            mine = [groups[i] for i in part]
+        own = self.parallel.ranks.share(groups)
+        for part in fill([flat.groups[g].num_tokens for g in own], self.micro_batch_tokens):
+            mine = [own[i] for i in part]
+            beat("measuring the round")
             with self.parallel.forward():
                 packed = pack_groups([flat.groups[g] for g in mine], self.reader)
                 numbers = measure(packed.to(self.parallel.device)).cpu().float()
             out[_tokens(flat, mine)] = numbers
-        return out
+        return self.parallel.total(out)
 
 
 def _tokens(flat: Flat, groups: Sequence[int]) -> Tensor:

@@ -5,6 +5,9 @@
 
 Responses without a reward are in no batch and no count. Those with advantage 0 change nothing as long as there is no
 KL and no entropy in the loss: they are not passed through the model, but their units stay in the divisor.
+
+Every rank knows the whole round, so that advantages, the KL's weight and what a step trains on do not depend on their
+number; the work is dealt out: who draws, who measures, who passes which prompts of a step through the model.
 """
 
 from __future__ import annotations
@@ -30,9 +33,9 @@ from whet.schema.metrics import values
 from whet.train.bind_policy import PolicyLearning
 from whet.train.flat import Flat, flatten
 from whet.train.measuring import Measured, Measuring
-from whet.train.parallel import Parallel
+from whet.train.parallel import Parallel, on_host
 from whet.train.policy import PolicyBatch
-from whet.train.round_metrics import explained, round_totals, summed
+from whet.train.round_metrics import explained, round_totals
 from whet.train.rounds import RoundOrder
 
 
@@ -105,6 +108,9 @@ class OnlineFeed:
             return {}
         return self._current[1].metrics
 
+    def rest(self) -> None:
+        self._order.wait()
+
     def _begin(self, number: int, step: int) -> Experience:
         made = self._order.get(number, step)
         flat = flatten(made, self._renderer)
@@ -116,9 +122,9 @@ class OnlineFeed:
         )  # fmt: skip
         advantages = self._learning.advantages(rollouts)
         if self._learning.whiten:
-            advantages = advantages.whitened(summed(advantages.moments(), self._parallel))
-        metrics = {**self._logged(made, flat, measured), **explained(measured, advantages, self._parallel)}
-        if self._learning.reward_penalty is not None:
+            advantages = advantages.whitened(advantages.moments())
+        metrics = {**self._logged(made, flat, measured), **explained(measured, advantages)}
+        if self._learning.reward_penalty is not None and self._parallel.is_main:
             write_json(self._folder / f"{number:06d}.json", {"kl_weight": self._controller.weight})
         return Experience(made=made, flat=flat, advantages=advantages, measured=measured, metrics=metrics)
 
@@ -141,11 +147,14 @@ class OnlineFeed:
         flat, kept = experience.flat, experience.advantages.kept
         a_pass, minibatch = divmod(within, self._objective.minibatches)
         order = np.random.Generator(np.random.PCG64([self._seed, number, a_pass])).permutation(len(flat.groups))
-        mine = [int(g) for g in np.array_split(order, self._objective.minibatches)[minibatch]]
+        together = [int(g) for g in np.array_split(order, self._objective.minibatches)[minibatch]]
         first = flat.first_rows
-        usable = [row for g in mine for row in range(first[g], first[g + 1]) if kept[row]]
+        usable = [row for g in together for row in range(first[g], first[g + 1]) if kept[row]]
         units = self._learning.aggregation.units(len(usable), int(flat.lengths[usable].sum()))
         passing = [row for row in usable if self._all_pass or self._has_gradient(row, experience)] or usable[:1]
+        # All ranks know what the step passes through the model; each takes some of its prompts, rank 0 the units.
+        own = set(self._parallel.ranks.share(list(dict.fromkeys(int(flat.group_of[row]) for row in passing))))
+        passing = [row for row in passing if int(flat.group_of[row]) in own]
         if not passing:
             return []
         shared: dict[int, list[int]] = {}
@@ -156,7 +165,7 @@ class OnlineFeed:
         parts = [[groups[i] for i in part] for part in fill(lengths, self._micro_batch_tokens)]
         # The divisor of the step is the sum over its batches: the first one brings the units of them all.
         return [
-            self._batch(experience, [shared[g] for g in part], units if place == 0 else 0.0)
+            self._batch(experience, [shared[g] for g in part], units if place == self._parallel.rank == 0 else 0.0)
             for place, part in enumerate(parts)
         ]
 
@@ -207,10 +216,9 @@ class OnlineFeed:
 
     def _logged(self, made: Round, flat: Flat, measured: Measured) -> Mapping[str, float]:
         """The round's numbers; moves the KL's weight where that follows the KL."""
-        logged = values(self._parallel.means(round_totals(made, flat, measured)))
+        logged = values(on_host(round_totals(made, flat, measured)))
         if self._learning.reward_penalty is not None:
-            num = int(self._parallel.sum(len(flat.lengths)))
-            self._controller = self._controller.updated(logged["objective/kl"], num)
+            self._controller = self._controller.updated(logged["objective/kl"], len(flat.lengths))
             logged["objective/kl_weight"] = self._controller.weight
         return {
             **logged,

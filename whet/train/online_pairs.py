@@ -21,7 +21,7 @@ from whet.schema.metrics import values
 from whet.schema.rollouts import Group
 from whet.train.flat import flatten
 from whet.train.measuring import Measured
-from whet.train.parallel import Parallel
+from whet.train.parallel import Parallel, on_host
 from whet.train.round_metrics import round_totals
 from whet.train.rounds import RoundOrder
 
@@ -59,7 +59,7 @@ class OnlinePairFeed:
         made = self._order.get(step, step)
         selected = [(group, select_pair(group, self._pairs)) for group in made.groups]
         paired = [(group, pair) for group, pair in selected if isinstance(pair, Pair)]
-        self._metrics = self._of(made) | {"num_pairs": self._parallel.sum(float(len(paired)))}
+        self._metrics = self._of(made) | {"num_pairs": float(len(paired))}
         told = {
             group.completions[place].key: sign
             for group, pair in paired
@@ -68,18 +68,22 @@ class OnlinePairFeed:
         for row in completion_rows(made, told):
             self._log({"step": step + 1, **row})
         rows = [self._rendered(group, pair) for group, pair in paired]
-        # A formula that couples the pairs of a step tells those of all ranks apart by their number.
-        first = self._parallel.rank * len(made.groups)
+        # Each rank takes some of them; a formula that couples the pairs of a step tells all apart by their number.
+        own = self._parallel.ranks.share(range(len(rows)))
+        parts = fill([rows[i].num_tokens for i in own], self._micro_batch_tokens)
         return [
             collate_groups(
-                [rows[i] for i in part], [first + i for i in part], device=self._parallel.device,
+                [rows[own[i]] for i in part], [own[i] for i in part], device=self._parallel.device,
                 reader=self._renderer.reader,
             )
-            for part in fill([row.num_tokens for row in rows], self._micro_batch_tokens)
+            for part in parts
         ]  # fmt: skip
 
     def metrics(self, step: int) -> Mapping[str, float]:
         return self._metrics
+
+    def rest(self) -> None:
+        self._order.wait()
 
     def _rendered(self, group: Group, pair: Pair) -> RenderedGroup:
         prompt = group.prompt
@@ -94,4 +98,4 @@ class OnlinePairFeed:
     def _of(self, made: Round) -> dict[str, float]:
         totals = round_totals(made, flatten(made, self._renderer), Measured())
         seconds = {f"seconds/{name}": round(value, 4) for name, value in made.seconds.items()}
-        return dict(values(self._parallel.means(totals))) | seconds
+        return dict(values(on_host(totals))) | seconds

@@ -9,19 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import IO, TypeVar, cast
+from typing import IO
 
+import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from whet.errors import ConfigError
 from whet.objectives.loss import Total
 from whet.ranks.group import ALONE, Ranks
 from whet.ranks.pulse import waiting
 from whet.schema.metrics import Mean, Metric, merge
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import Optimizer
-
-T = TypeVar("T")
 
 
 class Parallel:
@@ -31,26 +31,38 @@ class Parallel:
     """
 
     def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> None:
-        self._ranks, self._dtype = ranks, dtype
+        """Raises ConfigError where ranks of this machine would share a GPU, which NCCL does not allow."""
+        if ranks.world > 1 and device.type == "cuda" and ranks.local_world > torch.cuda.device_count():
+            raise ConfigError(
+                "there are more ranks than GPUs", field="launch.processes",
+                found=f"{ranks.local_world} ranks, {torch.cuda.device_count()} GPUs", fix="start one a GPU",
+            )  # fmt: skip
+        self.ranks, self._dtype = ranks, dtype
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.device = device
 
     @property
     def rank(self) -> int:
-        return self._ranks.rank
+        return self.ranks.rank
 
     @property
     def world(self) -> int:
-        return self._ranks.world
+        return self.ranks.world
 
     @property
     def is_main(self) -> bool:
-        return self._ranks.is_main
+        return self.ranks.is_main
 
     @property
     def stream(self) -> IO[str] | None:
         """Where progress is shown: on rank 0 alone."""
-        return self._ranks.stream
+        return self.ranks.stream
+
+    def reseed(self, seed: int, step: int) -> None:
+        """Begin a step's random numbers (dropout, NEFTune). Rank 0 goes on with the stream of a process alone, which
+        checkpoints hold; each other rank's are a function of (seed, step, rank)."""
+        if self.rank:
+            torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)[0] >> 1))
 
     @contextmanager
     def forward(self) -> Iterator[None]:
@@ -71,27 +83,23 @@ class Parallel:
         """The rows of all ranks, one after the other; ranks may hold different numbers of them."""
         if self.world == 1:
             return rows
-        return torch.cat(self.everyone(rows.cpu(), "the rows of all")).to(rows.device)
+        return torch.cat(self.ranks.everyone(rows.cpu(), "the rows of all")).to(rows.device)
 
-    def everyone(self, value: T, what: str = "what the others found") -> list[T]:
-        """The value of every rank, in their order."""
-        if self.world == 1:
-            return [value]
-        parts: list[T | None] = [None] * self.world
-        with waiting(what):
-            distributed.all_gather_object(parts, value)
-        return cast(list[T], parts)
+    def total(self, numbers: Tensor) -> Tensor:
+        """Added over all ranks, each of which may have measured some of them and left the others 0."""
+        if self.world > 1:
+            numbers = numbers.clone()
+            with waiting("what each has measured"):
+                distributed.all_reduce(numbers)
+        return numbers
 
     def means(self, totals: Mapping[str, Total]) -> dict[str, Metric]:
         """Bring device-side totals to the host in one transfer, and add them over all ranks."""
-        sums = torch.stack([t.total.detach().float() for t in totals.values()]).tolist() if totals else []
-        own: dict[str, Metric] = {
-            name: Mean(s, t.count) for (name, t), s in zip(totals.items(), sums, strict=True)
-        }
+        own = on_host(totals)
         if self.world == 1:
             return own
         # A rank that had no records of a step has no names either.
-        return merge([part for part in self.everyone(own, "the metrics") if part])
+        return merge([part for part in self.ranks.everyone(own, "the metrics") if part])
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a share of the loss; `step` adds the ranks' shares."""
@@ -146,7 +154,13 @@ class Parallel:
 
     def wait(self) -> None:
         """Hold until every rank is here."""
-        self._ranks.wait()
+        self.ranks.wait()
+
+
+def on_host(totals: Mapping[str, Total]) -> dict[str, Metric]:
+    """Means of this rank's totals, brought to the host in one transfer."""
+    sums = torch.stack([t.total.detach().float() for t in totals.values()]).tolist() if totals else []
+    return {name: Mean(s, t.count) for (name, t), s in zip(totals.items(), sums, strict=True)}
 
 
 BUCKET = 1 << 24

@@ -16,7 +16,6 @@ from whet.objectives.value import explained_variance
 from whet.schema.rollouts import Group
 from whet.train.flat import Flat
 from whet.train.measuring import Measured
-from whet.train.parallel import Parallel
 
 
 def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total]:
@@ -38,20 +37,14 @@ def round_totals(made: Round, flat: Flat, measured: Measured) -> dict[str, Total
     return totals
 
 
-def explained(measured: Measured, advantages: Advantages, parallel: Parallel) -> dict[str, float]:
-    """`val/explained_variance`, over the tokens of all ranks that are trained on; nothing without a value function."""
+def explained(measured: Measured, advantages: Advantages) -> dict[str, float]:
+    """`val/explained_variance`, over the tokens that are trained on; nothing without a value function."""
     if measured.values is None or advantages.returns is None:
         return {}
     kept = advantages.kept[advantages.rows]
     returns = advantages.returns[kept]
     errors = returns - measured.values[kept]
-    moments = (summed(Moments.of(numbers), parallel) for numbers in (errors, returns))
-    return {"val/explained_variance": explained_variance(*moments)}
-
-
-def summed(own: Moments, parallel: Parallel) -> Moments:
-    """Over the ranks."""
-    return Moments(*(parallel.sum(value) for value in (own.count, own.total, own.squares)))
+    return {"val/explained_variance": explained_variance(Moments.of(errors), Moments.of(returns))}
 
 
 def _parts(groups: Sequence[Group]) -> dict[str, Total]:

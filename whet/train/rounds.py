@@ -2,6 +2,7 @@
 
 Without staleness a round is drawn when its first step begins, with the weights of that step. With a staleness of 1 it
 is drawn in a thread of its own while the round before it is trained on, with the weights of that round's first step.
+The thread does this rank's part alone: ranks speak to each other in one thread only.
 """
 
 from __future__ import annotations
@@ -9,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from whet.experience.rounds import Round, Rounds
+from whet.experience.rounds import Round, Rounds, Share
 from whet.train.feed import OfflineFeed
-from whet.train.parallel import Parallel
 
 
 class RoundOrder:
@@ -21,7 +21,6 @@ class RoundOrder:
         self,
         rounds: Rounds,
         sync: Callable[[int], None],
-        parallel: Parallel,
         *,
         num_prompts: int,
         batch_size: int,
@@ -36,11 +35,11 @@ class RoundOrder:
         self.steps_per_round = steps_per_round
         self._prompts = OfflineFeed(
             [1] * num_prompts, list, batch_size=batch_size, micro_batch_tokens=1, epochs=epochs, max_steps=None,
-            seed=seed, rank=parallel.rank, world=parallel.world,
+            seed=seed,
         )  # fmt: skip
         self.num_steps = max_steps if max_steps is not None else self._prompts.num_steps * steps_per_round
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollouts") if staleness else None
-        self._ahead: tuple[int, Future[Round]] | None = None
+        self._ahead: tuple[int, Future[Share]] | None = None
 
     def epoch(self, step: int) -> float:
         return self._prompts.epoch(step) / self.steps_per_round
@@ -50,14 +49,15 @@ class RoundOrder:
 
     def get(self, number: int, step: int) -> Round:
         """Round `number`, asked for at `step`; where rounds are drawn ahead, the next one begins."""
+        places = self._prompts.indices(number)
         if self._ahead is not None and self._ahead[0] == number:
-            made = self._ahead[1].result()
+            made = self._rounds.finish(number, places, self._ahead[1].result())
         else:
-            made = self._rounds.make(number, self._prompts.indices(number), lambda: self._sync(step))
+            made = self._rounds.make(number, places, lambda: self._sync(step))
         if self._thread is not None and (number + 1) * self.steps_per_round < self.num_steps:
             self._sync(step)
-            places = self._prompts.indices(number + 1)
-            self._ahead = number + 1, self._thread.submit(self._rounds.make, number + 1, places, lambda: None)
+            ahead = self._prompts.indices(number + 1)
+            self._ahead = number + 1, self._thread.submit(self._rounds.begin, number + 1, ahead)
         return made
 
     def wait(self) -> None:

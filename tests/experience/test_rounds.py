@@ -1,0 +1,86 @@
+"""What is on disk of a round does not depend on how many ranks drew it, and nothing there is drawn again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from whet.config.rollout import Rollout
+from whet.data.render import Renderer
+from whet.errors import RunError
+from whet.experience.rounds import Rounds
+from whet.models.load import load_tokenizer
+from whet.ranks.group import ALONE, Ranks
+from whet.schema.records import Message, Prompt
+from whet.schema.rollouts import Completion, Request, Score
+
+PROMPTS = [Prompt(messages=(Message("user", word),)) for word in ("plum", "fig", "pear", "Rome", "lemon")]
+PLACES = [4, 0, 2, 1]
+
+
+class Counting:
+    """Answers with the key, and counts what it is asked."""
+
+    batched = True
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for request in requests:
+            self.asked.append(request.key)
+            yield Completion(
+                key=request.key, ids=(1, 2), text=request.key, logprobs=(-0.5, -0.25), finish_reason="stop"
+            )
+
+    def sync(self, version: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Length:
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        return [Score(value=float(len(completion.text))) for completion in completions]
+
+
+@pytest.fixture(scope="module")
+def renderer(tiny_checkpoint: Path) -> Renderer:
+    return Renderer(load_tokenizer(str(tiny_checkpoint)))
+
+
+def rounds(folder: Path, renderer: Renderer, engine: Counting, ranks: Ranks = ALONE, num: int = 5) -> Rounds:
+    return Rounds(
+        engine=engine, renderer=renderer, reward=Length(), rollout=Rollout(group_size=2, max_new_tokens=4),
+        prompts=PROMPTS[:num], folder=folder, ranks=ranks,
+    )  # fmt: skip
+
+
+def test_one_process_asks_only_for_what_a_killed_rank_has_not_drawn(tmp_path: Path, renderer: Renderer) -> None:
+    """Of two ranks the second had drawn its half of the round when the run was killed."""
+    killed, lone = Counting(), Counting()
+    rounds(tmp_path / "a", renderer, killed, Ranks(rank=1, world=2)).begin(3, PLACES)
+    assert len(killed.asked) == 4 and [path.name for path in (tmp_path / "a").iterdir()] == ["000003.part-1-of-2.jsonl"]
+    made = rounds(tmp_path / "a", renderer, lone).make(3, PLACES, lambda: None)
+    assert not set(lone.asked) & set(killed.asked) and len(lone.asked) == 4
+    whole = rounds(tmp_path / "b", renderer, Counting()).make(3, PLACES, lambda: None)
+    assert [group.columns["place"] for group in made.groups] == PLACES
+    assert (made.groups, made.left_out) == (whole.groups, whole.left_out)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["000003.jsonl"]
+
+
+def test_other_ranks_find_what_one_process_drew_ahead(tmp_path: Path, renderer: Renderer) -> None:
+    rounds(tmp_path, renderer, Counting()).begin(3, PLACES)
+    for rank in range(3):
+        engine = Counting()
+        share = rounds(tmp_path, renderer, engine, Ranks(rank=rank, world=3)).begin(3, PLACES)
+        assert not engine.asked and [group.columns["place"] for group in share.groups] == PLACES[rank::3]
+
+
+def test_a_part_of_other_prompts_is_refused(tmp_path: Path, renderer: Renderer) -> None:
+    rounds(tmp_path, renderer, Counting()).begin(3, [0, 1])
+    file = tmp_path / "000003.part-0-of-1.jsonl"
+    file.write_text(file.read_text().replace('"place": 0', '"place": 2'))
+    with pytest.raises(RunError, match="holds the rollouts of other prompts"):
+        rounds(tmp_path, renderer, Counting()).make(3, [0, 1], lambda: None)

@@ -1,0 +1,31 @@
+"""A process alone is a group of one, and a plan's number of processes must be the one there is."""
+
+from __future__ import annotations
+
+import pytest
+
+from whet.errors import UserError
+from whet.ranks.group import ALONE, Ranks, refuse_other_number
+
+
+def test_shares_are_all_there_is_and_even() -> None:
+    shares = [Ranks(rank=rank, world=3).share(range(8)) for rank in range(3)]
+    assert sorted(number for share in shares for number in share) == list(range(8))
+    assert [len(share) for share in shares] == [3, 3, 2]
+
+
+def test_alone_everything_is_done_here() -> None:
+    assert ALONE.on_main(lambda: 3) == ALONE.main_first(lambda: 3) == 3
+    assert ALONE.everyone("a") == ["a"]
+
+
+def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_other_number(1)
+    with pytest.raises(UserError, match=r"launch.processes: .* \(found 4, and 1 was started\)"):
+        refuse_other_number(4)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    refuse_other_number(1)
+    refuse_other_number(2)
+    with pytest.raises(UserError, match="found 4, and 2 were started"):
+        refuse_other_number(4)
