@@ -59,7 +59,7 @@ def test_bad_rows_are_all_listed(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", rows)
     report = check(path, Data())
     assert not report.usable
-    assert [text.partition(";")[0] for text in report.bad_rows] == [
+    assert [text.partition(";")[0] for text in report.bad_rows.examples] == [
         f"{path}:2: output: is empty", f"{path}:3: output: is missing (found fields instruction)"
     ]  # fmt: skip
     assert "not usable as it is" in printed(report)
@@ -69,9 +69,9 @@ def test_bad_rows_are_all_listed(tmp_path: Path) -> None:
 def test_suspicious_pairs(tmp_path: Path) -> None:
     same = {"prompt": "a", "chosen": "b", "rejected": "b"}
     report = check(write(tmp_path / "a.jsonl", [same, {"prompt": "a", "chosen": "b", "rejected": "c"}, same]), Data())
-    assert report.warnings["chosen equals rejected: nothing to learn"] == ["1", "3"]
-    assert report.warnings["the same row again"] == ["3 = 1"]
-    assert report.warnings["the same prompt again"] == ["2 = 1", "3 = 1"]
+    assert report.warnings["chosen equals rejected: nothing to learn"].examples == ["1", "3"]
+    assert report.warnings["the same row again"].examples == ["3 = 1"]
+    assert report.warnings["the same prompt again"].examples == ["2 = 1", "3 = 1"]
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_files_that_are_no_use(tmp_path: Path, text: str | None, problem: str) -
 def test_lengths(tmp_path: Path) -> None:
     rows = [{"prompt": "x" * size} for size in (1, 20, 20, 100)]
     (lengths,) = check(write(tmp_path / "a.jsonl", rows), Data()).lengths
-    assert lengths.sizes == (1, 20, 20, 100)
+    assert lengths.sizes.tolist() == [1, 20, 20, 100]
     assert lengths.histogram() == [(0, 16, 1), (16, 32, 2), (32, 64, 0), (64, 128, 1)]
     assert (lengths.quantile(0.5), lengths.quantile(0.95)) == (20, 100)
 
@@ -102,9 +102,9 @@ def test_tokens_by_a_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
     ]  # fmt: skip
     report = check(write(tmp_path / "a.jsonl", rows), Data(max_length=64), str(tiny_checkpoint))
     assert [lengths.unit for lengths in report.lengths] == ["characters", "tokens"]
-    assert [place.split()[0] for place in report.warnings["longer than max_length 64"]] == ["2"]
-    assert [place.split()[0] for place in report.warnings["prompt alone fills max_length 64"]] == ["3"]
-    assert report.warnings["the text holds special tokens of the checkpoint"] == ["4"]
+    assert [place.split()[0] for place in report.warnings["longer than max_length 64"].examples] == ["2"]
+    assert [place.split()[0] for place in report.warnings["prompt alone fills max_length 64"].examples] == ["3"]
+    assert report.warnings["the text holds special tokens of the checkpoint"].examples == ["4"]
     with pytest.raises(ModelError, match="has no tokenizer"):
         check(str(tmp_path / "a.jsonl"), Data(), str(tmp_path))
 

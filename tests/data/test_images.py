@@ -259,7 +259,7 @@ def test_check_names_every_bad_picture(tmp_path: Path) -> None:
     names = ["a.png", "bomb.png", "words.png", "nowhere.png"]
     path = write(tmp_path / "a.jsonl", *(asked("<image>?", images=[name]) for name in names))
     report = check(path, Data())
-    assert [line.split(" (")[0] for line in report.bad_rows] == [
+    assert [line.split(" (")[0] for line in report.bad_rows.examples] == [
         f"{path}:2: images: the picture has more than 100,000,000 pixels",
         f"{path}:3: images: the picture is none that can be read",
         f"{path}:4: images: the picture is missing",

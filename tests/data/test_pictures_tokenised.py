@@ -13,7 +13,7 @@ from transformers import AutoTokenizer
 
 from tests.data.drawn import bytes_of_drawing, draw, png_header
 from whet.config.data import Data
-from whet.data import tokenise as module
+from whet.data import blocks, spread
 from whet.data.picture_files import identity
 from whet.data.pictures import picture_reader
 from whet.data.render import Renderer
@@ -131,8 +131,8 @@ def test_several_processes_give_the_same_rows(
     rows = [row(f"Well {n}?", f"{n % 5}.png") if n % 3 else row(f"Well {n}?") for n in range(700)]
     data = Data(files=(write(tmp_path / "rows.jsonl", rows),), max_length=40)
     alone = tokenise(data, ("conversation",), renderer)
-    monkeypatch.setattr(module, "WORTH_PROCESSES", 10)
-    monkeypatch.setattr(module, "num_processes", lambda: 2)
+    monkeypatch.setattr(spread, "num_processes", lambda: 2)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8192)
     monkeypatch.setenv("WHET_CACHE", str(tmp_path / "other"))
     forked = tokenise(data, ("conversation",), renderer)
     assert forked.rows.digest == alone.rows.digest and forked.account == alone.account

@@ -264,7 +264,7 @@ def test_fit_truncates_the_end_of_the_response() -> None:
     rows = fit([row(3, 2), row(3, 5), row(9, 2, line=4)], 6, "truncate", ledger)
     assert [each.ids for each in rows] == [tuple(range(5)), tuple(range(6))]
     assert (ledger.read, ledger.kept, len(ledger.truncated)) == (3, 2, 1)
-    assert ledger.dropped == {PROMPT_OVERLONG: [Origin(file="a", line=4)]}
+    assert {why: list(rows) for why, rows in ledger.dropped.items()} == {PROMPT_OVERLONG: [Origin(file="a", line=4)]}
 
 
 def test_fit_cuts_behind_the_last_trained_token() -> None:
@@ -366,6 +366,7 @@ def test_rows_the_template_refuses_stop_or_are_dropped() -> None:
     records = [Conversation(messages=TWO_TURNS), twice]
     assert len(list(render_records(by, records, "drop", ledger))) == 1
     assert (ledger.read, ledger.kept) == (2, 1)
-    assert ledger.dropped == {"the chat template refuses these turns": [Origin(file="a", line=9)]}
+    (reason, rows), = ledger.dropped.items()
+    assert (reason, list(rows)) == ("the chat template refuses these turns", [Origin(file="a", line=9)])
     with pytest.raises(DataError, match=r"a:9: .*Roles must alternate"):
         list(render_records(by, records, "error", Ledger(kept=2)))

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whet.config.data import Data, Source
-from whet.data.ledger import Ledger, ranges
+from whet.data.ledger import Ledger
+from whet.data.lines import ranges
 from whet.data.sources import read_records, split_records, stream_records
 from whet.data.split import prompt_key
 from whet.errors import ConfigError, DataError

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import random
+import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whet.data.rendered import Rendered, RenderedGroup
-from whet.data.table import TokenRows, joined, table_of
+from whet.data.shelf import Shelf
+from whet.data.store import finish
+from whet.data.table import TokenRows, table_of
 from whet.schema.pictures import Picture
 from whet.schema.records import Origin
 
@@ -60,10 +66,35 @@ def plain(row: Row) -> Row:
 @given(chunks=CHUNKS)
 def test_rows_come_back_as_they_were(chunks: list[list[Row]]) -> None:
     given_rows = [row for chunk in chunks for row in chunk]
-    rows = TokenRows(joined([table_of(chunk) for chunk in chunks]))
+    rows = on_disk(chunks, range(len(given_rows)))
     assert [plain(row) for row in rows] == given_rows
     assert rows.lengths.tolist() == [row.num_tokens for row in given_rows]
-    assert rows.digest == TokenRows(table_of(given_rows)).digest
+    assert rows.digest == TokenRows(table_of(given_rows)).digest, "hashed as it was written, or from what was read"
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(chunks=CHUNKS, draw=st.randoms(use_true_random=False))
+def test_rows_in_another_order(chunks: list[list[Row]], draw: random.Random) -> None:
+    given_rows = [row for chunk in chunks for row in chunk]
+    order = draw.sample(range(len(given_rows)), len(given_rows))
+    rows, wanted = on_disk(chunks, order), [given_rows[place] for place in order]
+    assert [plain(row) for row in rows] == wanted == [plain(row) for row in rows[:]]
+    assert rows.lengths.tolist() == [row.num_tokens for row in wanted]
+    assert rows.with_pictures == [place for place, row in enumerate(wanted) if row.pictures]
+    groups = [row for row in wanted if isinstance(row, RenderedGroup)]
+    if groups:
+        assert rows.num_responses.tolist() == [len(row.response_ids) for row in groups]
+        half = len(groups) // 2
+        assert sorted(rows.values(half)) == sorted(value for row in groups[:half] for value in row.values)
+
+
+def on_disk(chunks: list[list[Row]], order: Sequence[int]) -> TokenRows:
+    """The rows of all chunks as a table that grew by them has them."""
+    with tempfile.TemporaryDirectory() as name:
+        shelf = Shelf(Path(name))
+        for chunk in chunks:
+            shelf.add(table_of(chunk))
+        return finish(shelf, np.array(order, np.int64), 0, {}, "").rows
 
 
 def test_arrays_of_two_preferences() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from whet.config.data import Data, Source
-from whet.data import keys, render, tokenise
+from whet.data import blocks, keys, render, spread, store, tokenise
 from whet.data.keys import rows_key
 from whet.data.ledger import Ledger
 from whet.data.render import SAME_AFTER_CUT, Renderer, fit, render_records
@@ -280,30 +281,48 @@ def test_a_file_written_to_while_it_is_read_is_not_cached(
 ) -> None:
     path = tmp_path / "a.jsonl"
     data = Data(files=(write(path, pairs(3)),))
-    read = tokenise.read_records
+    part = tokenise.Job.part
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         write(path, pairs(4))
-        return read(*args, **kwargs)
+        return part(*args, **kwargs)
 
-    monkeypatch.setattr(tokenise, "read_records", interrupted)
-    assert len(tokenise.tokenise(data, PAIRS, renderer).rows) == 4
-    assert not cache.exists()
-    monkeypatch.undo()
+    monkeypatch.setattr(tokenise.Job, "part", interrupted)
+    assert len(tokenise.tokenise(data, PAIRS, renderer).rows) == 3, "a block ends where it ended when it was cut"
+    assert not list(cache.iterdir())
 
 
 def test_nothing_to_train_on_is_not_cached(tmp_path: Path, renderer: Renderer, cache: Path) -> None:
     data = Data(files=(write(tmp_path / "a.jsonl", pairs(3)),), max_length=8)
     made = tokenise.tokenise(data, PAIRS, renderer)
     assert (made.num_train, len(made.rows), made.account["kept"]) == (0, 0, 0)
-    assert not cache.exists()
+    assert not list(cache.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_said_once(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Data(files=(write(tmp_path / "a.jsonl", pairs(20)),), max_length=100)
+    kept = tokenise.tokenise(data, PAIRS, renderer)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("WHET_CACHE", str(tmp_path / "file"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    store._say_once.cache_clear()
+    made = [tokenise.tokenise(data, PAIRS, renderer) for _ in range(2)]
+    assert all(same(each, kept) and not each.cached for each in made), "rows do without the cache"
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1 and said[0].startswith(f"token cache: cannot write to {tmp_path / 'file'}")
+    assert not list(tmp_path.glob("whet-tokens-*")), "no name leads to them"
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(DataError, match="no room for the token ids"):
+        tokenise.tokenise(data, PAIRS, renderer)
 
 
 @pytest.fixture
 def two_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenise, "WORTH_PROCESSES", 1)
-    monkeypatch.setattr(tokenise, "num_processes", lambda: 2)
-    monkeypatch.setattr(tokenise, "CHUNK", 16)
+    monkeypatch.setattr(spread, "num_processes", lambda: 2)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 4096)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="rows are rendered in one process there")
@@ -317,7 +336,7 @@ def test_processes_make_the_same_rows_and_ledger(
         rows[n]["prompt"] = [{"role": "user", "content": "a"}, {"role": "user", "content": "b"}]
     data = Data(files=(write(tmp_path / "a.jsonl", rows),), max_length=100, on_bad_row="drop")
     forked = tokenise.tokenise(data, PAIRS, by)
-    monkeypatch.setattr(tokenise, "num_processes", lambda: 1)
+    monkeypatch.setattr(spread, "num_processes", lambda: 1)
     monkeypatch.setenv("WHET_CACHE", str(tmp_path / "other"))
     alone = tokenise.tokenise(data, PAIRS, by)
     assert not alone.cached and same(forked, alone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from whet.data.beside import Beside
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.places import pictures_in
-from whet.data.sources import read_records
+from whet.data.sources import places_of, stream_records
 from whet.errors import ConfigError, DataError, nearest
 from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Rating, Record, RecordKind
 
@@ -44,30 +44,32 @@ def convert(path: str, data: Data, to: str, out: str) -> Ledger:
     target = Path(out)
     if target.exists():
         raise DataError("exists already, and is not overwritten", file=out, fix="choose another name or remove it")
-    records, ledger = read_records(data, (TARGETS[to],), files=(path,))
-    writer = writer_of(to)
-    beside = Beside(target)
-    rows = [_row(writer(beside.record(record)), record) for record in records]
-    try:
-        beside.copy()
-    except OSError as error:
-        raise DataError("cannot write pictures", file=str(target), found=error.strerror or str(error)) from error
-    _write(target, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    ledger, writer, beside = Ledger(), writer_of(to), Beside(target)
+    records = stream_records(data, (TARGETS[to],), ledger, places=places_of(data, {}, (path,)))
+    rows = (_row(writer(beside.record(record)), record) for record in records)
+    _write(target, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), beside)
     return ledger
 
 
-def _write(target: Path, text: str) -> None:
+def _write(target: Path, lines: Iterable[str], beside: Beside) -> None:
+    """The lines as they come, then the pictures; nothing is left where something goes wrong."""
     temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    folder_is_new = not target.parent.exists()
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text, encoding="utf-8")
+        with temporary.open("w", encoding="utf-8") as handle:
+            handle.writelines(lines)
+        beside.copy()
         temporary.rename(target)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
         raise DataError(
             "cannot write", file=str(target), found=error.strerror or str(error), fix="choose another place"
         ) from error
+    finally:
+        with suppress(OSError):  # renamed by now, or never written
+            temporary.unlink()
+            if folder_is_new:
+                target.parent.rmdir()
 
 
 def _row(fields: Mapping[str, Any], record: Record) -> dict[str, Any]:

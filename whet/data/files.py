@@ -10,9 +10,9 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, Literal, TypeVar
 
 from whet.data.jsonrows import RawRow, document, json_lines
 from whet.errors import DataError
@@ -21,6 +21,10 @@ from whet.schema.records import Origin
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".parquet", ".csv", ".txt")
 CSV_FIELD_LIMIT = 1 << 27
 """Characters in one CSV cell; Python's own limit of 131072 is too small for conversations."""
+
+PARQUET_ROWS = 1024
+"""Rows that are taken out of a Parquet file together."""
+T = TypeVar("T")
 
 
 def is_data_file(path: Path) -> bool:
@@ -34,10 +38,17 @@ def read_file(path: Path, name: str | None = None, *, plain: bool = False) -> It
     """
     name = name or str(path)
     count = 0
+    for row in unreadable(_rows(path, name, plain), name):
+        count += 1
+        yield row
+    if not count:
+        raise DataError("has no rows", file=name, found="an empty file" if not path.stat().st_size else None)
+
+
+def unreadable(reading: Iterator[T], name: str) -> Iterator[T]:
+    """The same; what stops it becomes a DataError in which the file has this name."""
     try:
-        for row in _rows(path, name, plain):
-            count += 1
-            yield row
+        yield from reading
     except UnicodeDecodeError as error:
         raise DataError(
             "is not UTF-8", file=name, found=f"byte 0x{error.object[error.start]:02x}", fix="save it as UTF-8"
@@ -46,66 +57,73 @@ def read_file(path: Path, name: str | None = None, *, plain: bool = False) -> It
         raise DataError("is no complete gzip file", file=name, found=str(error)) from None
     except OSError as error:
         raise DataError("cannot be read", file=name, found=error.strerror or str(error)) from None
-    if not count:
-        raise DataError("has no rows", file=name, found="an empty file" if not path.stat().st_size else None)
 
 
 def _rows(path: Path, name: str, plain: bool) -> Iterator[RawRow | DataError]:
     kind = path.name.lower().removesuffix(".gz").rpartition(".")[2]
     match kind:
         case _ if plain and kind != "parquet":
-            return _text_rows(path, name)
+            return _file_lines(path, name, "text")
         case "json":
             return _document(path, name)
         case "jsonl" | "ndjson":
-            return json_lines(_lines(path, name), name)
+            return _file_lines(path, name, "json")
         case "csv":
             return _csv_rows(path, name)
         case "parquet":
             return _parquet_rows(path, name)
         case "txt":
-            return _text_rows(path, name)
+            return _file_lines(path, name, "text")
         case _:
             raise DataError(
                 "is no data file", file=name, found=f"suffix {path.suffix!r}", fix=f"use {', '.join(SUFFIXES)}"
             )
 
 
-def _open(path: Path) -> IO[bytes]:
+def open_file(path: Path) -> IO[bytes]:
     return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
 
 
-def _lines(path: Path, name: str) -> Iterator[tuple[int, str]]:
+def _file_lines(path: Path, name: str, kind: Literal["json", "text"]) -> Iterator[RawRow | DataError]:
+    with open_file(path) as handle:
+        yield from rows_of_lines(lines_of(handle, name), name, kind)
+
+
+def lines_of(lines: Iterable[bytes], name: str, *, first: int = 1) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. Only a line feed ends a line: U+2028 may stand inside JSON text."""
-    with _open(path) as handle:
-        for number, line in enumerate(handle, 1):
-            try:
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    "is not UTF-8",
-                    file=name,
-                    line=number,
-                    found=f"byte 0x{line[error.start]:02x}",
-                    fix="save the file as UTF-8",
-                ) from None
-            if text.strip():
-                yield number, text
+    for number, line in enumerate(lines, first):
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip("\r\n")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                "is not UTF-8",
+                file=name,
+                line=number,
+                found=f"byte 0x{line[error.start]:02x}",
+                fix="save the file as UTF-8",
+            ) from None
+        if text and not text.isspace():
+            yield number, text
 
 
-def _text_rows(path: Path, name: str) -> Iterator[RawRow]:
-    for number, text in _lines(path, name):
-        yield Origin(file=name, line=number), text
+def rows_of_lines(
+    lines: Iterable[tuple[int, str]], name: str, kind: Literal["json", "text"]
+) -> Iterator[RawRow | DataError]:
+    """A row a line: its JSON, or the line as it is."""
+    if kind == "json":
+        return json_lines(lines, name)
+    return ((Origin(file=name, line=number), text) for number, text in lines)
 
 
 def _document(path: Path, name: str) -> Iterator[RawRow | DataError]:
-    with _open(path) as handle:
-        return document(handle.read().decode("utf-8-sig"), name)
+    with open_file(path) as handle:
+        text = handle.read().decode("utf-8-sig")
+    yield from document(text, name)
 
 
 def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
     csv.field_size_limit(CSV_FIELD_LIMIT)
-    with _open(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as handle:
+    with open_file(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as handle:
         reader = csv.reader(handle, strict=True)
         try:
             header = next(reader, [])
@@ -130,7 +148,14 @@ def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
-    """Parquet has no lines: the number is the row's, counted from 1."""
+    first = 1
+    for batch in parquet_batches(path, name):
+        yield from parquet_rows(batch, name, first=first)
+        first += len(batch)
+
+
+def parquet_batches(path: Path, name: str) -> Iterator[Any]:
+    """The rows of a Parquet file, a pyarrow.RecordBatch of some of them at a time."""
     import pyarrow
     import pyarrow.parquet
 
@@ -138,8 +163,11 @@ def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
         table = pyarrow.parquet.ParquetFile(path)
     except pyarrow.ArrowInvalid as error:
         raise DataError("is no Parquet file", file=name, found=str(error).splitlines()[0][:80]) from None
-    number = 0
-    for batch in table.iter_batches(batch_size=1024):
-        for value in batch.to_pylist():
-            number += 1
-            yield Origin(file=name, line=number), value
+    with table:
+        yield from table.iter_batches(batch_size=PARQUET_ROWS)
+
+
+def parquet_rows(batch: Any, name: str, *, first: int) -> Iterator[RawRow]:
+    """Parquet has no lines: the number is the row's, counted from 1."""
+    for number, value in enumerate(batch.to_pylist(), first):
+        yield Origin(file=name, line=number), value

@@ -10,12 +10,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from whet.config.data import Data, Source
+from whet.data.digest import file_hash
 from whet.data.hub import hub_files
 from whet.data.ledger import Ledger
 from whet.data.locate import Place, files_of, locate
@@ -66,7 +67,7 @@ def _content(file: str | Source, data: Data, folders: Mapping[str, Path]) -> dic
     place = locate(Source(path=file) if isinstance(file, str) else file, data, folders)
     notes = Ledger()
     try:
-        hashes = {name: _hash(path) for name, path in _files(place, notes).items()}
+        hashes = {name: file_hash(path) for name, path in _files(place, notes).items()}
     except OSError:
         return None  # reading says what is wrong
     if not hashes:
@@ -80,8 +81,3 @@ def _files(place: Place, notes: Ledger) -> dict[str, Path]:
         paths = hub_files(str(place.hub), subset=place.subset, split=place.split)
         return {f"{number} {path.name}": path for number, path in enumerate(paths)}
     return {name: path for path, name in files_of(place, notes)}
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()

@@ -7,6 +7,7 @@
     '3 read, 2 kept, 1 dropped (1 is empty)'
 
 It adds up at any time: read = kept + sum of dropped. Counted are records; a row that could not be read counts as one.
+It stays small, however many rows are dropped.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from whet.data.lines import Lines
 from whet.errors import DataError
 from whet.schema.records import Origin, Record
 
@@ -26,10 +28,10 @@ class Ledger:
     """Mutable on purpose: reading, sampling and fitting write into the same one."""
 
     kept: int = 0
-    truncated: list[Origin] = field(default_factory=list)
-    thinned: list[Origin] = field(default_factory=list)
+    truncated: Lines = field(default_factory=Lines)
+    thinned: Lines = field(default_factory=Lines)
     """Records with more pictures than `data.max_images`."""
-    dropped: dict[str, list[Origin]] = field(default_factory=dict)
+    dropped: dict[str, Lines] = field(default_factory=dict)
     """Reason -> where the rows stood."""
     examples: dict[str, str] = field(default_factory=dict)
     """Reason -> the full text of the first complaint."""
@@ -49,7 +51,7 @@ class Ledger:
 
     @property
     def num_dropped(self) -> int:
-        return sum(len(origins) for origins in self.dropped.values())
+        return sum(len(lines) for lines in self.dropped.values())
 
     def keep(self, origin: Origin) -> None:
         """A record that was read and is used so far."""
@@ -57,7 +59,7 @@ class Ledger:
 
     def refuse(self, reason: str, origin: Origin, example: str | None = None) -> None:
         """A row that was read but never became a record in use."""
-        self.dropped.setdefault(reason, []).append(origin)
+        self.dropped.setdefault(reason, Lines()).add(origin)
         if example is not None:
             self.examples.setdefault(reason, example)
 
@@ -74,11 +76,11 @@ class Ledger:
 
     def truncate(self, origin: Origin) -> None:
         """A kept record whose end was cut."""
-        self.truncated.append(origin)
+        self.truncated.add(origin)
 
     def thin(self, origin: Origin) -> None:
         """A kept record some of whose pictures were left out."""
-        self.thinned.append(origin)
+        self.thinned.add(origin)
 
     def note(self, text: str) -> None:
         if text not in self.notes:
@@ -87,10 +89,10 @@ class Ledger:
     def merge(self, other: Ledger) -> None:
         """Add what another ledger counted."""
         self.kept += other.kept
-        self.truncated += other.truncated
-        self.thinned += other.thinned
-        for reason, origins in other.dropped.items():
-            self.dropped.setdefault(reason, []).extend(origins)
+        self.truncated.merge(other.truncated)
+        self.thinned.merge(other.thinned)
+        for reason, lines in other.dropped.items():
+            self.dropped.setdefault(reason, Lines()).merge(lines)
         self.examples = {**other.examples, **self.examples}
         self.formats.update(other.formats)
         for text in other.notes:
@@ -104,7 +106,7 @@ class Ledger:
         if self.thinned:
             text += f", {len(self.thinned)} with fewer pictures"
         if self.num_dropped:
-            parts = Counter({reason: len(origins) for reason, origins in self.dropped.items()}).most_common()
+            parts = Counter({reason: len(lines) for reason, lines in self.dropped.items()}).most_common()
             text += f", {self.num_dropped} dropped ({', '.join(f'{count} {reason}' for reason, count in parts)})"
         return text
 
@@ -112,34 +114,12 @@ class Ledger:
         return {
             "read": self.read,
             "kept": self.kept,
-            "truncated": placed(self.truncated),
-            **({"thinned": placed(self.thinned)} if self.thinned else {}),
+            "truncated": self.truncated.to_json(),
+            **({"thinned": self.thinned.to_json()} if self.thinned else {}),
             "dropped": {
-                reason: {**placed(origins), **({"example": self.examples[reason]} if reason in self.examples else {})}
-                for reason, origins in self.dropped.items()
+                reason: {**lines.to_json(), **({"example": self.examples[reason]} if reason in self.examples else {})}
+                for reason, lines in self.dropped.items()
             },
             "formats": dict(self.formats),
             "notes": list(self.notes),
         }
-
-
-def placed(origins: list[Origin]) -> dict[str, Any]:
-    """Count and lines by file, neighbours joined: `3,7-9`."""
-    lines: dict[str, list[int]] = {}
-    for origin in origins:
-        lines.setdefault(origin.file, []).append(origin.line)
-    return {"count": len(origins), "lines": {file: ranges(numbers) for file, numbers in lines.items()}}
-
-
-def ranges(numbers: Iterable[int]) -> str:
-    """
-    >>> ranges([9, 3, 7, 8])
-    '3,7-9'
-    """
-    pieces: list[tuple[int, int]] = []
-    for number in sorted(set(numbers)):
-        if pieces and pieces[-1][1] == number - 1:
-            pieces[-1] = (pieces[-1][0], number)
-        else:
-            pieces.append((number, number))
-    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in pieces)

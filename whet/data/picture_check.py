@@ -63,7 +63,23 @@ class PictureCheck:
             found = self._seen.get(source) or self._seen.put(source, self._look(source))
             if isinstance(found, BadPicture):
                 return complaint(found, source, record.origin)
+            self._measure(found, found)
         return None
+
+    def merge(self, other: PictureCheck) -> None:
+        """Add what another counted."""
+        self.num += other.num
+        self.rows += other.rows
+        if other.smallest is not None and other.largest is not None:
+            self._measure(other.smallest, other.largest)
+
+    def forget(self) -> None:
+        """Let go of the memory of pictures, and keep the counts."""
+        self._seen = Recent(0)
+
+    def _measure(self, small: Size, large: Size) -> None:
+        self.smallest = min(self.smallest or small, small, key=math.prod)
+        self.largest = max(self.largest or large, large, key=math.prod)
 
     def describe(self) -> str | None:
         """A line on what there is; None without pictures."""
@@ -77,9 +93,6 @@ class PictureCheck:
 
     def _look(self, source: str) -> Size | BadPicture:
         try:
-            size = size_of(bytes_of(source))
+            return size_of(bytes_of(source))
         except BadPicture as bad:
             return BadPicture(bad.problem, bad.found, bad.fix)  # without its frames, which hold the bytes
-        self.smallest = min(self.smallest or size, size, key=math.prod)
-        self.largest = max(self.largest or size, size, key=math.prod)
-        return size

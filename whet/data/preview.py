@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from whet.config.data import Data
+from whet.data.ledger import Ledger
 from whet.data.marked import Piece, token_pieces, turn_pieces
 from whet.data.preview_page import Shown, write_page
-from whet.data.sources import read_records
+from whet.data.sources import places_of, stream_records
 from whet.data.tokens import load_renderer
 from whet.errors import DataError, UserError
 from whet.schema.records import Conversation, Message, Preference, Prompt, Ranking, Rating, Record, Scored, kind_of
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
     from whet.data.render import Renderer
 
+MOST_READ = 100_000
+"""Records that are read to say how many there are."""
 Section = tuple[str, list[Piece]]
 """A title and what stands under it."""
 
@@ -47,17 +50,22 @@ def preview(
     if page is not None and page.exists():
         raise DataError("exists already, and is not overwritten", file=str(page), fix="choose another name")
     renderer = load_renderer(tokenizer_path, data.system) if tokenizer_path else None
-    records, ledger = read_records(
-        data, ("conversation", "preference", "rating", "ranking", "scored", "prompt"), files=(path,)
-    )
-    summary = f"{path}: {ledger.describe()}; {', '.join(sorted(set(ledger.formats.values())))}"
+    ledger = Ledger()
+    records = stream_records(
+        data, ("conversation", "preference", "rating", "ranking", "scored", "prompt"), ledger,
+        places=places_of(data, {}, (path,)),
+    )  # fmt: skip
     shown = [
         Shown(title=f"{record.origin}  {kind_of(record)}", sections=tuple(sections(record, renderer)))
         for record in islice(records, num)
     ]
+    read = len(shown) + sum(1 for _ in islice(records, MOST_READ - len(shown)))
+    formats = ", ".join(sorted(set(ledger.formats.values())))
+    beyond = f" of the first {ledger.read:,} rows (`whet data check` reads all)" if next(records, None) else ""
+    summary = f"{path}: {ledger.describe()}{beyond}; {formats}"
     if page is not None:
         write_page(page, summary, shown)
-        console.print(f"{page}: {len(shown)} of {len(records)} records", highlight=False, markup=False)
+        console.print(f"{page}: {len(shown)} of {read} records", highlight=False, markup=False)
         return
     for one in shown:
         console.rule(one.title)

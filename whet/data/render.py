@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
 from whet.data.answers import Answered, answers_of, tools_of, values_of
@@ -201,9 +201,7 @@ class Renderer:
             weights = earlier + [0.0] * (len(prompt) - len(earlier)) + [turn.weight] * len(response)
             rows.append((prompt + response, weights))
         final = len(rows) - 1
-        return tuple(
-            self._row(ids, weights, draft, last=number == final) for number, (ids, weights) in enumerate(rows)
-        )
+        return tuple(self._row(ids, weights, draft, last=number == final) for number, (ids, weights) in enumerate(rows))
 
     def _row(self, ids: list[int], weights: list[float], draft: Draft, *, last: bool) -> Rendered:
         pictures: tuple[Picture, ...] = ()
@@ -272,6 +270,13 @@ def render_records(
 
     Raises TypeError for a prompt, which has nothing to learn, and ModelError where the template itself is at fault.
     """
+    return chain.from_iterable(render_each(renderer, records, on_bad_row, ledger))
+
+
+def render_each(
+    renderer: Renderer, records: Iterable[Record], on_bad_row: Literal["error", "drop"], ledger: Ledger
+) -> Iterator[tuple[Rendered | RenderedGroup, ...]]:
+    """The same, the rows of each record by themselves: none where it is dropped."""
     records = iter(records)
     while chunk := list(islice(records, CHUNK)):
         drafts = [_draft(renderer, record) for record in chunk]
@@ -280,11 +285,13 @@ def render_records(
             try:
                 if isinstance(draft, UserError):
                     raise draft
-                yield from renderer.rows(draft, ids)
+                rows = renderer.rows(draft, ids)
             except DataError as error:
                 if on_bad_row == "error":
                     raise
                 ledger.drop(error.problem, record.origin, str(error))
+                rows = ()
+            yield rows
 
 
 def _draft(renderer: Renderer, record: Record) -> Draft | UserError:

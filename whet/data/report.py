@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from whet.data.doctor import Report
+    from whet.data.examine import Noted
     from whet.data.lengths import Lengths
 
 SHOWN_BAD_ROWS = 20
@@ -41,7 +42,7 @@ def show(report: Report, console: Console | None = None) -> None:
         line(f"{what}: {len(where)} (line {_some(where)})", "yellow")
     for note in report.ledger.notes:
         line(note, "yellow")
-    for text in report.bad_rows[:SHOWN_BAD_ROWS]:
+    for text in report.bad_rows.examples[:SHOWN_BAD_ROWS]:
         line(text, "red")
     if len(report.bad_rows) > SHOWN_BAD_ROWS:
         line(f"and {len(report.bad_rows) - SHOWN_BAD_ROWS} more rows that cannot be read", "red")
@@ -50,8 +51,8 @@ def show(report: Report, console: Console | None = None) -> None:
     line("usable" if report.usable else "not usable as it is", "green" if report.usable else "bold red")
 
 
-def _some(where: list[str]) -> str:
-    shown = "; ".join(where[:SHOWN_LINES])
+def _some(where: Noted) -> str:
+    shown = "; ".join(where.examples[:SHOWN_LINES])
     return f"{shown}; …" if len(where) > SHOWN_LINES else shown
 
 

@@ -8,15 +8,17 @@ Sources are read in order, their formats detected; then each source's `num_sampl
 
 from __future__ import annotations
 
-import math
-import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from whet.config.data import Data, Format, Source
 from whet.data.detect import SAMPLE, detect, fits, known_columns
+from whet.data.draw import KEPT, REASONS, draws, fates
 from whet.data.formats import KIND, kind_for, read_row
 from whet.data.jsonrows import RawRow
 from whet.data.ledger import Ledger
@@ -43,7 +45,8 @@ def read_records(
     Raises DataError where a file, or a row (unless `data.on_bad_row` is drop), cannot be used, or none is left.
     """
     ledger = Ledger()
-    return _drawn(_places(data, folders, files), data, want, ledger, read_place), ledger
+    records = stream_records(data, want, ledger, folders=folders, places=places_of(data, folders, files))
+    return list(records), ledger
 
 
 Opener = Callable[[Place, Ledger], Iterator[Iterator[RawRow | DataError]]]
@@ -61,42 +64,43 @@ def stream_records(
 ) -> Iterator[Record]:
     """The records of `read_records`, one at a time, each row written into the ledger as it is read.
 
-    What is drawn (`num_samples`, weights that differ) is drawn from a list in memory, and JSON arrays are read whole.
-    `places` stand in for `data.files`, `opener` reads them. Raises as `read_records` does, when it comes to the row.
+    Where some are drawn (`num_samples`, weights that differ) everything is read twice: first to count. `places` stand
+    in for `data.files`, `opener` reads them. Raises as `read_records` does, when it comes to the row.
     """
-    places = _places(data, folders, None) if places is None else places
-    draws = data.num_samples is not None or any(place.num_samples is not None for place in places)
-    if draws or len({place.weight for place in places}) > 1:
-        yield from _drawn(places, data, want, ledger, opener)
-        return
+    places = places_of(data, folders) if places is None else places
+    chosen: Sequence[NDArray[np.uint8] | None] = [None] * len(places)
+    if draws(places, data):
+        counts = [sum(1 for _ in _read_place(place, data, want, Ledger(), opener)) for place in places]
+        chosen = fates(counts, places, data)
     none = True
-    for place in places:
-        for record in _read_place(place, data, want, ledger, opener):
+    for place, fate in zip(places, chosen, strict=True):
+        for record in drawn(_read_place(place, data, want, ledger, opener), fate, ledger):
             none = False
             yield record
     if none:
-        raise _none_left(places, ledger)
+        raise none_left(places, ledger)
 
 
-def _drawn(
-    places: Sequence[Place], data: Data, want: Sequence[RecordKind], ledger: Ledger, opener: Opener
-) -> list[Record]:
-    """All records, as far as they are drawn."""
-    groups = [
-        _sampled(
-            list(_read_place(place, data, want, ledger, opener)), place.num_samples, f"{data.seed}:{place.name}", ledger
-        )
-        for place in places
-    ]
-    records = list(chain.from_iterable(_mixed(groups, places, data.seed, ledger)))
-    records = _sampled(records, data.num_samples, f"{data.seed}", ledger)
-    if not records:
-        raise _none_left(places, ledger)
-    return records
+def drawn(records: Iterable[Record], fate: NDArray[np.uint8] | None, ledger: Ledger) -> Iterator[Record]:
+    """Those of the records that are used, by a number of each (see `whet.data.draw`); None uses all."""
+    if fate is None:
+        yield from records
+        return
+    numbers = iter(fate.tolist())
+    for record in records:
+        number = next(numbers, None)
+        if number is None:
+            raise DataError("has more rows than a moment ago", file=record.origin.file, fix="read it when it is whole")
+        if number == KEPT:
+            yield record
+        else:
+            ledger.drop(REASONS[number], record.origin)
 
 
-def _places(data: Data, folders: Mapping[str, Path], files: Sequence[str | Source] | None) -> list[Place]:
-    """Where the sources lie."""
+def places_of(
+    data: Data, folders: Mapping[str, Path], files: Sequence[str | Source] | None = None
+) -> list[Place]:  # fmt: skip
+    """Where the sources lie: `files`, else those of the plan."""
     named = data.files if files is None else files
     if not named:
         raise ConfigError("is empty", field="data.files", fix="name at least one file")
@@ -104,7 +108,7 @@ def _places(data: Data, folders: Mapping[str, Path], files: Sequence[str | Sourc
     return [locate(Source(path=file) if isinstance(file, str) else file, data, folders) for file in named]
 
 
-def _none_left(places: Sequence[Place], ledger: Ledger) -> DataError:
+def none_left(places: Sequence[Place], ledger: Ledger) -> DataError:
     first = next(iter(ledger.examples.values()), None)
     return DataError(
         "no rows left", file=places[0].name, found=ledger.describe(),
@@ -129,15 +133,20 @@ def _read_place(
 ) -> Iterator[Record]:
     for rows in opener(place, ledger):
         opened = open_rows(rows, place)
-        if opened.format == "auto":
-            _bad(opened.rows, data, ledger)
-            continue
-        kind = kind_for(opened.format, want)
-        if kind is None:
-            raise wrong_kind(opened, want)
-        ledger.formats[opened.name] = opened.format
+        kind = kind_in(opened, want, ledger)
         for row in opened.rows:
-            yield from _read_one(row, opened.format, kind, data, ledger)
+            yield from records_of(known(row, opened.format), opened.format, kind, data, ledger)
+
+
+def kind_in(opened: Opened, want: Sequence[RecordKind], ledger: Ledger) -> RecordKind:
+    """The kind of record that a file's rows are read as; its format is noted. Raises DataError where none will do."""
+    if opened.format == "auto":
+        return want[0]
+    kind = kind_for(opened.format, want)
+    if kind is None:
+        raise wrong_kind(opened, want)
+    ledger.formats[opened.name] = opened.format
+    return kind
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,9 +172,12 @@ def open_rows(rows: Iterator[RawRow | DataError], place: Place) -> Opened:
     return Opened(name=sound[0].origin.file if sound else place.name, format=format, rows=chain(head, named))
 
 
-def _read_one(row: Row | DataError, format: Format, kind: RecordKind, data: Data, ledger: Ledger) -> Iterator[Record]:
+def records_of(
+    row: Row | DataError, format: Format, kind: RecordKind, data: Data, ledger: Ledger
+) -> Iterator[Record]:  # fmt: skip
+    """The records of a row, all written into the ledger. Raises DataError where the plan says so."""
     if isinstance(row, DataError):
-        _bad([row], data, ledger)
+        _bad(row, data, ledger)
         return
     try:
         records = read_row(row, format, kind)
@@ -173,11 +185,18 @@ def _read_one(row: Row | DataError, format: Format, kind: RecordKind, data: Data
         ledger.refuse(str(reason), row.origin)
         return
     except DataError as error:
-        _bad([error], data, ledger)
+        _bad(error, data, ledger)
         return
     for record in records:
         ledger.keep(record.origin)
         yield record if data.max_images is None else fewer_pictures(record, data.max_images, ledger)
+
+
+def known(row: Row | DataError, format: Format) -> Row | DataError:
+    """The row, unless it is one whose format nobody knows: nothing before it in the file could be read."""
+    if isinstance(row, Row) and format == "auto":
+        return row.error("comes after many unreadable rows", field="format", fix="name it by data.format")
+    return row
 
 
 def fewer_pictures(record: Kind, most: int, ledger: Ledger) -> Kind:
@@ -188,14 +207,11 @@ def fewer_pictures(record: Kind, most: int, ledger: Ledger) -> Kind:
     return fewer
 
 
-def _bad(errors: Iterable[Row | DataError], data: Data, ledger: Ledger) -> None:
+def _bad(error: DataError, data: Data, ledger: Ledger) -> None:
     """Stop at a row that cannot be read, or write it down, as the plan says."""
-    for error in errors:
-        if not isinstance(error, DataError):
-            continue
-        if data.on_bad_row == "error":
-            raise error
-        ledger.refuse_error(error)
+    if data.on_bad_row == "error":
+        raise error
+    ledger.refuse_error(error)
 
 
 def as_row(raw: RawRow, place: Place) -> Row:
@@ -249,31 +265,3 @@ def wrong_kind(opened: Opened, want: Sequence[RecordKind]) -> DataError:
         if other
         else "give a file of that kind, or say what the columns are by data.format and data.columns",
     )
-
-
-def _sampled(records: list[Record], num_samples: int | None, seed: str, ledger: Ledger) -> list[Record]:
-    """That many records, drawn without repetition, in the order of the file. Fewer records are all kept."""
-    if num_samples is None or num_samples >= len(records):
-        return records
-    chosen = set(random.Random(seed).sample(range(len(records)), num_samples))
-    for index, record in enumerate(records):
-        if index not in chosen:
-            ledger.drop("not drawn (num_samples)", record.origin)
-    return [record for index, record in enumerate(records) if index in chosen]
-
-
-def _mixed(groups: list[list[Record]], places: Sequence[Place], seed: int, ledger: Ledger) -> list[list[Record]]:
-    """Shares by weight. Equal weights use every row once; otherwise the source that is rarest for its weight limits."""
-    weights = [place.weight for place in places]
-    if len(set(weights)) == 1:
-        return groups
-    unit = min(len(group) / weight for group, weight in zip(groups, weights, strict=True))
-    mixed = []
-    for index, (group, weight) in enumerate(zip(groups, weights, strict=True)):
-        quota = math.floor(unit * weight + 1e-9)
-        chosen = set(random.Random(f"{seed}:mixture:{index}").sample(range(len(group)), quota))
-        for row, record in enumerate(group):
-            if row not in chosen:
-                ledger.drop("left out by the mixture's weights", record.origin)
-        mixed.append([record for row, record in enumerate(group) if row in chosen])
-    return mixed

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from hashlib import sha256
 
+import numpy as np
+from numpy.typing import NDArray
+
 from whet.data.kinds import as_prompt
 from whet.data.picture_files import identity
 from whet.errors import DataError
@@ -12,37 +15,46 @@ from whet.schema.records import Conversation, Message, Record
 
 
 def split_records(records: Sequence[Record], fraction: float, seed: int) -> tuple[list[Record], list[Record]]:
-    """Training and held-out records; all records with the same prompt fall on one side.
-
-    A prompt's side depends on its text and the seed through a hash, so that rows added later move few others. At least
-    one prompt is held out where `fraction` > 0 and there are two. Raises DataError where all rows share one prompt.
-    """
+    """Training and held-out records: see `held_out`."""
     if not fraction:
         return list(records), []
-    keys = [prompt_key(record) for record in records]
-    sizes: dict[str, int] = {}
-    for key in keys:
-        sizes[key] = sizes.get(key, 0) + 1
-    if len(sizes) < 2:
+    held = held_out(np.array([prompt_number(record, seed) for record in records], np.uint64), fraction).tolist()
+    return (
+        [record for record, out in zip(records, held, strict=True) if not out],
+        [record for record, out in zip(records, held, strict=True) if out],
+    )
+
+
+def held_out(prompts: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
+    """[R] which of R records are held out, by the number of the prompt of each.
+
+    All records with the same prompt fall on one side. A prompt's side depends on its text and the seed through a hash,
+    so that rows added later move few others. At least one prompt is held out where `fraction` > 0 and there are two.
+    Raises DataError where all rows share one prompt.
+    """
+    order, places, sizes = np.unique(prompts, return_inverse=True, return_counts=True)
+    if len(order) < 2:
         raise DataError(
             "all rows have the same prompt: nothing can be held out",
             field="data.eval_fraction",
-            found=f"{len(records)} rows",
+            found=f"{len(prompts)} rows",
             fix="give data.eval_files",
         )
-    order = sorted(sizes, key=lambda key: sha256(f"{seed}:{key}".encode()).digest())
-    wanted, held, count = fraction * len(records), set[str](), 0
-    for key in order[:-1]:
-        if held and count + sizes[key] > wanted + 0.5:
+    wanted, held, count = fraction * len(prompts), np.zeros(len(order), bool), 0
+    for place in range(len(order) - 1):
+        size = int(sizes[place])
+        if count and count + size > wanted + 0.5:
             continue
-        held.add(key)
-        count += sizes[key]
+        held[place] = True
+        count += size
         if count >= wanted - 0.5:
             break
-    return (
-        [record for record, key in zip(records, keys, strict=True) if key not in held],
-        [record for record, key in zip(records, keys, strict=True) if key in held],
-    )
+    return held[places]
+
+
+def prompt_number(record: Record, seed: int) -> int:
+    """64 bits of the prompt and the seed: prompts are held out in the order of these numbers."""
+    return int.from_bytes(sha256(f"{seed}:{prompt_key(record)}".encode()).digest()[:8])
 
 
 def prompt_key(record: Record) -> str:

@@ -5,8 +5,9 @@
     $WHET_CACHE/tokens/KEY/about.json                  a hash of each, and what became of the records
 
 An entry appears under its name whole. One that cannot be read, or whose bytes are not those that were written, counts
-as none, and so does one of pictures whose files have changed since. Nothing here is needed: where the folder cannot be
-written, rows stay in memory.
+as none, and so does one of pictures whose files have changed since. Bytes are hashed as they are written; files that
+have size, inode and times they had then are taken for unchanged, others are hashed again. Nothing here is needed: where
+the folder cannot be written, rows lie in a temporary file that no name leads to.
 """
 
 from __future__ import annotations
@@ -15,22 +16,25 @@ import json
 import os
 import shutil
 import sys
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from hashlib import file_digest, sha256
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from whet.data.cache import cache_folder
+from whet.data.digest import signature_of
 from whet.data.picture_files import signature
-from whet.data.table import ARRAYS, Arrays, Table, TokenRows
+from whet.data.shelf import NoRoom, Shelf, array_hash, writing_rows
+from whet.data.table import ARRAYS, Arrays, Table, TokenRows, digest_of
 
 BROKEN = (OSError, ValueError, KeyError, TypeError)
 """What opening an entry raises that is not whole."""
@@ -73,6 +77,18 @@ class Seen:
         ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
         return cls(folders, np.frombuffer(b"".join(names), np.uint8), ends, _stamps(files))
 
+    @classmethod
+    def joined(cls, parts: Sequence[Seen], folders: tuple[str, ...]) -> Seen:
+        """All files of the parts, each as it was when it was first seen."""
+        stamps: dict[str, NDArray[np.int64]] = {}
+        for part in parts:
+            for file, stamp in zip(part._files(), part.stamps, strict=True):
+                stamps.setdefault(file, stamp)
+        names = list(map(os.fsencode, stamps))
+        ends = np.cumsum([0, *map(len, names)], dtype=np.int64)
+        found = np.array([*stamps.values()], np.int64).reshape(-1, 2)
+        return cls(folders, np.frombuffer(b"".join(names), np.uint8), ends, found)
+
     def stands(self, folders: tuple[str, ...]) -> bool:
         """Whether the same rows would show the same pictures now."""
         return not len(self.stamps) or (folders == self.folders and np.array_equal(_stamps(self._files()), self.stamps))
@@ -89,12 +105,12 @@ def _stamps(files: Iterable[str]) -> NDArray[np.int64]:
 
 NOTHING = Seen.now((), ())
 SEEN = ("names", "ends", "stamps")
-FILES = (*ARRAYS, *(f"seen_{name}" for name in SEEN))
+FILES = (*ARRAYS, "order", *(f"seen_{name}" for name in SEEN))
 """Arrays of an entry, each in its file."""
 
 
 def load(key: str, folders: tuple[str, ...] = ()) -> Tokenised | None:
-    """What was saved under a key, or None where that is nothing, or no longer what it was.
+    """What was kept under a key, or None where that is nothing, or no longer what it was.
 
     `folders` are where relative paths of pictures start from.
     """
@@ -107,30 +123,91 @@ def load(key: str, folders: tuple[str, ...] = ()) -> Tokenised | None:
         return None
 
 
-def save(key: str, table: Table, made: Tokenised, seen: Seen = NOTHING) -> Tokenised:
-    """Write an entry; returns it opened from there, or `made` itself after saying once why it could not be kept.
+@contextmanager
+def only_maker(key: str) -> Iterator[None]:
+    """Be the only process of this machine that makes the entry: another waits here, and then finds it made.
 
-    `seen` are the pictures' files as they were before they were read.
+    Where locks cannot be had two processes may make it, and either's entry is sound.
     """
     folder = _entry(key)
-    if folder is None:
-        return made
-    temporary = None
+    handle = None if folder is None else _locked(folder.with_name(f".{key[:16]}.lock"))
+    if handle is None:
+        yield
+        return
+    assert folder is not None
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(folder.parent)
-        temporary = folder.with_name(f".{key[:16]}-{os.getpid()}-{time.monotonic_ns()}")
-        temporary.mkdir()
-        _write(temporary, table, made, seen)
-        kept = _open(temporary, seen.folders)  # a mapped file stays readable when its folder is renamed, or removed
-        _publish(temporary, folder, seen.folders)
-    except OSError as error:
-        _say_once(f"token cache: cannot write to {folder.parent} ({error.strerror or error}); going on without it")
-        return made
+        for path in folder.parent.glob(f".{key[:16]}-*"):  # of a process that was killed: no other is at work here
+            shutil.rmtree(path, ignore_errors=True)
+        yield
     finally:
-        if temporary is not None:
-            shutil.rmtree(temporary, ignore_errors=True)
-    return replace(kept, cached=False)
+        with suppress(OSError):
+            folder.with_name(f".{key[:16]}.lock").unlink()
+        handle.close()
+
+
+@contextmanager
+def workplace(key: str | None) -> Iterator[Path]:
+    """An empty folder to make an entry in, beside where it will stand; without a key, or a cache, a temporary one.
+
+    It is removed at the end. What is mapped from it stays readable. Raises NoRoom where there can be none.
+    """
+    entry = None if key is None else _entry(key)
+    with writing_rows():
+        if entry is None:
+            folder = Path(tempfile.mkdtemp(prefix="whet-tokens-"))
+        else:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            _sweep(entry.parent)
+            folder = entry.with_name(f".{entry.name[:16]}-{os.getpid()}-{time.monotonic_ns()}")
+            folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish(
+    shelf: Shelf, order: NDArray[np.int64], num_train: int, account: Mapping[str, Any], summary: str,
+    seen: Seen = NOTHING,
+) -> Tokenised:  # fmt: skip
+    """Write a table to its end with all that is known of it, and open it. Raises NoRoom.
+
+    `order` are places in the table: first those of the rows to train on. `seen` are the pictures' files as they were
+    before they were read.
+    """
+    hashes = shelf.close({"order": order} | {f"seen_{name}": getattr(seen, name) for name in SEEN})
+    arrays = {name: np.load(shelf.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+    known = {name: rows for name, (rows, _) in hashes.items()}
+    about = {
+        "arrays": {name: [file, signature_of(shelf.folder / f"{name}.npy")] for name, (_, file) in hashes.items()},
+        "digest": digest_of(Arrays(**arrays), order, known),
+        "names": list(shelf.names),
+        "grouped": shelf.grouped,
+        "num_train": num_train,
+        "account": account,
+        "summary": summary,
+        "folders": seen.folders,
+    }
+    text = json.dumps(about)
+    with writing_rows():
+        path = shelf.folder / "about.json"
+        path.write_text(f"{sha256(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
+    return replace(_open(shelf.folder, seen.folders), cached=False)
+
+
+def publish(workplace: Path, key: str, folders: tuple[str, ...] = ()) -> None:
+    """Give a finished entry its name. Raises NoRoom."""
+    entry = _entry(key)
+    assert entry is not None, "it was made beside its place"
+    with writing_rows():
+        _publish(workplace, entry, folders)
+
+
+def say_unwritable(error: NoRoom) -> None:
+    """Once a process: why rows are not kept."""
+    folder = cache_folder()
+    place = "a folder" if folder is None else folder / "tokens"
+    _say_once(f"token cache: cannot write to {place} ({error.strerror or error}); going on without it")
 
 
 def _entry(key: str) -> Path | None:
@@ -138,23 +215,24 @@ def _entry(key: str) -> Path | None:
     return None if folder is None else folder / "tokens" / key
 
 
-def _write(folder: Path, table: Table, made: Tokenised, seen: Seen) -> None:
-    arrays = [getattr(table.arrays, name) for name in ARRAYS] + [getattr(seen, name) for name in SEEN]
-    hashes = {}
-    for name, array in zip(FILES, arrays, strict=True):
-        np.save(folder / f"{name}.npy", array)
-        hashes[name] = _hash(folder / f"{name}.npy")
-    about = {
-        "arrays": hashes,
-        "names": table.names,
-        "grouped": table.grouped,
-        "num_train": made.num_train,
-        "account": made.account,
-        "summary": made.summary,
-        "folders": seen.folders,
-    }
-    text = json.dumps(about)
-    (folder / "about.json").write_text(f"{sha256(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
+def _locked(path: Path) -> IO[str] | None:
+    """The file, held by this process alone; None where that cannot be."""
+    try:
+        import fcntl
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            handle = path.open("w")
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print("token cache: another process makes the same rows; waiting for it", file=sys.stderr)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                return handle
+            handle.close()  # whoever held it has removed it
+    except (ImportError, OSError):
+        return None
 
 
 def _open(folder: Path, folders: tuple[str, ...]) -> Tokenised:
@@ -164,24 +242,22 @@ def _open(folder: Path, folders: tuple[str, ...]) -> Tokenised:
         raise ValueError("about.json is not what was written")
     about = json.loads(text)
     for name in FILES:
-        if _hash(folder / f"{name}.npy") != about["arrays"][name]:
+        path, (known, signature) = folder / f"{name}.npy", about["arrays"][name]
+        # A file that has not been touched is not read again: it may be many gigabytes.
+        if list(signature_of(path)) != signature and array_hash(path) != known:
             raise ValueError(f"{name} is not what was written")
     arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in FILES}
+    order = arrays.pop("order")
     if not Seen(tuple(about["folders"]), *(arrays.pop(f"seen_{name}") for name in SEEN)).stands(folders):
         raise ValueError("pictures have changed")
     table = Table(arrays=Arrays(**arrays), names=tuple(about["names"]), grouped=about["grouped"])
     return Tokenised(
-        rows=TokenRows(table),
+        rows=TokenRows(table, order, about["digest"]),
         num_train=about["num_train"],
         account=about["account"],
         summary=about["summary"],
         cached=True,
     )
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as handle:
-        return file_digest(handle, "sha256").hexdigest()
 
 
 def _publish(temporary: Path, folder: Path, folders: tuple[str, ...]) -> None:

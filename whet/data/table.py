@@ -11,7 +11,7 @@ a picture is kept once, or once in each of the tables that were joined.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from hashlib import sha256
@@ -110,36 +110,18 @@ def table_of(rows: Sequence[Rendered | RenderedGroup]) -> Table:
     return Table(arrays=arrays, names=tuple(names), grouped=grouped)
 
 
-def joined(tables: Sequence[Table]) -> Table:
-    """The rows of all tables, at least one, one after the other."""
-    names = {name: index for index, name in enumerate(dict.fromkeys(chain.from_iterable(t.names for t in tables)))}
-    arrays = {}
-    for field in ARRAYS:
-        parts = [getattr(table.arrays, field) for table in tables]
-        if field in BOUNDS:
-            bases = np.cumsum([0, *(part[-1] for part in parts)], dtype=np.int64)
-            shifted = (part[1:] + base for part, base in zip(parts, bases[:-1], strict=True))
-            arrays[field] = np.concatenate([np.zeros(1, np.int64), *shifted])
-        elif field == "shown":
-            firsts = np.cumsum([0, *(len(table.arrays.digests) for table in tables)], dtype=np.int32)
-            arrays[field] = np.concatenate([part + first for part, first in zip(parts, firsts[:-1], strict=True)])
-        elif field == "files":
-            indices = [np.array([names[name] for name in table.names], np.int32) for table in tables]
-            arrays[field] = np.concatenate([index[part] for index, part in zip(indices, parts, strict=True)])
-        else:
-            arrays[field] = np.concatenate(parts)
-    grouped = any(table.grouped for table in tables)
-    return Table(arrays=Arrays(**arrays), names=tuple(names), grouped=grouped)
-
-
 class TokenRows(Sequence[Rendered | RenderedGroup]):
     """The rows of a table, made when asked for. Their ids and weights are views of the arrays, not to be written to."""
 
-    def __init__(self, table: Table) -> None:
+    def __init__(self, table: Table, order: NDArray[np.int64] | None = None, digest: str | None = None) -> None:
+        """`order` are places in the table, those of the first row, the second, ...; without it all, as they come.
+        `digest` is what `digest_of` gives, where it is known."""
         self._arrays, self._names, self._grouped = table.arrays, table.names, table.grouped
+        self._order = np.arange(len(table.arrays.lines)) if order is None else order
+        self._digest = digest
 
     def __len__(self) -> int:
-        return len(self._arrays.lines)
+        return len(self._order)
 
     @overload
     def __getitem__(self, index: int) -> Rendered | RenderedGroup: ...
@@ -147,32 +129,40 @@ class TokenRows(Sequence[Rendered | RenderedGroup]):
     def __getitem__(self, index: slice) -> Sequence[Rendered | RenderedGroup]: ...
     def __getitem__(self, index: int | slice) -> Rendered | RenderedGroup | Sequence[Rendered | RenderedGroup]:
         if isinstance(index, slice):
-            return [self._row(i) for i in range(len(self))[index]]
-        return self._row(range(len(self))[index])
+            return [self._row(i) for i in self._order[index].tolist()]
+        return self._row(int(self._order[range(len(self))[index]]))
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:
         """[R] tokens of each row, a prompt counted once."""
         starts: NDArray[np.int64] = np.asarray(self._arrays.ends)[self._arrays.rows]
-        return np.diff(starts)
+        return np.diff(starts)[self._order]
+
+    @cached_property
+    def num_responses(self) -> NDArray[np.int64]:
+        """[R] responses of each row, 0 of a conversation."""
+        return np.diff(self._arrays.rows)[self._order] - 1
+
+    def values(self, num: int) -> NDArray[np.float64]:
+        """All values of the first `num` rows."""
+        ends, order = np.asarray(self._arrays.value_ends), self._order[:num]
+        mine = np.zeros(len(self._arrays.lines), bool)
+        mine[order] = True
+        found: NDArray[np.float64] = np.asarray(self._arrays.values)[np.repeat(mine, np.diff(ends))]
+        return found
 
     @property
     def with_pictures(self) -> list[int]:
         """Places of the rows that have any."""
-        return np.flatnonzero(np.diff(self._arrays.shown_ends)).tolist() if len(self._arrays.shown) else []
+        if not len(self._arrays.shown):
+            return []
+        return np.flatnonzero(np.diff(self._arrays.shown_ends)[self._order]).tolist()
 
     @cached_property
     def digest(self) -> str:
         """Hash of the token ids, how they are divided, and what is seen in the pictures: the same for the same rows,
         wherever they were read from."""
-        digest = sha256()
-        arrays = self._arrays
-        for array in (arrays.ids, arrays.ends, arrays.rows):
-            digest.update(np.ascontiguousarray(array).data)
-        if len(arrays.shown):
-            digest.update(arrays.digests[arrays.shown].tobytes())
-            digest.update(np.ascontiguousarray(arrays.shown_ends).data)
-        return digest.hexdigest()
+        return self._digest or digest_of(self._arrays, self._order)
 
     def _row(self, index: int) -> Rendered | RenderedGroup:
         arrays = self._arrays
@@ -213,6 +203,19 @@ class TokenRows(Sequence[Rendered | RenderedGroup]):
     def _spans(self, index: int) -> Iterator[slice]:
         ends = self._arrays.ends[self._arrays.rows[index] : self._arrays.rows[index + 1] + 1].tolist()
         return map(slice, ends[:-1], ends[1:])
+
+
+def digest_of(arrays: Arrays, order: NDArray[np.int64], known: Mapping[str, str] | None = None) -> str:
+    """Hash of the rows that are taken in this order: their ids, how these are divided, what is seen in pictures.
+
+    `known` are hashes of single arrays, for those too large to go through again.
+    """
+    parts = {"ids": arrays.ids, "ends": arrays.ends, "rows": arrays.rows, "order": order}
+    if len(arrays.shown):
+        parts |= {"digests": arrays.digests[arrays.shown], "shown_ends": arrays.shown_ends}
+    hashes = {} if known is None else {name: known[name] for name in ("ids", "ends", "rows", "order")}
+    found = [hashes.get(name) or sha256(np.ascontiguousarray(array).data).hexdigest() for name, array in parts.items()]
+    return sha256(repr(found).encode()).hexdigest()
 
 
 def _sequences(row: Rendered | RenderedGroup) -> tuple[Sequence[int], ...]:

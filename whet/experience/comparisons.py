@@ -26,12 +26,12 @@ from typing import Any, Literal
 
 from whet.data.beside import Beside
 from whet.data.images import IMAGE
-from whet.data.ledger import Ledger, placed
+from whet.data.ledger import Ledger
+from whet.data.lines import Lines
 from whet.data.verdict import TIE, read_verdict, write_verdict
 from whet.errors import ConfigError, DataError
 from whet.experience.candidates import Item, read_items
 from whet.runs.files import write_json, write_jsonl
-from whet.schema.records import Origin
 
 FILES = ("cold_start.jsonl", "prompts.jsonl", "held_out.jsonl")
 ACCOUNT = "compare.json"
@@ -82,7 +82,7 @@ class Compared:
     ledger: Ledger
     rows: dict[str, int]
     """Rows of each file; an item that is held out has two."""
-    contradicted: list[Origin] = field(default_factory=list)
+    contradicted: Lines = field(default_factory=Lines)
     """Rows of judgements left out because their verdict is not the row's; the items are kept."""
 
     def describe(self) -> str:
@@ -91,7 +91,7 @@ class Compared:
         return text + (f"; {num} judgements contradict their row, left out" if num else "")
 
     def to_json(self) -> dict[str, Any]:
-        return self.ledger.to_json() | {"contradicted": placed(self.contradicted), "rows": self.rows}
+        return self.ledger.to_json() | {"contradicted": self.contradicted.to_json(), "rows": self.rows}
 
 
 def compare(files: Sequence[str], folder: Path, splitting: Splitting) -> Compared:
@@ -130,7 +130,7 @@ def kept_items(items: Iterable[Item], ties: Literal["drop", "keep"], found: Comp
         else:
             winners[name] = item.winner
             if item.judgement is not None and read_verdict(item.judgement) != item.verdict:
-                found.contradicted.append(item.origin)
+                found.contradicted.add(item.origin)
                 item = replace(item, judgement=None)
             yield item
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -103,14 +103,20 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def content_hash(path: Path) -> str:
+def content_hash(path: Path, hash_of: Callable[[Path], str] | None = None) -> str:
     """SHA-256 of a file's bytes, or of the names and hashes of all files below a directory.
 
-    Files above 256 MiB count by size, first and last MiB.
+    Files above 256 MiB count by size, first and last MiB, unless `hash_of` says how they are hashed.
     """
+    hash_of = hash_of or _weights_hash
     if path.is_dir():
-        parts = [f"{p.relative_to(path).as_posix()} {content_hash(p)}" for p in sorted(path.rglob("*")) if p.is_file()]
+        files = [each for each in sorted(path.rglob("*")) if each.is_file()]
+        parts = [f"{each.relative_to(path).as_posix()} {hash_of(each)}" for each in files]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+    return hash_of(path)
+
+
+def _weights_hash(path: Path) -> str:
     stat = path.stat()
     return _file_hash(path, stat.st_size, stat.st_mtime_ns)
 

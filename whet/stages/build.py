@@ -46,10 +46,10 @@ def build_model(model: Model) -> None:
 
 def texts(build: Build) -> Iterator[str]:
     """All text of the files, message by message."""
-    from whet.data.sources import read_records
+    from whet.data.ledger import Ledger
+    from whet.data.sources import stream_records
 
-    records, _ = read_records(Data(files=build.files, on_bad_row="drop"), ANY_KIND)
-    for record in records:
+    for record in stream_records(Data(files=build.files, on_bad_row="drop"), ANY_KIND, Ledger()):
         yield from (message.text for message in messages_of(record))
 
 

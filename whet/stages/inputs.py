@@ -18,6 +18,7 @@ from whet.config.rollout import Checker
 from whet.config.rules import JsonSchema
 from whet.config.stage import EvaluateStage, PairStage, Stage
 from whet.config.value import ModelValue
+from whet.data.digest import file_hash
 from whet.data.locate import locate
 from whet.errors import DataError
 from whet.runs.ledger import content_hash
@@ -27,7 +28,7 @@ from whet.schema.artifacts import ModelRef
 def input_hashes(
     stage: Stage, model: Model, start: ModelRef, models: Mapping[str, ModelRef], folders: Mapping[str, Path]
 ) -> dict[str, str]:
-    """Content hashes of all files a stage reads, by the name the plan gives them.
+    """Content hashes of all files a stage reads, by the name the plan gives them. Of data every byte counts.
 
     What is not on this disk (a hub id) is named by its id; what is missing is left to the stage to complain about.
     """
@@ -36,8 +37,11 @@ def input_hashes(
         named |= {f"model {name}": ref.path} | ({f"adapter {name}": ref.adapter} if ref.adapter else {})
     if model.chat_template:
         named["chat template"] = model.chat_template
-    named |= dict(files_in(stage, folders))
-    return {name: content_hash(Path(place)) if Path(place).exists() else place for name, place in named.items()}
+    hashes = {name: content_hash(Path(place)) if Path(place).exists() else place for name, place in named.items()}
+    return hashes | {
+        name: content_hash(Path(place), file_hash) if Path(place).exists() else place
+        for name, place in files_in(stage, folders)
+    }
 
 
 def models_in(stage: Stage) -> Iterator[str]:

@@ -23,6 +23,7 @@ from whet.data.marked import token_pieces
 from whet.data.pictures import PictureReader
 from whet.data.render import Rendered, RenderedGroup, Renderer
 from whet.data.store import Tokenised
+from whet.data.table import TokenRows
 from whet.data.tokenise import tokenise
 from whet.errors import DataError
 from whet.runs.files import write_json, write_jsonl
@@ -38,8 +39,7 @@ SHOWN = 3
 class Rows:
     """Rendered rows: `num_train` to train on, then those held out."""
 
-    rows: Sequence[Any]
-    """`Rendered` for SFT, `RenderedGroup` for all else; made when asked for."""
+    table: TokenRows
     num_train: int
     lengths: NDArray[np.int64]
     """[len(rows)] tokens of each row, a prompt counted once."""
@@ -49,6 +49,11 @@ class Rows:
     """The formats the files were read as."""
     reader: PictureReader | None = None
     """Loads the rows' pictures."""
+
+    @property
+    def rows(self) -> Sequence[Any]:
+        """`Rendered` for SFT, `RenderedGroup` for all else; made when asked for."""
+        return self.table
 
     @property
     def num_held_out(self) -> int:
@@ -88,7 +93,7 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
             "no rows left to train on", field="data.files", found=made.summary, fix=f"see {context.paths.data}"
         )
     return Rows(
-        rows=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest,
+        table=made.rows, num_train=made.num_train, lengths=made.rows.lengths, digest=made.rows.digest,
         formats=frozenset(made.account["formats"].values()), reader=renderer.reader,
     )  # fmt: skip
 

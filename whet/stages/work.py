@@ -109,13 +109,12 @@ def _pairs(stage: DpoStage, ground: Ground) -> Work:
 
 
 def _scored(stage: RewardWeightedStage | SoftPreferenceStage, ground: Ground) -> Work:
-    train = [ground.rows.rows[i] for i in range(ground.rows.num_train)]
     objective, collate = weighted_objective(stage.objective, _kind_of_values(ground.rows)), _groups(ground)
-    widest = max(len(row.response_ids) for row in ground.rows.rows)
+    widest = int(ground.rows.table.num_responses.max())
     reference = _references(stage, ground, columns=widest).of() if objective.needs_reference else None
     moments = (0.0, 1.0)
     if isinstance(stage.objective, RewardWeighted) and objective.needs_moments:
-        values = np.concatenate([row.values for row in train])
+        values = ground.rows.table.values(ground.rows.num_train)
         moments = float(values.mean()), float(values.std())
     return Work(learner=ScoredLearner(objective, reference, moments), collate=collate)
 
