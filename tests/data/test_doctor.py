@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from whet.config.data import Data
+from whet.data import blocks, spread
 from whet.data.doctor import Report, check, convert, preview, print_report, to_json
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError, ModelError
@@ -191,6 +192,37 @@ def test_convert_refuses(tmp_path: Path, real_data: Path) -> None:
     with pytest.raises(DataError, match="cannot write"):
         convert(path, Data(), "messages", f"{path}/b.jsonl")
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="files are read by one process there")
+def test_processes_say_what_one_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_checkpoint: Path) -> None:
+    rows: list[Any] = [{"prompt": f"q {n % 90}", "chosen": "yes " * (n % 50), "rejected": "no", "note": n % 3 or None} for n in range(120)]
+    rows[33:33] = [{"prompt": "x", "chosen": "same", "rejected": "same"}, rows[5], [1, 2]]
+    path = write(tmp_path / "a.jsonl", rows)
+    alone = check(path, Data(max_length=64), str(tiny_checkpoint))
+    monkeypatch.setattr(spread, "num_processes", lambda: 2)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 1000)
+    forked = check(path, Data(max_length=64), str(tiny_checkpoint))
+    assert json.dumps(to_json(forked)) == json.dumps(to_json(alone)) and printed(forked) == printed(alone)
+    assert alone.warnings["the same row again"].examples == ["35 = 6"] and len(alone.warnings["the same prompt again"]) == 29
+    assert len(alone.bad_rows) == 4, "three without an answer, one list"
+    assert {"longer than max_length 64", "chosen equals rejected: nothing to learn"} <= alone.warnings.keys()
+
+
+def test_what_is_said_of_many_bad_rows_is_short(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a", "completion": "b"}] + [{"prompt": "a", "completion": ""}] * 3000)
+    report = check(path, Data())
+    found = to_json(report)
+    assert found["bad_rows"]["count"] == 3000 and found["bad_rows"]["lines"] == {path: "2-3001"}
+    assert len(found["bad_rows"]["examples"]) == 1000 and "and 2980 more rows that cannot be read" in printed(report)
+    assert found["ledger"]["dropped"]["completion is empty"]["lines"] == {path: "2-3001"}
+    assert found["warnings"]["the same row again"]["count"] == 2999
+
+
+def test_the_beginning_of_a_large_file_is_previewed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.data.preview.MOST_READ", 5)
+    path = write(tmp_path / "a.jsonl", [{"prompt": f"{n}", "completion": "b"} for n in range(9)])
+    assert "5 read, 5 kept of the first 5 rows (`whet data check` reads all); prompt_completion" in shown(path)
 
 
 def test_checking_needs_no_torch(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import json
 import sys
@@ -20,7 +21,7 @@ from whet.data.keys import rows_key
 from whet.data.ledger import Ledger
 from whet.data.render import SAME_AFTER_CUT, Renderer, fit, render_records
 from whet.data.rendered import Rendered, RenderedGroup
-from whet.data.sources import read_records
+from whet.data.sources import read_records, split_records
 from whet.data.store import Tokenised
 from whet.data.table import TokenRows
 from whet.errors import DataError, ModelError
@@ -383,3 +384,40 @@ def test_conversations_in_several_rows_keep_together(tmp_path: Path) -> None:
     assert again.cached and len(made.rows) == 2 * (render.CHUNK + 2)
     assert [row.last for row in again.rows if isinstance(row, Rendered)] == [False, True] * (render.CHUNK + 2)
     assert same(made, again)
+
+
+def test_records_of_a_block_are_all_that_is_held(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many rows there are: no list of records, rows or texts is made of them."""
+    data = Data(files=(write(tmp_path / "a.jsonl", pairs(1500)),), eval_fraction=0.1, num_samples=1200)
+    monkeypatch.setattr(spread, "num_processes", lambda: 1)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 8192)
+    part, alive = tokenise.Job.part, list[int]()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        kinds = (Preference, RenderedGroup, Message)
+        alive.append(sum(isinstance(each, kinds) for each in gc.get_objects()))
+        return part(*args, **kwargs)
+
+    monkeypatch.setattr(tokenise.Job, "part", counted)
+    made = tokenise.tokenise(data, PAIRS, renderer)
+    assert len(made.rows) == sum(made.account["rows"].values()) == made.account["kept"] and len(alive) > 30
+    assert max(alive) < 100
+
+
+def test_held_out_rows_of_blocks_are_those_of_the_whole(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = pairs(200)
+    for n in range(50, 100):
+        rows[n]["prompt"] = rows[n - 50]["prompt"]
+    data = Data(files=(write(tmp_path / "a.jsonl", rows),), eval_fraction=0.2, max_length=100)
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
+    made = tokenise.tokenise(data, PAIRS, renderer)
+    records, _ = read_records(data, PAIRS)
+    train, held = split_records(records, 0.2, data.seed)
+    kept = {row.origin for row in made.rows}
+    assert [row.origin for row in made.rows[: made.num_train]] == [r.origin for r in train if r.origin in kept]
+    assert [row.origin for row in made.rows[made.num_train :]] == [r.origin for r in held if r.origin in kept]
+    assert len(held) > 20 and len(kept) < 200

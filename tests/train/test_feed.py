@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
-from whet.train.feed import OfflineFeed
+from whet.train.feed import Batches, OfflineFeed
 
 
 def feed(
@@ -66,3 +68,17 @@ def test_micro_batches_are_filled_up_to_the_budget_and_a_longer_row_stands_alone
     of = OfflineFeed(lengths, list, batch_size=6, micro_batch_tokens=10, epochs=1, max_steps=None, seed=7)
     parts = of.micro_batches(0)
     assert sorted(sorted(lengths[i] for i in part) for part in parts) == [[1, 9], [2, 7], [5], [30]]
+
+
+def test_held_out_batches_are_made_when_they_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.train.feed.WINDOW", 4)
+    made: list[list[int]] = []
+
+    def collate(part: Sequence[int]) -> list[int]:
+        made.append(list(part))
+        return list(part)
+
+    batches = Batches(range(3, 13), [2] * 13, collate, 6)
+    assert made == [] and len(batches) == 5
+    assert [sorted(batch) for batch in batches] == [[3, 4, 5], [6], [7, 8, 9], [10], [11, 12]]
+    assert batches[-1] == [11, 12] and batches[:1] == [[3, 4, 5]]

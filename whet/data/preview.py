@@ -61,8 +61,9 @@ def preview(
     ]
     read = len(shown) + sum(1 for _ in islice(records, MOST_READ - len(shown)))
     formats = ", ".join(sorted(set(ledger.formats.values())))
-    beyond = f" of the first {ledger.read:,} rows (`whet data check` reads all)" if next(records, None) else ""
-    summary = f"{path}: {ledger.describe()}{beyond}; {formats}"
+    described, read_so_far = ledger.describe(), ledger.read
+    beyond = f" of the first {read_so_far:,} rows (`whet data check` reads all)" if next(records, None) else ""
+    summary = f"{path}: {described}{beyond}; {formats}"
     if page is not None:
         write_page(page, summary, shown)
         console.print(f"{page}: {len(shown)} of {read} records", highlight=False, markup=False)

@@ -32,7 +32,7 @@ from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
 from whet.stages.work import Ground, Work, work_of
 from whet.train.checkpoint import Checkpoints, Position
-from whet.train.feed import OfflineFeed, packed
+from whet.train.feed import Batches, OfflineFeed
 from whet.train.loop import Loop, evaluate_loss
 from whet.train.parallel import Parallel
 
@@ -114,7 +114,7 @@ def evaluator(
     if not rows.num_held_out and not tasks:
         return None
     held_out = range(rows.num_train + parallel.rank, len(rows.rows), parallel.world)
-    batches = [work.collate(part) for part in packed(held_out, rows.lengths, budget.packed)]
+    batches = Batches(held_out, rows.lengths, work.collate, budget.packed)
 
     def evaluate() -> dict[str, float]:
         if isinstance(scorer, RowScorer):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,3 +109,35 @@ class OfflineFeed(Generic[Batch]):
 def packed(records: Sequence[int], lengths: Sequence[int] | NDArray[np.int64], capacity: int) -> list[list[int]]:
     """The records in micro-batches of at most `capacity` tokens."""
     return [[records[i] for i in part] for part in fill([int(lengths[r]) for r in records], capacity)]
+
+
+WINDOW = 4096
+"""Records that are packed together where there are more: first fit compares each with every micro-batch begun."""
+
+
+class Batches(Sequence[Batch]):
+    """Micro-batches of fixed records, each made when it is asked for."""
+
+    def __init__(
+        self,
+        records: Sequence[int],
+        lengths: Sequence[int] | NDArray[np.int64],
+        collate: Callable[[Sequence[int]], Batch],
+        capacity: int,
+    ) -> None:
+        """At most `capacity` tokens each."""
+        windows = (records[first : first + WINDOW] for first in range(0, len(records), WINDOW))
+        self._parts = [part for window in windows for part in packed(window, lengths, capacity)]
+        self._collate = collate
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    @overload
+    def __getitem__(self, index: int) -> Batch: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Batch]: ...
+    def __getitem__(self, index: int | slice) -> Batch | Sequence[Batch]:
+        if isinstance(index, slice):
+            return [self._collate(part) for part in self._parts[index]]
+        return self._collate(self._parts[index])
