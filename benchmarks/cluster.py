@@ -72,7 +72,7 @@ class Range:
     shown: float
 
     def __str__(self) -> str:
-        return f"{self.hidden:.2f}" if self.shown < 1.05 * self.hidden else f"{self.hidden:.2f} to {self.shown:.2f}"
+        return f"{self.hidden:.2f}" if self.shown < 1.05 * self.hidden else f"{self.hidden:.2f}–{self.shown:.2f}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,7 +170,7 @@ SIZES = (8, 64, 512)
 
 def offline_lines() -> Iterator[str]:
     """SFT of 1,024 sequences of 4,096 tokens a step; a way that does not fit into 80 GB is left out."""
-    yield f"| model | trained | ranks hold | {' | '.join(f'{gpus} GPUs' for gpus in SIZES)} |"
+    yield f"| model | trained | sharding | {' | '.join(f'{gpus} GPUs' for gpus in SIZES)} |"
     yield "|---|---|---|---|---|---|"
     for name, shape in QWEN.items():
         for rank in (None, 16):
@@ -179,8 +179,8 @@ def offline_lines() -> Iterator[str]:
                 if sharding == "replicated" and held_bytes(training) > 60e9:
                     continue
                 seconds = " | ".join(str(training.seconds(Cluster(gpus=gpus), sharding)) for gpus in SIZES)
-                kind = "all weights" if rank is None else f"LoRA {rank}"
-                yield f"| {name} | {kind} | {'all' if sharding == 'replicated' else 'a share'} | {seconds} |"
+                kind = "all" if rank is None else f"LoRA {rank}"
+                yield f"| {name} | {kind} | `{'none' if sharding == 'replicated' else 'fsdp'}` | {seconds} |"
 
 
 def held_bytes(training: Training) -> float:

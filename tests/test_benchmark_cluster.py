@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from benchmarks.cluster import QWEN, Cluster, Generation, Training, best_split, forward_flops, sync_seconds, utilisation
+from benchmarks.cluster import (
+    QWEN,
+    Cluster,
+    Generation,
+    Training,
+    best_split,
+    forward_flops,
+    offline_lines,
+    online_lines,
+    published_lines,
+    sync_seconds,
+    utilisation,
+)
 from benchmarks.shapes import SHAPES, Shape
 
 SMALL = Shape(hidden=4, layers=1, heads=2, kv_heads=1, head_dim=2, intermediate=8, vocabulary=10)
@@ -61,3 +75,11 @@ def test_the_best_split_is_not_beaten_by_its_neighbours() -> None:
 def test_a_published_utilisation_is_met() -> None:
     """prime-rl 0.8: Qwen3-0.6B, 8,192 tokens a row, 26.0k tokens/s on an H100 are 16.8 %."""
     assert utilisation(SHAPES["0.6b"], 26_000, 8192, 989e12) == pytest.approx(0.168, abs=0.001)
+
+
+@pytest.mark.parametrize("page", ["docs/scaling.md", "docs/zh/scaling.md"])
+def test_the_tables_of_the_documents_are_these(page: str) -> None:
+    text = (Path(__file__).parents[1] / page).read_text(encoding="utf-8")
+    for lines in (offline_lines(), online_lines(), published_lines()):
+        rows = list(lines)[2:]
+        assert "\n".join(rows) in text
