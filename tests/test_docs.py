@@ -20,6 +20,7 @@ from pydantic import BaseModel
 from whet.cli import app
 from whet.config.catalogue import entries, paths, stage_models, top_keys
 from whet.config.load import load_data, load_plan
+from whet.config.verl import Verl
 from whet.data.detect import detect
 from whet.data.formats import KIND, read_row
 from whet.data.row import Row
@@ -33,7 +34,7 @@ SPAN = re.compile(r"(?<!`)`([^`\n]+)`(?!`)")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 OVERRIDE = re.compile(r"[a-z_0-9]+(\.[a-z_0-9-]+)*=.*", re.DOTALL)
 KEY = re.compile(r"[a-z_]+(\.[a-z_]+)+")
-FILE_ENDINGS = (".json", ".jsonl", ".yaml", ".py", ".md", ".txt", ".html", ".safetensors", ".parquet", ".csv")
+FILE_ENDINGS = (".json", ".jsonl", ".yaml", ".py", ".sh", ".md", ".txt", ".html", ".safetensors", ".parquet", ".csv")
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,8 @@ def known(key: str) -> bool:
     `reward` is a section and a kind of stage: `reward.type` is a key as it stands.
     """
     parts = [part for part in key.split(".") if not part.isdecimal()]
+    if parts[0] == "verl":  # of `whet export verl`, and of no plan
+        return len(parts) == 2 and parts[1] in Verl.model_fields
     parts = parts[1:] if parts[0] == "stages" and len(parts) > 1 else parts
     if parts[0] in (*stage_models(), "round") and len(parts) > 1 and ".".join(parts) not in paths():
         parts = parts[1:]

@@ -116,3 +116,13 @@ def test_parts_of_a_reward_are_explained_without_repeating_it(rewarded: None) ->
     assert "\n  reward.parts.gate " in everything and "\n  reward.parts.reward.timeout " not in everything
     assert "reward.parts.reward.* those of reward.*" in everything
     assert "\n  reward.parts.reward.timeout " not in explain("rewarded")
+
+
+def test_keys_of_an_export_are_explained_though_no_plan_has_them() -> None:
+    assert "\n  verl.nnodes " in explain("verl")
+    assert explain("verl.nnodes").splitlines() == [
+        "verl.nnodes", "  Nodes that train.", "  type      whole number, at least 1", "  default   1",
+        "  where     `whet export verl`",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"verl\.nodes: .* did you mean verl\.nnodes"):
+        explain("verl.nodes")

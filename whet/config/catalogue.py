@@ -121,6 +121,11 @@ def entries() -> tuple[Entry, ...]:
     return tuple(found)
 
 
+def entries_of(model: type[Section], prefix: str) -> tuple[Entry, ...]:
+    """The keys of a section that is no part of a plan."""
+    return tuple(entry for name in model.model_fields for entry in _below(model, name, prefix, "", ""))
+
+
 def model_kinds() -> frozenset[str]:
     """Kinds of stage that leave a language model."""
     makers = (*sections(PolicyStage), *sections(MergeStage))

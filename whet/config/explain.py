@@ -16,8 +16,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 
-from whet.config.catalogue import Entry, entries, paths, sections, stage_models, suggest
-from whet.errors import ConfigError
+from whet.config.catalogue import Entry, entries, entries_of, paths, sections, stage_models, suggest
+from whet.config.verl import PREFIX, Verl
+from whet.errors import ConfigError, nearest
 
 WIDTH = 100
 PLAN_KEYS = {
@@ -35,7 +36,8 @@ SAME = (
     "watch.* has the keys of tasks.*; tasks.data.*, tasks.judge.*, tasks.checker.* those of data.*, judge.*,\n"
     "checker.*; objective.parts.objective.* those of objective.*; reward.parts.reward.* those of reward.*;\n"
     "engine.*, judge.engine.*, reward.engine.* those of rollout.engine.*; source.rollout.* those of rollout.*;\n"
-    "exclude.*, seen.* those of data.*"
+    "exclude.*, seen.* those of data.*\n"
+    "`whet export verl` has keys of its own: `whet explain verl`"
 )
 HEAD = """\
 Keys of a plan. A section at the top (data, train, ...) is a default for every stage that has it; what a stage says
@@ -47,6 +49,8 @@ def explain(key: str | None = None) -> str:
     """The text for a key, a section, or (None) the whole plan. Raises ConfigError for a key that no plan has."""
     if key is None:
         return _everything()
+    if f"{key}.".startswith(PREFIX):
+        return _verl(key)
     texts = [_stage(key)] if key in stage_models() else []
     found = [entry for entry in entries() if entry.path == key]
     if found:
@@ -69,19 +73,32 @@ def _everything() -> str:
     return f"{HEAD}\n{rest}\n{'':2}Kinds of stage: {kinds} (`whet explain sft`)\n\n{_table(shown)}\n{SAME}"
 
 
+def _verl(key: str) -> str:
+    """Keys of `whet export verl`, or one of them."""
+    options = entries_of(Verl, PREFIX.rstrip("."))
+    if key == PREFIX.rstrip("."):
+        return f"Keys of `whet export verl`, on its command line: verl.nnodes=2\n{_table(options)}"
+    found = [entry for entry in options if entry.path == key]
+    if not found:
+        near = nearest(key, [entry.path for entry in options])
+        fix = f"did you mean {near}?" if near else "`whet explain verl` lists every key"
+        raise ConfigError("`whet export verl` has no such key", field=key, fix=fix)
+    return _one(key, found, where="`whet export verl`")
+
+
 def _stage(kind: str) -> str:
     hidden = tuple(f"{key}." for key in REPEATED)
     own = [entry for entry in entries() if entry.kind == kind and not entry.path.startswith(hidden)]
     return f"{kind}: {(stage_models()[kind].__doc__ or '').strip()}\n{_table(own)}"
 
 
-def _one(key: str, found: Sequence[Entry]) -> str:
+def _one(key: str, found: Sequence[Entry], *, where: str | None = None) -> str:
     """Everything about one key."""
     info = found[0].info
     lines = [key, *_texts(found), f"  type      {_values(found)}"]
     if not sections(info.annotation) or info.is_required():
         lines += [f"  default   {line}" for line in _defaults(found)]
-    lines.append(f"  where     {_where(found)}")
+    lines.append(f"  where     {where or _where(found)}")
     return "\n".join(lines)
 
 
