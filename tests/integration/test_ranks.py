@@ -206,7 +206,7 @@ def test_a_defect_keeps_its_traceback(folder: Path, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_rank_that_hangs_ends_the_run_by_name(how: tuple[str, ...], doom: str, folder: Path, tmp_path: Path) -> None:
     words = () if how is TORCHRUN else ("launch.processes=2",)
-    rank, limit = doom.split()[2], 15
+    rank, limit = doom.split()[2], 20
     done = launch(folder, tmp_path.name, how, *words, f"launch.watchdog={limit}", "--until", "sft", doom=doom)
     (line,) = errors(done)
     assert line.startswith(f"error: rank {rank} has given no sign of life for {limit} s: step 3"), done.stderr

@@ -21,7 +21,8 @@ from whet.config.rollout import Rollout
 from whet.config.train import Train
 from whet.data.render import Renderer
 from whet.errors import RunError
-from whet.experience.rounds import Round, Rounds
+from whet.experience.round_file import Round
+from whet.experience.rounds import Rounds
 from whet.models.load import end_ids, load_model, load_tokenizer, save_trained
 from whet.models.reference import by_adapter
 from whet.models.scoring import TokenScorer

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from whet.experience.rounds import Round
+from whet.experience.round_file import Round
 from whet.rewards.transcript import images_of, transcript
 
 

@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -26,32 +25,18 @@ from whet.config.rollout import Rollout
 from whet.data.render import Renderer
 from whet.errors import RunError
 from whet.experience.collect import prompt_keys, sampling_of
+from whet.experience.round_file import Round, group_rows, groups_of, last_line, place_of, read_round, round_lines
 from whet.ranks.group import ALONE, Ranks
 from whet.rewards.reward import Reward
 from whet.rewards.state import RewardState, load_state, save_state
 from whet.rollout.engine import Engine, answers
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
-from whet.schema.rollouts import Completion, Group, Request, Score
+from whet.schema.rollouts import Group, Request, Score
 
 UNSCORED = Score(value=None, error="not scored yet")
 MOST_TRIES = 4
 """Times a round asks for other prompts in place of those whose rewards are all equal."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """What one generation gave."""
-
-    number: int
-    groups: tuple[Group, ...]
-    """In the order of their prompts; `columns["place"]` is the prompt's place in the data set."""
-    left_out: tuple[Group, ...] = ()
-    """Asked for, and not trained on, because the rewards of a prompt were all equal."""
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    """`generate` and `score`."""
-    reward_state: RewardState = field(default_factory=dict)
-    """What the reward had seen when the round was scored, as far as it normalises."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,10 +87,10 @@ class Rounds:
         known = self._parts(number)
         mine = self._ranks.share(places)
         drawn = self._groups(number, [place for place in mine if place not in known], seconds)
-        by_place = known | {_place(group): group for group in drawn}
+        by_place = known | {place_of(group): group for group in drawn}
         share = Share(groups=tuple(by_place[place] for place in mine), seconds=seconds)
         if keep and drawn:
-            rows = (row for group in share.groups for row in _rows(group, trained=True))
+            rows = (row for group in share.groups for row in group_rows(group, trained=True))
             write_jsonl(self._part(number), rows)
         return share
 
@@ -122,12 +107,12 @@ class Rounds:
 
     def _read(self, number: int) -> Round:
         path = self._path(number)
-        made = self._checked(_read(path, self._prompts), path)
+        made = self._checked(read_round(path, self._prompts), path)
         load_state(self._reward, made.reward_state)
         return made
 
     def _keep(self, made: Round) -> None:
-        write_jsonl(self._path(made.number), _lines(made))
+        write_jsonl(self._path(made.number), round_lines(made))
         for part in self._folder.glob(f"{made.number:06d}.part-*.jsonl"):
             part.unlink()
 
@@ -135,9 +120,9 @@ class Rounds:
         """Groups that any number of ranks drew of a round that was not finished, by the place of their prompt."""
         found: dict[int, Group] = {}
         for path in sorted(self._folder.glob(f"{number:06d}.part-*.jsonl")):
-            groups = _groups_of(read_jsonl(path), self._prompts)[True]
+            groups = groups_of(read_jsonl(path), self._prompts)[True]
             self._check(number, groups, path)
-            found |= {_place(group): group for group in groups}
+            found |= {place_of(group): group for group in groups}
         return found
 
     def _part(self, number: int) -> Path:
@@ -154,7 +139,7 @@ class Rounds:
     def _check(self, number: int, groups: Sequence[Group], path: Path) -> None:
         """Raises RunError where the file holds the rollouts of other prompts."""
         for group in groups:
-            key = f"{number}/{self._keys[_place(group)]}#"
+            key = f"{number}/{self._keys[place_of(group)]}#"
             if not all(completion.key.startswith(key) for completion in group.completions):
                 raise RunError(
                     "holds the rollouts of other prompts", file=str(path),
@@ -165,7 +150,7 @@ class Rounds:
         """Every rank's part, scored, and other prompts in place of those without a signal. The same on all ranks."""
         seconds = {"generate": 0.0, "score": 0.0, **share.seconds}
         if self._path(number - 1).is_file():  # a run that goes on from a checkpoint may not have read that round
-            load_state(self._reward, _last_line(self._path(number - 1))["reward_state"])
+            load_state(self._reward, last_line(self._path(number - 1))["reward_state"])
         kept: list[Group] = []
         spare: list[Group] = []
         asked, mine, tries = list(places), list(share.groups), 0
@@ -175,7 +160,7 @@ class Rounds:
             tries += 1
             missing, asked = len(places) - len(kept), []
             if missing > 0 and tries < MOST_TRIES and self._replace_equal:
-                asked = self._others(number, tries, missing, {_place(group) for group in [*kept, *spare]})
+                asked = self._others(number, tries, missing, {place_of(group) for group in [*kept, *spare]})
                 mine = self._groups(number, self._ranks.share(asked), seconds)
         # A round is never short: prompts without a signal fill it, and count for the normaliser as they do elsewhere.
         missing = max(0, len(places) - len(kept))
@@ -188,9 +173,9 @@ class Rounds:
         """The groups of all ranks in the order in which their prompts were asked for, scored."""
         groups = list(mine)
         if self._ranks.world > 1:
-            rows = [row for group in mine for row in _rows(group, trained=True)]
+            rows = [row for group in mine for row in group_rows(group, trained=True)]
             every = [row for part in self._ranks.everyone(rows, "the rollouts") for row in part]
-            by_place = {_place(group): group for group in _groups_of(every, self._prompts)[True]}
+            by_place = {place_of(group): group for group in groups_of(every, self._prompts)[True]}
             groups = [by_place[place] for place in asked]
         if not self._scored_together:
             return groups
@@ -246,87 +231,6 @@ class Rounds:
             yield asked.request(f"{number}/{self._keys[place]}#{index}", sampling_of(config), config.seed)
 
 
-def _place(group: Group) -> int:
-    place: int = group.columns["place"]
-    return place
-
-
 def _differ(group: Group) -> bool:
     """Whether the group's rewards say which of its completions are better."""
     return len({score.value for score in group.scores if score.value is not None}) > 1
-
-
-def _lines(made: Round) -> Iterator[dict[str, Any]]:
-    for trained, groups in ((True, made.groups), (False, made.left_out)):
-        for group in groups:
-            yield from _rows(group, trained=trained)
-    yield {"round": made.number, "seconds": dict(made.seconds), "reward_state": made.reward_state}
-
-
-def _rows(group: Group, *, trained: bool) -> Iterator[dict[str, Any]]:
-    for completion, score in zip(group.completions, group.scores, strict=True):
-        yield _row(group, completion, score) | {"trained": trained}
-
-
-def _row(group: Group, completion: Completion, score: Score) -> dict[str, Any]:
-    return {
-        "place": _place(group),
-        "key": completion.key,
-        "prompt": [{"role": message.role, "text": message.shown} for message in group.prompt.messages],
-        "text": completion.text,
-        "finish_reason": completion.finish_reason,
-        "reward": score.value,
-        "parts": dict(score.parts),
-        "votes": list(score.votes),
-        "reward_error": score.error,
-        "error": completion.error,
-        "policy_version": completion.policy_version,
-        "ids": list(completion.ids),
-        "logprobs": list(completion.logprobs),
-        "policy_logprobs": list(completion.policy_logprobs),
-    }
-
-
-def _last_line(path: Path) -> dict[str, Any]:
-    """The line of the round itself."""
-    *_, last = read_jsonl(path)
-    return last
-
-
-def _read(path: Path, prompts: Sequence[Prompt]) -> Round:
-    *rows, last = read_jsonl(path)
-    of = _groups_of(rows, prompts)
-    return Round(
-        number=last["round"], groups=tuple(of[True]), left_out=tuple(of[False]), seconds=last["seconds"],
-        reward_state=last["reward_state"],
-    )  # fmt: skip
-
-
-def _groups_of(rows: Sequence[dict[str, Any]], prompts: Sequence[Prompt]) -> dict[bool, list[Group]]:
-    """Those that are trained on, and those left out, in the order of the rows."""
-    groups: dict[tuple[bool, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        groups.setdefault((row["trained"], row["place"]), []).append(row)
-    of: dict[bool, list[Group]] = {True: [], False: []}
-    for (trained, place), mine in groups.items():
-        of[trained].append(
-            Group(
-                prompt=prompts[place],
-                completions=tuple(_completion(row) for row in mine),
-                scores=tuple(_score(row) for row in mine),
-                columns={"place": place},
-            )
-        )
-    return of
-
-
-def _score(row: dict[str, Any]) -> Score:
-    return Score(value=row["reward"], parts=row["parts"], votes=tuple(row["votes"]), error=row["reward_error"])
-
-
-def _completion(row: dict[str, Any]) -> Completion:
-    return Completion(
-        key=row["key"], ids=tuple(row["ids"]), text=row["text"], logprobs=tuple(row["logprobs"]),
-        policy_logprobs=tuple(row["policy_logprobs"]), finish_reason=row["finish_reason"],
-        policy_version=row["policy_version"], error=row["error"],
-    )  # fmt: skip

@@ -38,7 +38,7 @@ class Ended(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among `world` of them, `local_world` of them on this machine."""
+    """This process among `world` of them, `local_world` of them on this machine (1 where nobody says)."""
 
     rank: int = 0
     world: int = 1
@@ -155,7 +155,8 @@ def join_ranks(watchdog: float | None = None, stacks: Path | None = None) -> Ran
     from torch.distributed.rendezvous import rendezvous
 
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    ranks = Ranks(rank=rank, world=world, local_world=int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    local_world = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
+    ranks = Ranks(rank=rank, world=world, local_world=int(local_world or 1))
     if not ranks.is_main:
         sys.stdout = _silence()
     if torch.cuda.is_available():

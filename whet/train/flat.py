@@ -13,7 +13,7 @@ from torch import Tensor
 from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
 from whet.errors import RunError
-from whet.experience.rounds import Round
+from whet.experience.round_file import Round
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,7 +25,7 @@ from whet.data.pack import fill, pack_groups
 from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
 from whet.experience.log import completion_rows
-from whet.experience.rounds import Round
+from whet.experience.round_file import Round
 from whet.objectives.credit import Advantages, Rollouts
 from whet.objectives.kl import KlController
 from whet.runs.files import read_json, write_json

@@ -16,7 +16,7 @@ from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
 from whet.experience.log import completion_rows
 from whet.experience.pairs import Pair, select_pair
-from whet.experience.rounds import Round
+from whet.experience.round_file import Round
 from whet.schema.metrics import values
 from whet.schema.rollouts import Group
 from whet.train.flat import flatten

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from whet.experience.rounds import Round
+from whet.experience.round_file import Round
 from whet.objectives.advantages import reward_metrics
 from whet.objectives.credit import Advantages
 from whet.objectives.loss import Total

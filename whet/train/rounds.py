@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from whet.experience.rounds import Round, Rounds, Share
+from whet.experience.round_file import Round
+from whet.experience.rounds import Rounds, Share
 from whet.train.feed import OfflineFeed
 
 
