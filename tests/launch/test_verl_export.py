@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -182,3 +183,17 @@ def test_a_row_with_a_picture(tmp_path: Path) -> None:
     literal = Prompt(messages=(Message("user", "write <image>"),), origin=Origin(file="a.jsonl", line=2))
     with pytest.raises(UserError, match=r"a\.jsonl:2: messages: verl takes the text <image>"):
         row_of(literal, 0, split="train", system=None)
+
+
+def test_a_checkpoint_that_does_not_stop_where_its_template_does(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(BASE, folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0]}))
+    described = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(described | {"eos_token": described["pad_token"]}))
+    plan = plan_of(tmp_path, "grpo")
+    plan = plan.model_copy(update={"model": plan.model.model_copy(update={"path": str(folder)})})
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id: .* would go on behind it .*add 2"):
+        exported(plan, tmp_path / "out")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [0, 2]}))
+    exported(plan, tmp_path / "out")

@@ -81,6 +81,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
     asked = _rewarded(read_prompts(stage.data, context, renderer, hold_out=True), reward, stage)
     everything = (*asked.prompts, *asked.held_out)
     check_prompts(everything, renderer, stage.data.system)
+    check_end(start, renderer)
     pictures = any(pictures_of(prompt.messages) for prompt in everything)
     if pictures and (plan.model.vision.min_pixels or plan.model.vision.max_pixels or plan.model.chat_template):
         raise refused(
@@ -203,6 +204,25 @@ def check_prompts(prompts: Sequence[Prompt], renderer: Renderer, system: str | N
                 field="messages", found="/".join(m.role for m in with_system(prompt.messages, system)),
                 fix="write the turns as the template wants them (some take no system message)",
             )  # fmt: skip
+
+
+def check_end(path: str, renderer: Renderer) -> None:
+    """whet stops where the template ends a turn, verl's engines where the checkpoint says: both must mean the same id.
+
+    A checkpoint that is no folder here is not looked into.
+    """
+    described = Path(path) / "generation_config.json"
+    if not Path(path).is_dir():
+        return
+    configured = json.loads(described.read_text()).get("eos_token_id") if described.is_file() else None
+    tokenizer = renderer.template.tokenizer
+    known = {tokenizer.eos_token_id, *(configured if isinstance(configured, list) else [configured])}
+    if renderer.end_id not in known:
+        raise ConfigError(
+            "does not name the token that ends a turn of its template, and verl's engine would go on behind it",
+            file=str(described), field="eos_token_id", found=", ".join(str(one) for one in known if one is not None),
+            fix=f"add {renderer.end_id} ({tokenizer.decode([renderer.end_id])!r}) to it",
+        )  # fmt: skip
 
 
 def _patch_size(path: str) -> int:

@@ -18,7 +18,7 @@ from whet.config.train import OnlineTrain
 from whet.config.verl import Verl
 from whet.errors import ConfigError
 from whet.launch.verl.arithmetic import Batch, check
-from whet.launch.verl.export import Exported, check_prompts, write
+from whet.launch.verl.export import Exported, check_end, check_prompts, write
 from whet.launch.verl.keys import ACTOR, REF, ROLLOUT, Settings, Value
 from whet.launch.verl.refuse import refused
 from whet.launch.verl.settings import (
@@ -113,6 +113,7 @@ def _exported(file: Rlhf, algorithm: Algorithm, options: Verl, out: Path) -> Exp
     asked = read_prompts(data, _context(data, model, start, out), renderer, hold_out=True)
     print(f"{algorithm}: {asked.ledger.describe()}")
     check_prompts((*asked.prompts, *asked.held_out), renderer, None)
+    check_end(start, renderer)
     batch = Batch(
         prompts=online.train_batch_size, step_prompts=online.ppo_mini_batch_size, samples=online.rollout_n,
         prompt_tokens=online.max_prompt_length, response_tokens=online.max_response_length, passes=online.ppo_epochs,
