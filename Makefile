@@ -33,8 +33,10 @@ imports: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
-# Whole runs on several ranks of this machine: the steps of one rank, going on with another number, and failing.
+# Whole runs on several ranks of this machine: the steps of one rank, going on with another number, and failing; weights
+# in parts by FSDP2 and DeepSpeed, which is installed for it.
 test-ranks: .venv/.dev
+	$(PIP) --editable ".[deepspeed]"
 	$(BIN)/python -m pytest -m ranks tests/integration
 
 # Engines, syncs and online RL against a real vLLM server on the CPU. It is installed into a folder of its own (3.5 GB);

@@ -58,9 +58,9 @@ def tempered(scale: float, cap: float | None, temperature: float) -> tuple[float
     return scale / temperature, None if cap is None else cap / temperature
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenScores:
-    """What the head says of N targets."""
+    """What the head says of N targets. Without slots, since ZeRO-3 looks for a module's tensors in its `__dict__`."""
 
     logprobs: Tensor
     """[N] float32 (float64 where the model is); carries the gradient."""

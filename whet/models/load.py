@@ -27,6 +27,7 @@ from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
 from whet.models.adapted_layers import adapted_layers
 from whet.models.attention import NAME
+from whet.models.parts import Parts, save_in_parts
 from whet.models.processor_files import copy_processor
 from whet.models.vision import vision_parts
 from whet.schema.artifacts import ModelRef
@@ -172,15 +173,21 @@ def end_ids(
     return tuple(dict.fromkeys(ids))
 
 
-def save_trained(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+def save_trained(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path, parts: Parts | None = None
+) -> None:
     """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template, and
-    what tells how pictures are prepared, from where the tokenizer came from."""
+    what tells how pictures are prepared, from where the tokenizer came from. Of weights in `parts` by all ranks."""
     if isinstance(model, PeftModel):
         # peft keeps the names as a set and writes them in hash order: equal adapters would differ in their bytes.
         for config in model.peft_config.values():
             if isinstance(config.target_modules, set):
                 config.target_modules = sorted(config.target_modules)
-    if isinstance(model, PeftModel):
+    if parts is not None:
+        save_in_parts(model, directory, parts)
+        if not parts.writes:
+            return
+    elif isinstance(model, PeftModel):
         model.save_pretrained(directory, selected_adapters=["default"])
     else:
         model.save_pretrained(directory)

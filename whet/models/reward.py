@@ -35,6 +35,7 @@ from whet.models.load import (
     with_adapter,
     with_fresh_adapter,
 )
+from whet.models.parts import Parts
 from whet.models.score_head import ADAPTER_KEY, KEY, ScoreHead, adapter_head, checkpoint_head, fresh_head, num_layers
 from whet.schema.artifacts import ModelRef
 
@@ -85,8 +86,10 @@ def load_reward_model(
     return loaded.train(trainable)
 
 
-def save_reward_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write what was trained, the head included: the adapter alone, or the whole checkpoint.
+def save_reward_model(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, folder: Path, parts: Parts | None = None
+) -> None:
+    """Write what was trained, the head included: the adapter alone, or the whole checkpoint; see `save_trained`.
 
     transformers takes for a row's last token the last that is not padding. So where the tokenizer pads with the token
     that ends a text, the saved one pads with another, if it has any.
@@ -96,7 +99,7 @@ def save_reward_model(model: PreTrainedModel | PeftModel, tokenizer: PreTrainedT
         tokenizer.pad_token = tokenizer.bos_token or tokenizer.unk_token or tokenizer.eos_token
     for config in (model.config, model.config.get_text_config()):
         config.pad_token_id = tokenizer.pad_token_id
-    save_trained(model, tokenizer, folder)
+    save_trained(model, tokenizer, folder, parts)
 
 
 def _adapter(path: str | None) -> _Adapter | None:

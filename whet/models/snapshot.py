@@ -8,6 +8,7 @@ one. Frozen layers are not doubled unless that is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,25 +18,41 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from whet.errors import RunError
 from whet.models.backbone import unwrapped
 from whet.models.packed_linear import PackedLinear, packs
 from whet.models.vision import Vision, vision_parts
+
+Whole = Callable[[Tensor], Tensor]
+"""From a rank's part of a weight to all of it."""
 
 
 class Snapshot:
     """`model` generates; `refresh` brings it up to date with the model it was taken of."""
 
-    def __init__(self, source: torch.nn.Module, dtype: torch.dtype, *, pack_frozen: bool = False) -> None:
+    def __init__(
+        self, source: torch.nn.Module, dtype: torch.dtype, *, pack_frozen: bool = False, whole: Whole | None = None
+    ) -> None:
         """`dtype` is that of the products. A model that is frozen and of that type, and one whose adapter is of a
         kind that cannot be folded in, is used as it is. With `pack_frozen` a packed copy of every frozen layer is held
-        as well: decoding is about a third faster where few layers are adapted, for the memory of their weights."""
+        as well: decoding is about a third faster where few layers are adapted, for the memory of their weights.
+        `whole` gathers a weight of which this rank will hold a part when `refresh` is called, on all ranks at once.
+
+        Raises RunError for a model that would be used as it is, where it will be in parts."""
         self._source, self._dtype, self._pack_frozen = unwrapped(source), dtype, pack_frozen
+        self._gather = whole
         self._eyes = tuple(f"{name}." for name in vision_parts(self._source))
         self._copies: list[tuple[Tensor, str]] = []
         """Weights of its own, and the name of the module or parameter of the source that they follow."""
         self._packed: list[tuple[PackedLinear, str]] = []
         """The same for packed ones."""
-        self.model: PreTrainedModel = self._twin() if self._needs_twin() else self._source
+        twin = self._needs_twin()
+        if not twin and whole is not None:
+            raise RunError(
+                "the adapter cannot be folded into a copy that generates", field="launch.sharding.type",
+                fix="leave launch.sharding out, or train a plain LoRA adapter",
+            )  # fmt: skip
+        self.model: PreTrainedModel = self._twin() if twin else self._source
 
     @torch.no_grad()
     def refresh(self) -> None:
@@ -131,17 +148,19 @@ class Snapshot:
         module: Any = self._source.get_submodule(parent)
         own = getattr(module, last)
         if not isinstance(own, peft_lora.Linear):
-            weight: Tensor = own
-            return weight
-        weight = own.get_base_layer().weight
+            return self._whole(own)
+        weight = self._whole(own.get_base_layer().weight)
         if own.disable_adapters:
             return weight
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         for adapter in own.active_adapters:
             if adapter in own.lora_A:
-                a, b = own.lora_A[adapter].weight.to(wide.dtype), own.lora_B[adapter].weight.to(wide.dtype)
-                wide = torch.addmm(wide, b, a, alpha=own.scaling[adapter])
+                a, b = self._whole(own.lora_A[adapter].weight), self._whole(own.lora_B[adapter].weight)
+                wide = torch.addmm(wide, b.to(wide.dtype), a.to(wide.dtype), alpha=own.scaling[adapter])
         return wide
+
+    def _whole(self, weight: Tensor) -> Tensor:
+        return weight if self._gather is None else self._gather(weight)
 
 
 def _folds(module: torch.nn.Module) -> bool:

@@ -33,7 +33,7 @@ from whet.schema.packed import Packed
 FILE, KEY = "value_head.safetensors", "weight"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Values:
     """Values of states, float32 at least; they carry the gradient."""
 
@@ -43,7 +43,7 @@ class Values:
     """[R], of the state behind each row's last token: what is still to come for a response that was cut off."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PolicyScores:
     """What a policy and its value function say of a packed row."""
 

@@ -24,6 +24,7 @@ from whet.errors import ConfigError
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, end_ids, load_model, pick_device
 from whet.models.memory import has_room_for_copy
+from whet.models.snapshot import Whole
 from whet.rollout.engine import Engine
 from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
@@ -86,14 +87,23 @@ def policy_engine(
     answering: Answering,
     *,
     dtype: torch.dtype,
+    whole: Whole | None = None,
 ) -> Engine:
-    """The engine of a model that trains here, and that `sync` follows. `dtype` is that of the training's products."""
+    """The engine of a model that trains here, and that `sync` follows. `dtype` is that of the training's products.
+
+    `whole` gathers weights that will be in parts. Raises ConfigError for an engine that cannot follow such.
+    """
+    if whole is not None and not isinstance(config, Native):
+        raise ConfigError(
+            "does not go with launch.sharding", field="rollout.engine.type", found=config.type,
+            fix="use the native engine, or leave launch.sharding out",
+        )  # fmt: skip
     match config:
         case Native():
             return NativeEngine(
                 model, answering.tokenizer, batch_size=answering.batch_size,
                 end_ids=end_ids(answering.tokenizer, model, answering.end_id), dtype=dtype,
-                pack_frozen=has_room_for_copy(unwrapped(model), dtype), reader=answering.reader,
+                pack_frozen=has_room_for_copy(unwrapped(model), dtype), reader=answering.reader, whole=whole,
             )  # fmt: skip
         case Vllm():
             follows = Followed(model=model, tokenizer=answering.tokenizer)

@@ -27,7 +27,7 @@ from whet.data.pictures import PictureReader
 from whet.models.backbone import Backbone, max_positions
 from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
-from whet.models.snapshot import Snapshot
+from whet.models.snapshot import Snapshot, Whole
 from whet.rollout.continuations import continuation_logprobs
 from whet.rollout.decode import Decoder
 from whet.rollout.padded import PaddedDecoder
@@ -51,12 +51,13 @@ class NativeEngine:
         dtype: torch.dtype | None = None,
         pack_frozen: bool = False,
         reader: PictureReader | None = None,
+        whole: Whole | None = None,
     ) -> None:
         """With a `dtype` the engine generates from a copy of what differs from it: adapters folded in, weights cast.
         The copy follows the model at `sync`; `pack_frozen` copies more of it, to be faster (see `Snapshot`).
         Without a `dtype` it generates with the model as it is at every moment. `reader` loads the pictures of requests,
-        where the model takes any."""
-        self._snapshot = Snapshot(model, dtype, pack_frozen=pack_frozen) if dtype is not None else None
+        where the model takes any; `whole` gathers weights that will be in parts (see `Snapshot`)."""
+        self._snapshot = Snapshot(model, dtype, pack_frozen=pack_frozen, whole=whole) if dtype is not None else None
         self._model = self._snapshot.model if self._snapshot is not None else model
         self._backbone = Backbone(self._model)
         self._tokenizer, self._batch_size, self._end_ids, self._reader = tokenizer, batch_size, end_ids, reader

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -19,6 +20,7 @@ from whet.config.stage import KtoStage, OfflinePolicyStage, OfflineStage, Reward
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
 from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
+from whet.models.parts import Parts
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.scoring import RowScorer, TokenScorer
 from whet.ranks.pulse import beat
@@ -27,6 +29,7 @@ from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import Measure, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
+from whet.stages.parts import check_parts
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
 from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
@@ -44,13 +47,15 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
     train = stage.train
     device = pick_device(context.model.device)
     dtype = compute_dtype(train.arithmetic, device)
-    parallel = Parallel(device, dtype, context.ranks)
+    parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
+    check_parts(stage, parallel)
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
     rows = context.ranks.main_first(partial(read_rows, stage, context, tokenizer), "the rows, rendered")
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)
-    model = load_trainable(stage, context, checkpoints, dtype)
+    # Who holds a part takes it from the host's memory: the whole may not fit on the device.
+    model = load_trainable(stage, context if parallel.holding is None else on_host(context), checkpoints, dtype)
     asked = train.micro_batch_tokens
     budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
     freed = FreedMemory(budget.packed * activation_bytes(unwrapped(model), dtype))
@@ -68,7 +73,7 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
             train=train,
             parallel=parallel,
             checkpoints=checkpoints,
-            save_model=lambda folder: save(stage, model, tokenizer, folder / artefact_name(model)),
+            save_model=lambda folder: save(stage, model, tokenizer, folder / artefact_name(model), parallel.parts),
             metrics=metrics,
             evaluate=evaluator(stage, context, rows, work, scorer, tokenizer, parallel, budget),
             settle=freed.settle,
@@ -76,6 +81,11 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
         ).fit()  # fmt: skip
     end = partial(finish, stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
     return context.ranks.on_main(end, "the model that is kept")
+
+
+def on_host(context: Context) -> Context:
+    """Where models are loaded into the host's memory."""
+    return replace(context, model=context.model.model_copy(update={"device": "cpu"}))
 
 
 def scorer_of(stage: OfflineStage, model: Trained, budget: Budget) -> TokenScorer | RowScorer:
@@ -98,11 +108,13 @@ def load_trainable(stage: OfflineStage, context: Context, checkpoints: Checkpoin
     return load_model(ref, context.model, dtype=dtype, trainable=True, seed=stage.train.seed)
 
 
-def save(stage: OfflineStage, model: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+def save(
+    stage: OfflineStage, model: Trained, tokenizer: PreTrainedTokenizerBase, folder: Path, parts: Parts | None
+) -> None:
     if isinstance(stage, RewardStage):
-        save_reward_model(model, tokenizer, folder)
+        save_reward_model(model, tokenizer, folder, parts)
     else:
-        save_trained(model, tokenizer, folder)
+        save_trained(model, tokenizer, folder, parts)
 
 
 def evaluator(

@@ -33,6 +33,7 @@ from whet.stages.context import Context
 from whet.stages.held_out import held_out_reward
 from whet.stages.judging import judge_engine, judge_renderer
 from whet.stages.online_work import OnlineGround, online_work
+from whet.stages.parts import check_parts
 from whet.stages.policy import Policy, load_policy
 from whet.stages.prompts import PromptSet, read_prompts
 from whet.stages.rendering import renderer_of
@@ -62,7 +63,8 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     """The work of `run`. Engines are closed with `opened`."""
     device = pick_device(context.model.device)
     dtype = compute_dtype(stage.train.arithmetic, device)
-    parallel = Parallel(device, dtype, context.ranks)
+    parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
+    check_parts(stage, parallel)
     renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
     tokenizer = renderer.template.tokenizer
     reward = build_reward(stage.reward, setting=setting(stage, context, opened))
@@ -73,6 +75,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
         stage.rollout.engine, policy.model,
         Served(ref=context.start, model=context.model, folder=context.paths.root),
         Answering.by(renderer, batch_size=stage.rollout.batch_size), dtype=dtype,
+        whole=None if parallel.parts is None else parallel.parts.whole,
     )  # fmt: skip
     opened.callback(engine.close)
     freed = FreedMemory(policy.budget.packed * activation_bytes(unwrapped(policy.model), dtype))
@@ -97,7 +100,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
             train=stage.train,
             parallel=parallel,
             checkpoints=checkpoints,
-            save_model=policy.save,
+            save_model=lambda folder: policy.save(folder, parallel.parts),
             metrics=metrics,
             evaluate=evaluator(stage, context, asked.held_out, policy, engine, renderer, reward, parallel, work.order),
             settle=freed.settle,
@@ -156,12 +159,13 @@ def evaluator(
 
     def evaluate() -> dict[str, float]:
         order.wait()
+        if held_out and (parallel.is_main or parallel.holding is not None):
+            engine.sync(0)  # by all ranks where each has a part
         return context.ranks.on_main(measured, "the held-out prompts, which the first rank measures")
 
     def measured() -> dict[str, float]:
         found: dict[str, float] = {}
         if held_out:
-            engine.sync(0)
             found |= held_out_reward(held_out, engine, renderer, reward, stage.rollout)
         if stage.watch:
             with parallel.forward():

@@ -20,6 +20,7 @@ from whet.config.value import ModelValue, PolicyValue
 from whet.models.backbone import unwrapped
 from whet.models.load import load_model, save_trained
 from whet.models.memory import Budget, token_budget
+from whet.models.parts import Parts
 from whet.models.reward import save_reward_model
 from whet.models.scoring import TokenScorer
 from whet.models.value import (
@@ -55,9 +56,9 @@ class Policy:
     scorer: TokenScorer | PolicyScorer
     """Both in one module: what the loop trains."""
 
-    def save(self, folder: Path) -> None:
-        """Write what was trained into the folder of a checkpoint."""
-        save_trained(self.model, self.tokenizer, folder / artefact_name(self.model))
+    def save(self, folder: Path, parts: Parts | None = None) -> None:
+        """Write what was trained into the folder of a checkpoint; where it is in `parts` there is no value function."""
+        save_trained(self.model, self.tokenizer, folder / artefact_name(self.model), parts)
         match self.values:
             case ValueHead():
                 save_value_head(self.values, folder)

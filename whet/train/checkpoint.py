@@ -8,14 +8,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from whet.models.parts import write_tensors
 from whet.runs.files import read_json, write_json, writing
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import Optimizer
+from whet.train.sharding.holding import Holding
 from whet.train.state import load_state, state_of, unshared
 
 
@@ -46,15 +51,31 @@ class Checkpoints:
         """Steps that have a whole checkpoint, ascending."""
         return sorted(int(p.name.removeprefix("step-")) for p in self._root.glob("step-*") if p.is_dir())
 
+    def save_parts(
+        self, position: Position, save_model: Callable[[Path], None], holding: Holding, *, keeps: bool
+    ) -> None:
+        """The same checkpoint of weights and an optimiser in parts, by all ranks; one `keeps` it."""
+        holding.rest()
+        if keeps:
+            self._save(position, save_model, lambda file: write_tensors(list(holding.state()), file))
+        else:
+            save_model(self.folder(position.step))
+            write_tensors(list(holding.state()), None)
+
     def save(self, position: Position, save_model: Callable[[Path], None], optimizer: Optimizer) -> None:
         """Write a checkpoint, the model by `save_model(folder)`; then only the latest `keep` and the best one stay."""
+        self._save(position, save_model, lambda file: save_file(optimizer_tensors(optimizer), file))
+
+    def _save(
+        self, position: Position, save_model: Callable[[Path], None], save_optimizer: Callable[[Path], None]
+    ) -> None:
         final = self.folder(position.step)
         temporary = final.with_name(f".{final.name}.tmp")
         with writing(temporary):
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
             save_model(temporary)
-            save_file(optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
+            save_optimizer(temporary / "optimizer.safetensors")
             save_file(random_tensors(), temporary / "random.safetensors")
             write_json(temporary / "state.json", asdict(position))
             shutil.rmtree(final, ignore_errors=True)
@@ -78,6 +99,17 @@ class Checkpoints:
         """Load optimiser and random state of a checkpoint; the model is loaded from its folder before."""
         load_optimizer(optimizer, load_file(self.folder(step) / "optimizer.safetensors"))
         load_random(load_file(self.folder(step) / "random.safetensors"))
+
+    def restore_parts(self, step: int, holding: Holding) -> None:
+        """The same where a rank takes its part of the optimiser's state."""
+        with safe_open(self.folder(step) / "optimizer.safetensors", framework="pt") as file:
+            holding.load_state({name: partial(_rows, file, name) for name in file.keys()})  # noqa: SIM118
+        load_random(load_file(self.folder(step) / "random.safetensors"))
+
+
+def _rows(file: Any, name: str, rows: slice | None) -> torch.Tensor:
+    tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
+    return tensor
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:

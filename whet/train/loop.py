@@ -26,8 +26,9 @@ from whet.schema.metrics import values
 from whet.train.checkpoint import Checkpoints, Position, load_random, random_tensors
 from whet.train.feed import Feed
 from whet.train.learners import Learner
-from whet.train.optim import Optimizer, build_optimizer, learning_rate
+from whet.train.optim import Optimizer, learning_rate
 from whet.train.parallel import Parallel, peak_memory_bytes
+from whet.train.sharding.holding import Score
 
 
 class Batch(Protocol):
@@ -59,6 +60,7 @@ class Loop(Generic[B]):
     settle: Callable[[], None] = lambda: None
     """Called whenever a micro-batch's activations have been freed."""
     title: str = "train"
+    _score: Score = field(init=False)
     _optimizer: Optimizer = field(init=False)
     _parameters: list[torch.nn.Parameter] = field(init=False)
 
@@ -70,8 +72,8 @@ class Loop(Generic[B]):
                 fix="add data.eval_files, data.eval_fraction or a task to watch",
             )  # fmt: skip
         self.model.train()
+        self._score, self._optimizer = self.parallel.hold(self.model, self.train)
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self._optimizer = build_optimizer(self.model, self.train)
         position = self._resume()
         if position is None:
             torch.manual_seed(self.train.seed)
@@ -91,7 +93,10 @@ class Loop(Generic[B]):
         position = self.checkpoints.latest()
         self.metrics.truncate_after(position.step if position else -1)
         if position is not None:
-            self.checkpoints.restore(position.step, self._optimizer)
+            if self.parallel.holding is not None:
+                self.checkpoints.restore_parts(position.step, self.parallel.holding)
+            else:
+                self.checkpoints.restore(position.step, self._optimizer)
             self.parallel.restore_scaler(position.scaler)
             if self.parallel.is_main:
                 self.checkpoints.rotate(position.best_step)
@@ -108,11 +113,12 @@ class Loop(Generic[B]):
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         logged = Totals()
+        self.parallel.begin(len(batches))
         with self.parallel.forward():
             surveyed = self.learner.survey(self.model, batches, self.parallel)
         for batch in batches:
             with self.parallel.forward():
-                loss = self.learner.loss(self.model, batch, surveyed)
+                loss = self.learner.loss(self._score, batch, surveyed)
             self.parallel.backward(loss.total / max(units, 1e-12))
             self.settle()
             beat()
@@ -158,7 +164,9 @@ class Loop(Generic[B]):
         beat(f"the checkpoint of step {position.step}")
         self.feed.rest()
         self.parallel.wait()
-        if self.parallel.is_main:
+        if (holding := self.parallel.holding) is not None:
+            self.checkpoints.save_parts(position, self.save_model, holding, keeps=self.parallel.is_main)
+        elif self.parallel.is_main:
             self.checkpoints.save(position, self.save_model, self._optimizer)
         self.parallel.wait()
 

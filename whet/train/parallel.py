@@ -1,7 +1,8 @@
 """Devices and ranks: the loop and the learners never ask where they run.
 
-All that ranks say to each other while they train goes through here. Every rank holds the whole model; a step adds the
-gradients of all, so that each takes the same step.
+All that ranks say to each other while they train goes through here. Either every rank holds the whole model, and a
+step adds the gradients of all, so that each takes the same step; or the weights are in parts, and an engine of
+`whet.train.sharding` holds them.
 """
 
 from __future__ import annotations
@@ -15,13 +16,21 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
+from whet.config.sharding import NoSharding, Sharding
+from whet.config.train import Train
 from whet.errors import ConfigError
+from whet.models.parts import Parts
 from whet.objectives.loss import Total
 from whet.ranks.group import ALONE, Ranks
 from whet.ranks.pulse import waiting
 from whet.schema.metrics import Mean, Metric, merge
 from whet.train.narrow import NarrowWeights
-from whet.train.optim import Optimizer
+from whet.train.optim import Optimizer, build_optimizer
+from whet.train.sharding.choose import holding_of
+from whet.train.sharding.holding import Holding, Score
+from whet.train.sharding.passes import Passes
+
+WHOLE = NoSharding()
 
 
 class Parallel:
@@ -30,7 +39,9 @@ class Parallel:
     Mixed precision is autocast around the forward pass only. fp16 has a loss scale, and its weights are fp32.
     """
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE, sharding: Sharding = WHOLE
+    ) -> None:
         """Raises ConfigError where ranks of this machine would share a GPU, which NCCL does not allow."""
         if ranks.world > 1 and device.type == "cuda" and ranks.local_world > torch.cuda.device_count():
             raise ConfigError(
@@ -38,6 +49,10 @@ class Parallel:
                 found=f"{ranks.local_world} ranks, {torch.cuda.device_count()} GPUs", fix="start one a GPU",
             )  # fmt: skip
         self.ranks, self._dtype = ranks, dtype
+        self._holding = holding_of(sharding, device, dtype, ranks)
+        self._passes: Passes | None = None
+        self._turns, self._turn = 0, 0
+        """Backward passes of the step, over which every rank goes, and those that are done."""
         self._scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.device = device
 
@@ -64,6 +79,39 @@ class Parallel:
         if self.rank:
             torch.manual_seed(int(np.random.SeedSequence([seed, step, self.rank]).generate_state(1, np.uint64)[0] >> 1))
 
+    @property
+    def holding(self) -> Holding | None:
+        """What holds the weights in parts; None where every rank has the whole model."""
+        return self._holding
+
+    @property
+    def parts(self) -> Parts | None:
+        """What gives their tensors whole."""
+        held = self._holding
+        return None if held is None else Parts(whole=held.whole, shape=held.shape, writes=self.is_main)
+
+    def hold(self, scorer: torch.nn.Module, train: Train) -> tuple[Score, Optimizer]:
+        """Put the model where its training wants it. Returns what is called for a pass, and the optimiser."""
+        if self._holding is None:
+            return scorer, build_optimizer(scorer, train)
+        score, optimizer = self._holding.hold(scorer, train)
+        self._passes = Passes(
+            scorer, score, self.device, self.forward, self.backward, looks=self._holding.looks,
+            learns=self._holding.learns,
+        )  # fmt: skip
+        self._passes.begin()
+        return score, optimizer
+
+    def begin(self, batches: int) -> None:
+        """A step of so many micro-batches on this rank."""
+        self._turn = 0
+        self._turns = batches if self._holding is None else max(1, *self.ranks.everyone(batches, "the micro-batches"))
+
+    def meet(self) -> None:
+        """Before ranks speak to each other: those that are here take part in the passes of those that are not."""
+        if self._passes is not None:
+            self._passes.meet()
+
     @contextmanager
     def forward(self) -> Iterator[None]:
         """Compute in the configured precision."""
@@ -74,6 +122,7 @@ class Parallel:
         """Add a number over all ranks."""
         if self.world == 1:
             return value
+        self.meet()
         total = torch.tensor(value, dtype=torch.float64)
         with waiting("the sum of a number"):
             distributed.all_reduce(total)
@@ -83,11 +132,13 @@ class Parallel:
         """The rows of all ranks, one after the other; ranks may hold different numbers of them."""
         if self.world == 1:
             return rows
+        self.meet()
         return torch.cat(self.ranks.everyone(rows.cpu(), "the rows of all")).to(rows.device)
 
     def total(self, numbers: Tensor) -> Tensor:
         """Added over all ranks, each of which may have measured some of them and left the others 0."""
         if self.world > 1:
+            self.meet()
             numbers = numbers.clone()
             with waiting("what each has measured"):
                 distributed.all_reduce(numbers)
@@ -98,16 +149,26 @@ class Parallel:
         own = on_host(totals)
         if self.world == 1:
             return own
+        self.meet()
         # A rank that had no records of a step has no names either.
         return merge([part for part in self.ranks.everyone(own, "the metrics") if part])
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a share of the loss; `step` adds the ranks' shares."""
+        self._turn += 1
+        if self._holding is not None:
+            self._holding.backward(loss, last=self._turn == self._turns)
+            return
         torch.autograd.backward(self._scaler.scale(loss))
 
     def step(self, optimizer: Optimizer, parameters: list[torch.nn.Parameter], max_norm: float | None) -> float:
         """Clip, step, clear. Returns the gradient norm before clipping."""
         limit = math.inf if max_norm is None else max_norm
+        if self._holding is not None:
+            self.meet()
+            if self._passes is not None and not self._turn:
+                self._passes.learn_nothing()  # no rank had a batch, and an engine steps after a backward pass only
+            return self._holding.step(limit)
         match optimizer:
             case NarrowWeights():
                 if self.world > 1:
@@ -154,6 +215,7 @@ class Parallel:
 
     def wait(self) -> None:
         """Hold until every rank is here."""
+        self.meet()
         self.ranks.wait()
 
 
