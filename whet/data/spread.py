@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from itertools import chain, islice
 from typing import Any, TypeVar
 
+from whet.ranks.pulse import beat
+
 MAX_PROCESSES = 8
 AHEAD = 3
 """Things under way or waiting for each process: more would only fill memory where whoever takes the results is slow."""
@@ -38,7 +40,9 @@ def spread(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
     first = list(islice(things, 2))
     processes = num_processes()
     if processes == 1 or len(first) < 2:
-        yield from map(work, chain(first, things))
+        for thing in chain(first, things):
+            beat()
+            yield work(thing)
         return
     waiting: deque[Future[R]] = deque()
     fork = multiprocessing.get_context("fork")
@@ -47,9 +51,11 @@ def spread(work: Callable[[T], R], things: Iterable[T]) -> Iterator[R]:
             for thing in chain(first, things):
                 with _single_threaded():
                     waiting.append(pool.submit(_run, thing))
+                beat()
                 if len(waiting) > AHEAD * processes:
                     yield waiting.popleft().result()
             while waiting:
+                beat()
                 yield waiting.popleft().result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

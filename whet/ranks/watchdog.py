@@ -35,7 +35,7 @@ class Watchdog(threading.Thread):
         now = time.monotonic()
         self._signs, self._rank, self._limit, self._stacks = signs, rank, limit, stacks
         self._interval = min(LONGEST_INTERVAL, (limit or 60.0) / 5)
-        self._parent = os.getppid()
+        self._parent, self._looked = os.getppid(), now
         self._seen = [Seen(Sign(), now, now) for _ in range(world)]
         self._stopped = threading.Event()
 
@@ -51,21 +51,25 @@ class Watchdog(threading.Thread):
         return self._seen[rank].sign.phase
 
     def run(self) -> None:
-        try:
-            while not self._stopped.wait(self._interval):
+        while not self._stopped.wait(self._interval):
+            try:
                 self._look()
-        except Exception:  # the store is gone, and with it the process that holds the job together
-            if not self._stopped.is_set() and os.getppid() != self._parent:
-                print("error: the process that started the ranks is gone", file=sys.stderr, flush=True)
-                os._exit(FAILED)
+            except Exception:  # no store at this moment; or none any more, with the process that holds the job together
+                if os.getppid() != self._parent:
+                    print("error: the process that started the ranks is gone", file=sys.stderr, flush=True)
+                    os._exit(FAILED)
 
     def _look(self) -> None:
         self._signs.send()
         if (code := self._signs.said()) is not None:
             self._leave(code)
-        now = time.monotonic()
-        for one, sign in zip(self._seen, self._signs.read(), strict=True):
+        signs, now = self._signs.read(), time.monotonic()
+        stood_still = now - self._looked > 10 * self._interval
+        self._looked = now
+        for one, sign in zip(self._seen, signs, strict=True):
             one.update(sign, now)
+            if stood_still:  # who has not looked for so long cannot say that the others did nothing
+                one.ticked = one.got_on = now
         if self._limit is None:
             return
         why, ranks = verdict(self._seen, now, self._limit)
