@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 
+STARTING = 600.0
+"""Seconds that a rank may at least take to come: libraries are loaded, on a busy machine from a slow disk."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sign:
     """A rank's latest sign of life."""
@@ -45,6 +49,8 @@ class Seen:
 
     def is_silent(self, now: float, limit: float) -> bool:
         """A rank that waits for others is held up by them, as long as it is there at all."""
+        if self.sign.tick < 0:
+            limit = max(limit, STARTING)
         return now - (self.ticked if self.sign.waits_for else self.got_on) > limit
 
 
