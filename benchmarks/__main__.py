@@ -1,5 +1,6 @@
 """The command line: `python -m benchmarks sft|dpo|reward|grpo` compares training, `generate` compares engines,
-`serve` compares clients of a vLLM server, and `python -m benchmarks table` renders README.md."""
+`serve` compares clients of a vLLM server, `estimate` compares `whet estimate` with what was taken, and
+`python -m benchmarks table` renders README.md."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from benchmarks import generate, grpo, serve
+from benchmarks import estimate, generate, grpo, serve
 from benchmarks.compare import Comparison, compare
 from benchmarks.job import TASKS, Side
 from benchmarks.shapes import SHAPES
@@ -43,6 +44,8 @@ def run(options: argparse.Namespace, work: Path) -> None:
         grpo.grpo(options, work)
     elif options.command == "serve":
         serve.serve(options, work)
+    elif options.command == "estimate":
+        estimate.estimate(options, work)
     else:
         compare(comparison(options), work)
 
@@ -55,6 +58,7 @@ def parser() -> argparse.ArgumentParser:
     generate.add_options(commands.add_parser("generate", help="compare engines"))
     grpo.add_options(commands.add_parser("grpo", help="compare online RL"))
     serve.add_options(commands.add_parser("serve", help="compare clients of a vLLM server"))
+    estimate.add_options(commands.add_parser("estimate", help="compare `whet estimate` with what a run takes"))
     for task in TASKS:
         add_options(commands.add_parser(task, help=f"compare {task}"), task)
     return top

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks import estimate
 from benchmarks.figures import SideFigures, Spread
 
 RESULTS = Path(__file__).with_name("results")
@@ -28,7 +29,13 @@ LEARNED = (
     "train s | peak GB | times as fast | share of memory | date |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
+ESTIMATED = (
+    "| plan | parameters | trained | tokens of the largest micro-batch | estimated MB | measured MB | off | date |",
+    "|---|---|---|---|---|---|---|---|",
+)
 """Heads of the tables in README.md."""
+OTHERS = ("grpo", "generate", "estimate")
+"""Results that are no comparison of training."""
 
 
 def describe(figures: Sequence[SideFigures]) -> str:
@@ -78,7 +85,7 @@ def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def render_results(folder: Path = RESULTS) -> str:
-    """All kept results as Markdown: for every machine tables of training, online RL and generation."""
+    """All kept results as Markdown: for every machine tables of training, online RL, generation and estimates."""
     entries = [
         entry for path in sorted(folder.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
@@ -86,12 +93,14 @@ def render_results(folder: Path = RESULTS) -> str:
     for machine in dict.fromkeys(map(machine_of, entries)):
         blocks.append(machine)
         here = [entry for entry in entries if machine_of(entry) == machine]
-        trained = [line for entry in here if entry["task"] not in ("grpo", "generate") for line in lines_of(entry)]
+        trained = [line for entry in here if entry["task"] not in OTHERS for line in lines_of(entry)]
         learned = [line for entry in here if entry["task"] == "grpo" for line in grpo_lines_of(entry)]
         generated = [line for entry in here if entry["task"] == "generate" for line in generate_lines_of(entry)]
+        estimated = [line for entry in here if entry["task"] == "estimate" for line in estimate.lines_of(entry)]
         blocks += ["\n".join([*TRAINED, *trained])] if trained else []
         blocks += ["\n".join([*LEARNED, *learned])] if learned else []
         blocks += ["\n".join([*GENERATED, *generated])] if generated else []
+        blocks += ["\n".join([*ESTIMATED, *estimated])] if estimated else []
     return "\n\n".join(blocks) if blocks else "Nothing is kept yet."
 
 

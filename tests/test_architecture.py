@@ -10,7 +10,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[1]
 PACKAGE = REPOSITORY / "whet"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-LIGHT = ("errors", "schema", "config", "runs", "report", "cli")
+LIGHT = ("errors", "schema", "config", "runs", "report", "estimate", "cli")
 FILE_LINES, FUNCTION_LINES = 350, 70
 """A ratchet: what is there fits; lower them when it can be lower."""
 

@@ -15,6 +15,7 @@ from typer.exceptions import TyperException
 
 from whet import __version__
 from whet.cli.data import data_app, help_when_alone
+from whet.cli.estimate import estimate
 from whet.cli.export import export_app
 from whet.cli.score import score
 from whet.errors import UserError
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data")
 app.add_typer(export_app, name="export")
+app.command("estimate")(estimate)
 app.command("score")(score)
 
 Args = Annotated[

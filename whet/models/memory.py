@@ -9,6 +9,7 @@ import ctypes
 import os
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -37,9 +38,13 @@ class Budget:
 
 def token_budget(model: PreTrainedModel, device: torch.device, dtype: torch.dtype) -> Budget:
     """What fits: activations within `SHARE` of the device's memory, rounded down to a power of two."""
-    room = SHARE * device_memory(device) / activation_bytes(model, dtype)
-    kept = max(LEAST, min(MOST, 1 << max(0, int(room).bit_length() - 1)))
-    return Budget(packed=min(kept, CPU_TOKENS) if device.type == "cpu" else kept, kept=kept)
+    return budget_within(device_memory(device), activation_bytes(model, dtype), on_cpu=device.type == "cpu")
+
+
+def budget_within(memory: float, token: float, *, on_cpu: bool) -> Budget:
+    """The same in numbers: bytes of the device, and of a token's activations."""
+    kept = max(LEAST, min(MOST, 1 << max(0, int(SHARE * memory / token).bit_length() - 1)))
+    return Budget(packed=min(kept, CPU_TOKENS) if on_cpu else kept, kept=kept)
 
 
 class FreedMemory:
@@ -137,3 +142,14 @@ def device_memory(device: torch.device) -> int:
     if sys.platform == "win32":
         return 8 << 30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def resident_bytes() -> int:
+    """Bytes of memory this process holds now; where the system tells no more than the most it ever held, that."""
+    table = Path("/proc/self/statm")
+    if table.exists():
+        return int(table.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,211 @@
+"""Estimates of plans: from their own data, from a config.json alone, and against what a run really takes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from whet.cli import main
+from whet.config.load import load_plan
+from whet.data.tokens import load_tokenizer
+from whet.errors import ConfigError, UserError
+from whet.estimate.memory import memory_of
+from whet.estimate.result import StageEstimate, to_json
+from whet.estimate.text import table
+from whet.stages.estimate.plan import Asked, estimate_plan
+from whet.stages.estimate.probe import probed
+
+ROWS = [
+    {"prompt": "Paris is", "chosen": "the capital of France " * size, "rejected": "a plum"} for size in range(1, 13)
+]
+
+
+@pytest.fixture
+def folder(in_tmp: Path) -> Path:
+    Path("pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    said = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in ROWS]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    Path("prompts.jsonl").write_text("".join(json.dumps({"prompt": row["chosen"]}) + "\n" for row in ROWS))
+    return in_tmp
+
+
+def plan(checkpoint: Path, *stages: Mapping[str, Any], **top: Any) -> dict[str, Any]:
+    return {
+        "run": "run",
+        "model": {"path": str(checkpoint), "device": "cpu"},
+        "data": {"files": ["pairs.jsonl"], "max_length": 128},
+        "train": {"batch_size": 4, "precision": "fp32", "max_steps": 2},
+        "stages": list(stages),
+    } | top  # fmt: skip
+
+
+def estimate(
+    checkpoint: Path, *stages: Mapping[str, Any], asked: Asked | None = None, **top: Any
+) -> list[StageEstimate]:
+    return list(estimate_plan(load_plan(plan(checkpoint, *stages, **top)), asked or Asked()))
+
+
+SFT = {"kind": "sft", "data": {"files": ["rows.jsonl"], "max_length": 128}}
+GRPO = {
+    "kind": "grpo", "rollout": {"group_size": 4, "max_new_tokens": 16}, "reward": {"type": "length", "target": 8},
+    "data": {"files": ["prompts.jsonl"], "max_length": 128},
+}  # fmt: skip
+
+
+def test_lengths_are_those_of_the_rows(tiny_checkpoint: Path, folder: Path) -> None:
+    """A pair is its prompt once and both responses; the micro-batch is the largest that the feed makes."""
+    (found,) = estimate(tiny_checkpoint, {"kind": "dpo"})
+    tokenizer = load_tokenizer(str(tiny_checkpoint))
+    prompt = [{"role": "user", "content": "Paris is"}]
+    asked = len(tokenizer.apply_chat_template(prompt, add_generation_prompt=True)["input_ids"])
+    assert found.longest > asked
+    batch = found.setting.micro_batch
+    assert found.longest <= batch.tokens <= min(768, 4 * found.longest)
+    assert 0 < batch.targets < batch.tokens
+    assert batch.seen == batch.targets + asked * 2 * round((batch.tokens - batch.targets) / asked)
+    assert found.work is not None
+    assert (found.work.records, found.work.steps) == (12, 3)
+
+
+def test_an_adapters_reference_is_no_second_model(tiny_checkpoint: Path, folder: Path) -> None:
+    (adapter,) = estimate(tiny_checkpoint, {"kind": "dpo"})
+    (full,) = estimate(tiny_checkpoint, {"kind": "dpo"}, model={"path": str(tiny_checkpoint), "lora": None})
+    (without,) = estimate(
+        tiny_checkpoint, {"kind": "dpo", "objective": {"type": "simpo"}},
+        model={"path": str(tiny_checkpoint), "lora": None},
+    )  # fmt: skip
+    assert [len(one.setting.beside) for one in (adapter, full, without)] == [0, 1, 0]
+    assert (adapter.setting.trains, full.setting.trains) == ("adapter", "all")
+
+
+def test_stages_go_on_from_what_was_left(tiny_checkpoint: Path, folder: Path) -> None:
+    """After full training a stage loads fp32 weights; the data of a stage that has not run is assumed."""
+    later = {"kind": "dpo", "data": {"files": ["@sft/none.jsonl"], "max_length": 96}}
+    model = {"path": str(tiny_checkpoint), "lora": None, "device": "cpu"}
+    first, second = estimate(tiny_checkpoint, SFT, later, model=model)
+    assert second.setting.file_bytes == 4 * first.setting.shape.parameters
+    assert second.longest == 96 and second.work is None
+    assert any("@sft/none.jsonl is not there yet" in note for note in second.notes)
+
+
+def test_answers_are_as_long_as_they_may_be(tiny_checkpoint: Path, folder: Path) -> None:
+    (found,) = estimate(tiny_checkpoint, GRPO)
+    batch, decoding = found.setting.micro_batch, found.setting.decoding
+    assert decoding is not None and (decoding.rows, decoding.prompts, decoding.answer_tokens) == (16, 4, 16)
+    assert batch.targets == 4 * 4 * 16
+    assert batch.tokens == 4 * (found.longest + 4 * 16)
+
+
+def test_changes_until_it_fits(tiny_checkpoint: Path, folder: Path) -> None:
+    (found,) = estimate(
+        tiny_checkpoint, {"kind": "sft"}, asked=Asked(gpus=1, memory=760e6, max_length=8192),
+        model={"path": str(tiny_checkpoint), "lora": None}, train={"batch_size": 4},
+    )  # fmt: skip
+    assert not found.fits
+    assert found.changes[0].keys in ("train.micro_batch_tokens=8192", "train.gradient_checkpointing=true")
+    peaks = [found.peak, *(change.peak for change in found.changes)]
+    assert peaks == sorted(peaks, reverse=True)
+    text = table(found)
+    assert "DOES NOT FIT 0.76 GB" in text and found.changes[0].keys in text
+
+
+def test_on_paper_from_a_configuration(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """32 billion weights nobody has here, on 8 and 64 GPUs: 16 bytes a weight are divided, activations are not."""
+    from transformers import Qwen3Config
+
+    path = tmp_path_factory.mktemp("paper")
+    Qwen3Config(
+        vocab_size=152_064, hidden_size=5120, intermediate_size=27_648, num_hidden_layers=64, num_attention_heads=40,
+        num_key_value_heads=8, head_dim=128, tie_word_embeddings=False,
+    ).save_pretrained(path)  # fmt: skip
+    top = {"model": {"path": str(path), "lora": None}, "train": {"gradient_checkpointing": True}}
+    few, many = (
+        estimate(path, {"kind": "sft"}, asked=Asked(gpus=gpus, memory=80e9, sharding="fsdp", max_length=4096), **top)[0]
+        for gpus in (8, 64)
+    )
+    weights = few.setting.shape.parameters
+    assert weights == pytest.approx(32.76e9, rel=0.02)
+    assert few.setting.arithmetic == "bf16" and few.setting.micro_batch.recompute
+    of_few, of_many = ({p.name: p.bytes for p in memory_of(e.setting).peak.parts} for e in (few, many))
+    divided = ("weights", "gradients", "optimiser state")
+    assert sum(of_few[name] for name in divided) == pytest.approx(16 * weights / 8)
+    assert sum(of_many[name] for name in divided) == pytest.approx(16 * weights / 64)
+    assert of_many["activations"] == of_few["activations"]
+    assert not few.fits and many.fits
+    assert any("no tokenizer" in note or "as asked for" in note for note in many.notes)
+
+
+def test_time_from_stated_flops_and_from_a_probe(tiny_checkpoint: Path, folder: Path) -> None:
+    (found,) = estimate(tiny_checkpoint, SFT, asked=Asked(flops=1e9))
+    assert found.flops is not None and found.work is not None
+    assert found.epoch_seconds == pytest.approx(found.flops / 1e9)
+    lines = [
+        {"tokens": 10, "step_seconds": 99.0, "peak_memory_bytes": 5},
+        {"tokens": 30, "step_seconds": 2.0, "peak_memory_bytes": 7},
+        {"tokens": 50, "step_seconds": 2.0, "peak_memory_bytes": 6},
+    ]
+    measured = replace(found, probed=probed(lines))  # the first step, which compiles and allocates, is left out
+    assert measured.epoch_seconds == pytest.approx(found.work.tokens / 20)
+    assert to_json([measured])[0]["probe"] == {"steps": 2, "tokens_per_second": 20.0, "peak": 7}
+
+
+def test_the_command(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("plan.yaml").write_text(json.dumps(plan(tiny_checkpoint, SFT)))
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", "plan.yaml", "--json", "train.batch_size=2"])
+    (found,) = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, found["fits"], found["kind"]) == (0, True, "sft")
+    assert found["peak"] == pytest.approx(sum(found["moments"][found["peak_moment"]].values()), abs=20)
+    with pytest.raises(SystemExit) as ended:
+        main(["estimate", "plan.yaml", "--memory", "0.1"])
+    assert ended.value.code == 1
+    assert "DOES NOT FIT 0.10 GB" in capsys.readouterr().out
+
+
+def test_what_cannot_be_estimated(tiny_checkpoint: Path, folder: Path) -> None:
+    merge = {"run": "run", "model": {"path": str(tiny_checkpoint)}, "stages": ["merge"]}
+    with pytest.raises(ConfigError, match="no stage of the plan trains"):
+        estimate_plan(load_plan(merge), Asked())
+    from whet.cli.estimate import number
+
+    assert (number("80", "--memory", unit=1e9), number("24GB", "--memory", unit=1e9), number("300T", "--flops")) == (
+        80e9, 24e9, 300e12,
+    )  # fmt: skip
+    with pytest.raises(UserError, match="--memory: not a number"):
+        number("much", "--memory")
+
+
+RUN = """
+import sys
+from benchmarks.estimate import measure
+from whet.models.memory import resident_bytes
+from whet.stages.estimate.plan import import_libraries
+import_libraries()
+print("libraries", resident_bytes())
+sys.exit(measure(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("kind", ["dpo", "grpo"])
+def test_a_run_takes_what_was_said(kind: str, tiny_checkpoint: Path, folder: Path, repository: Path) -> None:
+    """Peak resident memory of a process of its own, the libraries' part as that process has it."""
+    stage = GRPO if kind == "grpo" else {"kind": "dpo"}
+    model = {"path": str(tiny_checkpoint), "lora": None, "device": "cpu"}
+    Path("plan.yaml").write_text(json.dumps(plan(tiny_checkpoint, stage, model=model)))
+    (found,) = estimate_plan(load_plan("plan.yaml"), Asked())
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "plan.yaml"], capture_output=True, text=True, check=True,
+        env=os.environ | {"PYTHONPATH": str(repository)},
+    )  # fmt: skip
+    words = done.stdout.split()
+    libraries, peak = int(words[words.index("libraries") + 1]), int(words[-1])
+    said = memory_of(replace(found.setting, libraries=libraries)).peak.bytes
+    assert 0.95 * peak <= said <= 1.15 * peak
