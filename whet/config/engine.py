@@ -88,7 +88,45 @@ class Vllm(_Server):
         return self
 
 
+class Ray(Section):
+    """Actors of a Ray cluster, each with the whole model: requests are dealt to all of them."""
+
+    type: Literal["ray"] = "ray"
+    actors: int = Field(1, ge=1)
+    """How many; where several ranks work on a stage, each has as many of its own."""
+    serve: Annotated[Annotated[Native | Vllm, Field(discriminator="type")], BeforeValidator(named)] = Native()
+    """What an actor answers with: `native`, or a vLLM server of its own."""
+    cpus: float = Field(1.0, gt=0)
+    """CPUs that an actor reserves."""
+    gpus: float | None = Field(None, ge=0)
+    """GPUs that an actor reserves; null takes one where the cluster has any and `model.device` does not say otherwise.
+    With 0 an actor sees no GPU."""
+    placement: Literal["pack", "spread"] = "pack"
+    """`pack` puts the actors on as few nodes as possible, `spread` on as many."""
+    address: str | None = None
+    """Cluster to join: `auto` is the one this machine belongs to, else host:port; null starts one on this machine that
+    ends with the process. Under `launch.type=ray` it is the launch's cluster, whatever stands here."""
+    start_timeout: float = Field(600.0, gt=0)
+    """Seconds to wait for room on the cluster."""
+    max_failures: int = Field(3, ge=0)
+    """Losses of an actor with the same requests that are borne; one more stops the stage."""
+    sync_tolerance: float = Field(0.1, gt=0)
+    """After every sync an actor's log-probs of probe tokens may differ from the trainer's by this much on average; more
+    stops the run."""
+
+    @model_validator(mode="after")
+    def _a_server_each(self) -> Ray:
+        if isinstance(self.serve, Vllm) and self.serve.url is not None:
+            raise ValueError("serve.url names one server, and every actor has its own: leave it out")
+        return self
+
+
 Engine = Annotated[
-    Annotated[Native | Http | Vllm, Field(discriminator="type")],
+    Annotated[Native | Http | Vllm | Ray, Field(discriminator="type")],
     BeforeValidator(named),
 ]
+
+
+def served_by(engine: Native | Http | Vllm | Ray) -> Native | Http | Vllm:
+    """What answers in the end: an actor holds an engine of its own."""
+    return engine.serve if isinstance(engine, Ray) else engine

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.data import Data
-from whet.config.engine import Engine, Http, Native
+from whet.config.engine import Engine, Http, Native, served_by
 from whet.config.evaluate import Task
 from whet.config.judge import Judge, Meta, Pointwise
 from whet.config.objective import (
@@ -195,7 +195,7 @@ class PrepareStage(_Stage):
     def _what_needs_what(self) -> Self:
         if self.pairs.select == "right_wrong" and self.checker is None:
             raise ValueError("pairs.select=right_wrong needs a checker, which says what is right")
-        server = not isinstance(self.rollout.engine, Native)
+        server = not isinstance(served_by(self.rollout.engine), Native)
         if isinstance(self.judge, Pointwise) and self.judge.needs_probabilities and server and not self.judge.engine:
             raise ValueError("judge.scores=expectation needs an engine inside this process: set judge.engine=native")
         if self.meta is not None and not (isinstance(self.judge, Pointwise) and self.judge.votes > 1):

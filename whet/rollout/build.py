@@ -7,16 +7,17 @@ The model is loaded into this process only where the engine runs here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import assert_never
+from typing import Protocol, assert_never, runtime_checkable
 
 import torch
 from peft import PeftModel
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.engine import Engine as EngineConfig
-from whet.config.engine import Http, Native, Vllm
+from whet.config.engine import Http, Native, Ray, Vllm
 from whet.config.model import Model
 from whet.data.pictures import PictureReader
 from whet.data.render import Renderer
@@ -28,7 +29,6 @@ from whet.models.snapshot import Whole
 from whet.rollout.engine import Engine
 from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
-from whet.rollout.server import ServerEngine
 from whet.rollout.vllm import Checkpoint, Followed, VllmEngine
 from whet.schema.artifacts import ModelRef
 
@@ -76,6 +76,10 @@ def open_engine(config: EngineConfig, served: Served, answering: Answering) -> E
             return http_engine(config)
         case Vllm():
             return VllmEngine(config, checkpoint_of(served, answering))
+        case Ray():
+            from whet.rollout.ray import RayEngine
+
+            return RayEngine(config, served, answering)
         case _:
             assert_never(config)
 
@@ -108,6 +112,11 @@ def policy_engine(
         case Vllm():
             follows = Followed(model=model, tokenizer=answering.tokenizer)
             return VllmEngine(config, checkpoint_of(served, answering), follows=follows)
+        case Ray():
+            from whet.rollout.ray import RayEngine
+
+            follows = Followed(model=model, tokenizer=answering.tokenizer)
+            return RayEngine(config, served, answering, follows=follows, dtype=dtype)
         case Http():
             raise ConfigError("cannot take weights", field="rollout.engine", found=config.type)
         case _:
@@ -129,9 +138,17 @@ def checkpoint_of(served: Served, answering: Answering) -> Checkpoint:
     )  # fmt: skip
 
 
+@runtime_checkable
+class Counting(Protocol):
+    """An engine that answers elsewhere, and counts what it was asked."""
+
+    @property
+    def counts(self) -> Mapping[str, float]: ...
+
+
 def server_counts(engine: Engine) -> dict[str, float]:
     """What a server was asked and counted, for the metrics of a stage; nothing for an engine of this process."""
-    if not isinstance(engine, ServerEngine | VllmEngine):
+    if not isinstance(engine, Counting):
         return {}
     return {f"server_{name}": value for name, value in engine.counts.items()}
 

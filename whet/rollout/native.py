@@ -31,6 +31,7 @@ from whet.models.snapshot import Snapshot, Whole
 from whet.rollout.continuations import continuation_logprobs
 from whet.rollout.decode import Decoder
 from whet.rollout.padded import PaddedDecoder
+from whet.rollout.probe import trainer_logprobs
 from whet.rollout.row import Row, before_stop
 from whet.schema.rollouts import Completion, Request, Sampling
 
@@ -131,6 +132,10 @@ class NativeEngine:
         rest = before_stop(self._text(row.ids), request.sampling.stop)[len(told) :]
         if rest:
             yield rest
+
+    def logprobs(self, ids: Sequence[int]) -> tuple[float, ...]:
+        """Log-probs of a text's ids from the second on, under the weights that this engine answers with."""
+        return trainer_logprobs(self._model, ids)
 
     def close(self) -> None:
         """Nothing to free: memory lives as long as its rows."""

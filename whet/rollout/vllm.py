@@ -154,6 +154,12 @@ class VllmEngine:
         return self._engine.counts
 
     @property
+    def probed(self) -> tuple[float, ...]:
+        """The server's log-probs of the probe at the last sync."""
+        assert self._seen is not None, "nothing was synced yet"
+        return self._seen.server
+
+    @property
     def sync_difference(self) -> float | None:
         """Mean difference of the probe's log-probs at the last sync, in nats a token."""
         return self._seen.difference if self._seen is not None else None

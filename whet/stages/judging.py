@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from whet.config.engine import Http, Vllm
+from whet.config.engine import Http, Vllm, served_by
 from whet.config.judge import Asking, PointwiseForm, RewardJudge
 from whet.config.judge import Judge as JudgeConfig
 from whet.config.rewards import RewardModel
@@ -38,7 +38,7 @@ def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine 
     other engine is asked for; else one to be closed by the caller."""
     own_is_asked = own is not None and judge.model == "start" and judge.engine in (None, rollout.engine)
     config = rollout.engine if own_is_asked else judge.engine or engine_of_another(rollout.engine)
-    adapted = isinstance(config, Vllm) and judge_ref(judge, context).adapter is not None
+    adapted = isinstance(served_by(config), Vllm) and judge_ref(judge, context).adapter is not None
     if isinstance(judge, PointwiseForm) and judge.needs_probabilities and (adapted or isinstance(config, Http)):
         # vLLM 0.32 on a CPU ends where it is asked for the log-probs of several prompts under an adapter.
         raise ConfigError(

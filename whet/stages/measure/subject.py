@@ -62,7 +62,8 @@ class Called:
     def engine(self, batch_size: int) -> Engine:
         if isinstance(self._config, Native):
             return native_engine(self.model, replace(self._answering, batch_size=batch_size))
-        self._server = self._server or open_engine(self._config, self._served, self._answering)
+        answering = replace(self._answering, batch_size=batch_size)
+        self._server = self._server or open_engine(self._config, self._served, answering)
         return self._server
 
     def close(self) -> None:
