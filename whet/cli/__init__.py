@@ -298,9 +298,15 @@ def _run(
     plan: str | None, overrides: Sequence[str], kind: str | None, fresh: bool, until: str | None = None
 ) -> Path:
     """Run a plan; returns its run directory."""
+    from whet.config.launch import Ray
     from whet.config.load import load_plan
 
     resolved = load_plan(plan, overrides, kind=kind)
+    if isinstance(resolved.launch, Ray):
+        from whet.launch.ray import run_on_ray
+
+        run_on_ray(resolved, resolved.launch, fresh=fresh, until=until)
+        return Path(resolved.run)
     if resolved.launch.processes > 1 and not among_ranks():
         from whet.launch.local import start_ranks
 

@@ -29,7 +29,7 @@ from whet.config.plan import Plan
 from whet.errors import ConfigError, RunError, UserError
 from whet.launch.board import Board, Said, Telling
 from whet.ranks.group import LONGEST_WAIT, EndedElsewhere
-from whet.rollout.cluster import connect, described
+from whet.rollout.cluster import connect, described, lost_errors, room
 from whet.runs.files import writing
 
 LISTEN_SECONDS = 0.2
@@ -105,7 +105,7 @@ class _Fit:
         if not failures and "Startup" in type(getattr(self._error, "controller_failure", None)).__name__:
             raise ConfigError(
                 "the cluster has no room for the ranks", field="launch.processes",
-                found=f"{described(self._ray.available_resources())} free of {described(self._ray.cluster_resources())}",
+                found=room(self._ray),
                 fix=f"{_wanted(launch, self._per_rank)} are asked for: lower processes, or add nodes",
             ) from self._error  # fmt: skip
         raise self._error
@@ -247,8 +247,7 @@ def _wanted(launch: Ray, per_rank: dict[str, float]) -> str:
 
 def _is_loss(ray: ModuleType, error: Exception) -> bool:
     """Whether a rank's process is gone, rather than its work wrong."""
-    wrong = ray.exceptions
-    return isinstance(error, wrong.RayActorError | wrong.NodeDiedError | wrong.WorkerCrashedError | wrong.OutOfMemoryError)
+    return isinstance(error, lost_errors(ray))
 
 
 def _told(ray: ModuleType, failures: Mapping[int, Exception]) -> str:

@@ -161,6 +161,8 @@ def join_ranks(watchdog: float | None = None, stacks: Path | None = None) -> Ran
         sys.stdout = _silence()
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+    if distributed.is_initialized():  # by Ray Train, whose first rank holds the store
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     store, _, _ = next(rendezvous("env://"))
 
     def signs() -> Signs:  # a connection each, as a call holds it until it is answered
@@ -172,6 +174,8 @@ def join_ranks(watchdog: float | None = None, stacks: Path | None = None) -> Ran
     # Objects and numbers on CPUs go over the CPUs' network; tensors on GPUs over the GPUs' own.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     with waiting("all ranks to come"):
+        if distributed.is_initialized():
+            return ranks
         distributed.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=LONGEST_WAIT)
     return ranks
 

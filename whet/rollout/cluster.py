@@ -77,3 +77,17 @@ def described(resources: dict[str, float]) -> str:
     '4 CPU, 0.5 GPU'
     """
     return ", ".join(f"{resources.get(name, 0.0):g} {name}" for name in ("CPU", "GPU") if name in resources) or "none"
+
+
+def room(ray: ModuleType) -> str:
+    """What the cluster has to give, in words."""
+    return f"{described(ray.available_resources())} free of {described(ray.cluster_resources())}"
+
+
+def lost_errors(ray: ModuleType) -> tuple[type[Exception], ...]:
+    """What Ray raises where a process or its node is gone, rather than its work wrong."""
+    wrong = ray.exceptions
+    return (
+        wrong.RayActorError, wrong.NodeDiedError, wrong.LocalRayletDiedError, wrong.WorkerCrashedError,
+        wrong.OutOfMemoryError, wrong.ObjectLostError,
+    )  # fmt: skip

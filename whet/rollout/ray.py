@@ -28,7 +28,7 @@ from whet.config.engine import Native, Ray, Vllm
 from whet.errors import ConfigError, RunError, UserError
 from whet.rollout.answerer import Answerer, Role, Weights
 from whet.rollout.build import Answering, Served
-from whet.rollout.cluster import connect, described
+from whet.rollout.cluster import connect, described, lost_errors, room
 from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
 from whet.rollout.vllm import Followed
 from whet.schema.rollouts import Completion, Request
@@ -189,17 +189,13 @@ class RayEngine:
 
     def _get(self, reference: Any) -> Any:
         """What an actor has returned. Raises _Lost, or the UserError that it raised."""
-        wrong = self._ray.exceptions
         try:
             return self._ray.get(reference)
-        except wrong.RayTaskError as error:
+        except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from None
             raise
-        except (
-            wrong.RayActorError, wrong.WorkerCrashedError, wrong.ObjectLostError, wrong.OutOfMemoryError,
-            wrong.NodeDiedError, wrong.LocalRayletDiedError,
-        ) as error:  # fmt: skip
+        except lost_errors(self._ray) as error:
             raise _Lost(_first_words(error)) from None
 
     def _again(self, piece: Piece, reason: str) -> None:
@@ -304,7 +300,7 @@ class RayEngine:
         if group.wait(SAY_AFTER):
             return group
         wanted = f"{config.actors} times {described(self._bundle)}"
-        found = f"{described(ray.available_resources())} free of {described(ray.cluster_resources())}"
+        found = room(ray)
         print(f"engine: waits for {wanted} on the cluster ({found})", file=sys.stderr)
         if not group.wait(config.start_timeout):
             ray.util.remove_placement_group(group)
