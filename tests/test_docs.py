@@ -304,10 +304,12 @@ def test_every_key_is_explained_with_its_default(page: Page) -> None:
 def test_every_key_of_an_engine_is_explained_with_its_default(page: Page) -> None:
     rows = {SPAN.findall(row[0])[0]: row[1] for table in page.tables() if len(table[0]) == 3 for row in table[1:]}
     expected = {entry.path for entry in entries() if entry.path.startswith("rollout.engine.")}
+    expected = {path for path in expected if not path.startswith("rollout.engine.serve.")}  # an engine's own keys again
     assert rows.keys() & expected == expected, f"not explained: {', '.join(sorted(expected - rows.keys()))}"
     for key in expected:
         said = {_value(span) for span in SPAN.findall(rows[key])}
-        true = {_value(json.dumps(e.default)) for e in entries() if e.path == key and not e.info.is_required()}
+        plain = [e.default for e in entries() if e.path == key and not e.info.is_required()]
+        true = {_value(json.dumps(default)) for default in plain if not isinstance(default, BaseModel)}
         assert key.endswith(".type") or not true or said == true, f"{page.name}: {key} has {true}, not {said}"
 
 

@@ -43,7 +43,7 @@ def test_a_resolved_plan_is_the_same_plan(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("rollout", "said"),
     [
-        ({"engine": "vlm"}, r"rollout\.engine: must be one of native, http, vllm \(found 'vlm'\); did you mean vllm\?"),
+        ({"engine": "vlm"}, r"rollout\.engine: must be one of native, http, vllm, ray \(found 'vlm'\); did you mean v"),
         ({"engine": {"type": "http", "model": "m"}}, r"rollout\.engine\.urls: is required"),
         ({"engine": HTTP | {"url": "x"}}, r"rollout\.engine\.url: unknown key"),
         ({"engine": HTTP | {"concurrency": 0}}, r"rollout\.engine\.concurrency: must be at least 1 \(found 0\)"),

@@ -106,7 +106,7 @@ class Ray(Section):
     address: str | None = None
     """Cluster to join: `auto` is the one this machine belongs to, else host:port; null starts one on this machine that
     ends with the process. Under `launch.type=ray` it is the launch's cluster, whatever stands here."""
-    start_timeout: float = Field(600.0, gt=0)
+    start_timeout: float = Field(900.0, gt=0)
     """Seconds to wait for room on the cluster."""
     max_failures: int = Field(3, ge=0)
     """Losses of an actor with the same requests that are borne; one more stops the stage."""
