@@ -77,7 +77,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
     examples = [
         {"prompt": row["prompt"], "completion": "SCORE: " + row["completion"].rsplit(" ", 1)[1]}
-        for row in playground.judge_examples(192, 0)
+        for row in playground.judge_examples(384, 0)
     ]
     write_jsonl(folder / "demonstrations.jsonl", playground.demonstrations(192, 0))
     write_jsonl(folder / "judge_examples.jsonl", examples)
@@ -88,12 +88,12 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {"batch_size": 8, "learning_rate": 1e-4}
     stages = [
         {
-            "kind": "sft", "train": {"batch_size": 12, "learning_rate": 1e-3},
+            "kind": "sft", "train": {"batch_size": 16, "learning_rate": 1e-3, "epochs": 2},
             "data": {"files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")]},
         },
         {
             "kind": "prepare", "data": prompts(str(folder / "prompts.jsonl")), "rollout": rollout,
-            "judge": judge(folder) | {"temperature": 1.0}, "checker": CHECKER,
+            "judge": judge(folder) | {"temperature": 0.7}, "checker": CHECKER,
         },
         {"kind": "dpo", "data": {"files": ["@prepare/dpo_training.jsonl"]}, "train": train | {"epochs": 1}},
         {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 from whet.errors import ConfigError
-from whet.launch.board import Board, Said, Telling
+from whet.launch.board import Board, Refusal, Said, Telling
 from whet.runs.sinks import Progress
 
 
@@ -25,12 +25,12 @@ def test_what_is_printed_is_heard_once_and_in_order() -> None:
 def test_the_first_refusal_stays_and_travels_whole() -> None:
     board = Board()
     assert board.refusal() is None
-    board.refuse(ConfigError("is wrong", field="train.epochs", found="0", fix="write 1"))
-    board.refuse(ConfigError("is wrong too"))
+    board.refuse(Refusal(ConfigError("is wrong", field="train.epochs", found="0", fix="write 1"), told=True))
+    board.refuse(Refusal(ConfigError("is wrong too"), told=False))
     refusal = pickle.loads(pickle.dumps(board.refusal()))
-    assert isinstance(refusal, ConfigError)
-    assert str(refusal) == "train.epochs: is wrong (found 0); write 1"
-    assert refusal.field == "train.epochs"
+    assert refusal.told and isinstance(refusal.error, ConfigError)
+    assert str(refusal.error) == "train.epochs: is wrong (found 0); write 1"
+    assert refusal.error.field == "train.epochs"
 
 
 def test_attempts_are_counted() -> None:

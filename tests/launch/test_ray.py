@@ -13,7 +13,7 @@ from whet.config.load import load_plan
 from whet.errors import ConfigError, RunError
 from whet.launch import ray as launch
 from whet.launch.ray import Job
-from whet.ranks.group import EndedElsewhere
+from whet.ranks.group import Ended
 
 
 class Gone(Exception):
@@ -62,4 +62,4 @@ def test_a_rank_reserves_a_gpu_where_there_are_any(cluster: Any) -> None:
 def test_who_is_gone_is_named_before_those_who_missed_it(cluster: Any) -> None:
     failures = {0: RuntimeError("Traceback\n  connection closed by peer"), 1: Gone("the actor died\nby a signal")}
     assert launch._told(cluster, failures) == "rank 1 is lost (by a signal)"
-    assert launch._told(cluster, {0: EndedElsewhere(), 1: ValueError("no")}) == "rank 1 failed (no)"
+    assert launch._told(cluster, {0: Ended(), 1: ValueError("no")}) == "rank 1 failed (no)"

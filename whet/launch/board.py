@@ -24,12 +24,21 @@ class Said:
     text: str
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A mistake of the user's that a rank has found."""
+
+    error: UserError
+    told: bool
+    """Whether the rank has told it itself, as several ranks do."""
+
+
 class Board:
     """The actor."""
 
     def __init__(self) -> None:
         self._said: list[Said] = []
-        self._refusal: UserError | None = None
+        self._refusal: Refusal | None = None
         self._attempts = 0
 
     def begin(self) -> int:
@@ -40,11 +49,11 @@ class Board:
     def say(self, said: Said) -> None:
         self._said.append(said)
 
-    def refuse(self, error: UserError) -> None:
+    def refuse(self, refusal: Refusal) -> None:
         """The run cannot go on, and starting it again would not help. The first reason stays."""
-        self._refusal = self._refusal or error
+        self._refusal = self._refusal or refusal
 
-    def refusal(self) -> UserError | None:
+    def refusal(self) -> Refusal | None:
         return self._refusal
 
     def hear(self) -> list[Said]:

@@ -11,6 +11,7 @@ The run directory is on storage that the driver and all nodes share, under the s
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import sys
@@ -27,8 +28,9 @@ from typing import Any
 from whet.config.launch import Ray
 from whet.config.plan import Plan
 from whet.errors import ConfigError, RunError, UserError
-from whet.launch.board import Board, Said, Telling
-from whet.ranks.group import LONGEST_WAIT, EndedElsewhere
+from whet.launch.board import Board, Refusal, Said, Telling
+from whet.ranks.group import LONGEST_WAIT, Ended, leave_ranks
+from whet.ranks.watchdog import FAILED
 from whet.rollout.cluster import connect, described, lost_errors, room
 from whet.runs.files import writing
 
@@ -55,8 +57,8 @@ class Job:
 def run_on_ray(plan: Plan, launch: Ray, *, fresh: bool = False, until: str | None = None) -> None:
     """Run a plan's stages on the cluster; comes back when the last is done, with everything in the run directory.
 
-    Raises the UserError of whichever rank raised one, ConfigError where the cluster has no room for the ranks, and
-    RunError where more of them were lost than `launch.max_failures` bears.
+    Raises the UserError of whichever rank raised one, or Ended where that rank has told it; ConfigError where the
+    cluster has no room for the ranks, and RunError where more of them were lost than `launch.max_failures` bears.
     """
     ray = connect(launch.address, "launch.address")
     try:
@@ -119,9 +121,9 @@ def _wait_for(ray: ModuleType, board: Any, fit: _Fit) -> None:
             stream = sys.stdout if said.channel == "stdout" else sys.stderr
             stream.write(said.text)
             stream.flush()
-        refusal: UserError | None = ray.get(board.refusal.remote())
+        refusal: Refusal | None = ray.get(board.refusal.remote())
         if refusal is not None:
-            raise refusal
+            raise Ended(FAILED) if refusal.told else refusal.error
         if ended:
             fit.check()
             return
@@ -173,24 +175,30 @@ def _trainer(ray: ModuleType, launch: Ray, per_rank: dict[str, float], job: Job,
 
 
 def work(config: Mapping[str, Any]) -> None:
-    """What a rank does. Raises what the plan's stages raise; a UserError stands on the board before."""
+    """What a rank does. Raises what the plan's stages raise; a mistake of the user's stands on the board before."""
     import ray
+    from ray.train import get_context
 
     job: Job = config["job"]
     board = job.board
     if ray.get(board.refusal.remote()) is not None:
         return
+    logging.getLogger("ray.train").setLevel(logging.CRITICAL)  # what it would say is said here
     sys.stdout = Telling("stdout", lambda said: ray.get(board.say.remote(said)))
     sys.stderr = Telling("stderr", lambda said: ray.get(board.say.remote(said)))
     try:
         _at_home(job)
-        from whet.ranks.group import join_ranks
         from whet.stages.pipeline import run_plan
 
-        attempt = ray.get(board.begin.remote()) if join_ranks().is_main else 0
+        attempt = ray.get(board.begin.remote()) if get_context().get_world_rank() == 0 else 0
         run_plan(job.plan, fresh=job.fresh and attempt == 1, until=job.until)
+        leave_ranks()
     except UserError as error:
-        ray.get(board.refuse.remote(error))
+        ray.get(board.refuse.remote(Refusal(error, told=False)))
+        raise
+    except Ended as ended:
+        if isinstance(ended.__cause__, UserError):
+            ray.get(board.refuse.remote(Refusal(ended.__cause__, told=True)))
         raise
 
 
@@ -256,7 +264,7 @@ def _told(ray: ModuleType, failures: Mapping[int, Exception]) -> str:
     if lost:
         rank = min(lost)
         return f"rank {rank} is lost ({_words(lost[rank])})"
-    own = {rank: error for rank, error in failures.items() if not isinstance(error, EndedElsewhere)} or failures
+    own = {rank: error for rank, error in failures.items() if not isinstance(error, Ended)} or failures
     rank = min(own)
     return f"rank {rank} failed ({_words(own[rank])})"
 
