@@ -54,7 +54,13 @@ class Ray(_Ranks):
     """Seconds to wait for room on the cluster."""
 
 
+def _local_unless_said(value: object) -> object:
+    """`launch.processes=4` alone is this machine's."""
+    section = named(value)
+    return {"type": "local", **section} if isinstance(section, dict) and "type" not in section else section
+
+
 Launch = Annotated[
     Annotated[Local | Ray, Field(discriminator="type")],
-    BeforeValidator(named),
+    BeforeValidator(_local_unless_said),
 ]
