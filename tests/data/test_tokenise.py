@@ -25,6 +25,7 @@ from whet.data.sources import read_records, split_records
 from whet.data.store import Tokenised
 from whet.data.table import TokenRows
 from whet.errors import DataError, ModelError
+from whet.ranks.pulse import pulse
 from whet.schema.records import Message, Preference, RecordKind
 
 _spec = importlib.util.spec_from_file_location("data_templates_tokenise", Path(__file__).with_name("templates.py"))
@@ -401,9 +402,11 @@ def test_records_of_a_block_are_all_that_is_held(
         return part(*args, **kwargs)
 
     monkeypatch.setattr(tokenise.Job, "part", counted)
+    before = pulse.beats
     made = tokenise.tokenise(data, PAIRS, renderer)
     assert len(made.rows) == sum(made.account["rows"].values()) == made.account["kept"] and len(alive) > 30
     assert max(alive) < 100
+    assert pulse.beats - before > len(alive), "a watchdog sees that it gets on"
 
 
 def test_held_out_rows_of_blocks_are_those_of_the_whole(

@@ -35,9 +35,12 @@ from whet.data.digest import signature_of
 from whet.data.picture_files import signature
 from whet.data.shelf import NoRoom, Shelf, array_hash, writing_rows
 from whet.data.table import ARRAYS, Arrays, Table, TokenRows, digest_of
+from whet.ranks.pulse import beat
 
 BROKEN = (OSError, ValueError, KeyError, TypeError)
 """What opening an entry raises that is not whole."""
+WAIT_SECONDS = 0.2
+"""Between two looks whether another process has made the rows."""
 STALE_SECONDS = 24 * 3600
 """After this long an unfinished entry belongs to a process that was killed."""
 
@@ -226,8 +229,11 @@ def _locked(path: Path) -> IO[str] | None:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                print("token cache: another process makes the same rows; waiting for it", file=sys.stderr)
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                _say_once("token cache: another process makes the same rows; waiting for it")
+                beat("waiting for rows that another process makes")
+                handle.close()
+                time.sleep(WAIT_SECONDS)
+                continue
             if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
                 return handle
             handle.close()  # whoever held it has removed it

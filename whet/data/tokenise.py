@@ -34,6 +34,7 @@ from whet.data.spread import spread
 from whet.data.store import NOTHING, Seen, Tokenised
 from whet.data.table import Table, table_of
 from whet.errors import DataError
+from whet.ranks.pulse import beat
 from whet.schema.records import Record, RecordKind
 
 
@@ -135,6 +136,7 @@ class Job:
         num = 0
         for part in spread(partial(self.part, splits=splits), self._portions(places, ledger)):
             ledger.merge(part.ledger)
+            beat(f"tokenising, row {ledger.read:,}")
             num += part.num_records
             yield part
         if not num:
@@ -154,6 +156,7 @@ class Job:
         def noted() -> Iterator[Portion]:
             for number, portion in found:
                 numbers.append(number)
+                beat("counting rows")
                 yield portion
 
         counts = list(spread(self.count, noted()))
