@@ -117,11 +117,11 @@ def _wait_for(ray: ModuleType, board: Any, fit: _Fit) -> None:
     """Show what ranks say until all have ended, or one has found what ends the run."""
     while True:
         ended = fit.ended
+        refusal: Refusal | None = ray.get(board.refusal.remote())  # before its line is heard, which was said earlier
         for said in ray.get(board.hear.remote()):
             stream = sys.stdout if said.channel == "stdout" else sys.stderr
             stream.write(said.text)
             stream.flush()
-        refusal: Refusal | None = ray.get(board.refusal.remote())
         if refusal is not None:
             raise Ended(FAILED) if refusal.told else refusal.error
         if ended:
