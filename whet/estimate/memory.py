@@ -26,6 +26,8 @@ CUDA_FRAGMENTS = 0.06
 FREED = 0.5
 """Measured on CPUs: freed activations stay with the process (`whet.models.memory.FreedMemory`), and this part of them
 fits nothing that is asked for later."""
+FREED_ONLINE = 0.35
+"""The same where generation and passes without gradient came first: what they freed is taken again."""
 BUCKET = 2 * 64 * MIB
 """Gradients on their way between ranks that each hold all of them, and the buffer they are sent from."""
 NARROW_SCRATCH = 2 * 16 * MIB
@@ -182,7 +184,8 @@ def _training(setting: Setting) -> Iterator[Part]:
     yield Part(name="activations", bytes=on_device + backward)
     yield Part(name="LM head" if not setting.scores else "score head", bytes=head_bytes(setting))
     if setting.on_cpu:
-        yield Part(name="freed memory that fits nothing", bytes=FREED * (on_device + backward))
+        share = FREED if setting.decoding is None else FREED_ONLINE
+        yield Part(name="freed memory that fits nothing", bytes=share * (on_device + backward))
 
 
 def _gradient_bytes(setting: Setting) -> float:
