@@ -16,7 +16,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from whet.ranks.watchdog import FAILED, GO_ON
+from whet.ranks.watchdog import FAILED, GO_ON, LAUNCHED
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -52,7 +52,7 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": HOST, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",
-        "OMP_NUM_THREADS": threads,
+        "OMP_NUM_THREADS": threads, LAUNCHED: "1",
     }  # fmt: skip
 
 

@@ -21,6 +21,8 @@ from whet.ranks.life import Seen, Sign, Signs, verdict
 FAILED = 2
 """Exit code of a run that the user can do something about."""
 GO_ON = "the same command goes on from the last checkpoint"
+LAUNCHED = "WHET_LAUNCHED"
+"""Set by our own launcher."""
 LONGEST_INTERVAL = 1.0
 """Seconds between two signs of life, at most."""
 
@@ -98,7 +100,9 @@ class Watchdog(threading.Thread):
                 faulthandler.dump_traceback(file, all_threads=True)
 
     def _kill(self, ranks: list[int]) -> None:
-        """A stopped process hears nothing else, and whoever started it would wait for it."""
+        """A stopped process hears nothing else, and torchrun would wait for it; our own launcher ends it by itself."""
+        if LAUNCHED in os.environ:
+            return
         own: Any = self._seen[self._rank].sign
         for rank in ranks:
             sign = self._seen[rank].sign
