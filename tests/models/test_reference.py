@@ -102,7 +102,7 @@ def test_out_of_memory_moves_the_second_model_to_the_cpu_and_says_so(capsys: pyt
     second = SecondModel(load, torch.device("cuda"), fall_back=True)
     torch.testing.assert_close(second(packed), TokenScorer(build("qwen3"))(packed).logprobs.detach())
     assert second.device.type == "cpu"
-    assert "no room for the reference model on cuda" in capsys.readouterr().out
+    assert "no room for the reference model on cuda" in capsys.readouterr().err
     second(packed)
     assert capsys.readouterr().out == ""
     with pytest.raises(torch.OutOfMemoryError):

@@ -18,6 +18,7 @@ from whet.models.reward import load_reward_model, save_reward_model
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.model import ModelReward
 from whet.schema.artifacts import ModelRef
+from whet.schema.packed import Packed
 from whet.schema.records import Message, Part, Prompt
 
 QUESTIONS = ["How much is 12 plus 30?", "Name a fruit.", "Name a fruit."]
@@ -112,3 +113,36 @@ def test_a_broken_model_gives_no_number(whole: Path) -> None:
         broken._scorer.model.score.weight.fill_(float("nan"))
     (score,) = broken.score(prompts()[:1], [completion("pear")])
     assert (score.value, score.error) == (None, "the reward model gives nan")
+
+
+def test_without_room_on_the_device_it_goes_on_on_the_cpu(
+    whole: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Full at loading, or at the first batch: scored from its beginning on the CPU."""
+    expected = values(reward(whole))
+    load = load_reward_model
+
+    def full(ref: ModelRef, config: Model, head: RewardHead, **options: object) -> torch.nn.Module:
+        if config.device == "mps":
+            if at == "loading":
+                raise torch.OutOfMemoryError("out of memory")
+            config = config.model_copy(update={"device": "cpu"})
+        return load(ref, config, head, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("whet.rewards.model.load_reward_model", full)
+    monkeypatch.setattr("whet.rewards.model.pick_device", lambda name: torch.device("mps" if name != "cpu" else name))
+
+    def to(packed: object, device: torch.device) -> object:
+        if device.type == "mps":
+            raise torch.OutOfMemoryError("out of memory")
+        return moved_packed(packed, device)
+
+    moved_packed = Packed.to
+    monkeypatch.setattr(Packed, "to", to)
+    for at in ("loading", "a batch"):
+        assert values(reward(whole, device="auto")) == expected
+        said = capsys.readouterr().err
+        assert said.count("no room for the reward model on mps: it goes on on the CPU") == 1, at
+    at = "loading"
+    with pytest.raises(torch.OutOfMemoryError):
+        reward(whole, device="mps")

@@ -18,8 +18,8 @@ class Native(Section):
 
     type: Literal["native"] = "native"
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of a model that does not train here: `auto` is bf16 on GPUs that have it, else fp32. In online RL
-    `train.precision` decides."""
+    """Arithmetic of a model that does not train here: `auto` is bf16 on GPUs that have it, else fp32; see
+    `train.precision` for CPUs. In online RL that key decides."""
 
 
 class _Server(Section):

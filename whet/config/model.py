@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from whet.config.base import Section
 
@@ -21,6 +21,16 @@ class Lora(Section):
     targets: Literal["all-linear"] | tuple[str, ...] = "all-linear"
     """Names of the layers that get an adapter; `all-linear` takes every linear layer except the LM head. In a vision
     tower and its projector no layer gets one unless `vision.train` is set."""
+
+
+class Quantization(Section):
+    """The frozen base under an adapter in 4 bits (QLoRA, Dettmers et al., 2305.14314), by the package bitsandbytes. The
+    weights lie in blocks of 64, and every product takes them dequantised, in `train.precision`."""
+
+    type: Literal["nf4", "fp4"] = "nf4"
+    """The sixteen numbers a weight may be: nf4 has them at the quantiles of a normal distribution, fp4 is a float."""
+    double: bool = True
+    """Quantise the blocks' scales too, to 8 bits: 4.13 bits a weight in all instead of 4.5."""
 
 
 class Vision(Section):
@@ -65,6 +75,9 @@ class Model(Section):
     """Adapter to train; `null` trains every weight."""
     adapter: str | None = None
     """Adapter directory to start from. Its rank and targets then replace `lora`."""
+    quantization: Quantization | None = None
+    """Hold the layers that do not train in 4 bits: `{type: nf4, double: true}` is QLoRA's setting, `{}` the same. Head,
+    embeddings and eyes stay as they are. Null holds the weights in the precision of the computation."""
     vision: Vision = Vision()
     """Pictures."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
@@ -75,3 +88,9 @@ class Model(Section):
     """Run Python code that comes with the checkpoint. Off unless you trust its author."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute; `auto` takes CUDA, then MPS, then the CPU."""
+
+    @model_validator(mode="after")
+    def _four_bits_do_not_train(self) -> Self:
+        if self.quantization is not None and self.lora is None:
+            raise ValueError("weights in 4 bits do not train: leave out `lora: null`, or leave out `quantization`")
+        return self

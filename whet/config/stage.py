@@ -285,6 +285,9 @@ class MergeStage(_Stage):
     """Type of the written weights."""
     tolerance: float = Field(0.05, gt=0)
     """Largest allowed difference of a next-token log-probability, adapter against merged, over the probe texts."""
+    onto: Literal["dequantised", "original"] = "dequantised"
+    """Under `model.quantization`, the weights that the adapter is folded into: those it was trained on, whose numbers
+    it keeps, or those of the checkpoint, which it has never seen. The difference of both is measured and told."""
 
 
 OfflinePolicyStage = SftStage | DpoStage | KtoStage | RewardWeightedStage | SoftPreferenceStage

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,9 +45,15 @@ class Train(Section):
     max_grad_norm: float | None = Field(1.0, gt=0)
     """Clip the gradient to this norm; null leaves it."""
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
-    """Arithmetic of the forward pass. `auto` is bf16 where the device has it or the weights are bf16, else fp32."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Arithmetic of the forward pass. `auto` is bf16 on a GPU that has it, and where `weights` are bf16; else fp32, on
+    every CPU too. On a CPU without instructions for it bf16 is several to a hundred times slower: that is warned of."""
+    gradient_checkpointing: bool | Annotated[int, Field(ge=2)] | Literal["selective"] = False
+    """Recompute activations in the backward pass, with the same gradients: `true` those of all layers, for about a
+    third more time; a number k those of every k-th layer; `selective` what lies between the matrix products and
+    attention, whose results are kept."""
+    activation_offload: bool = False
+    """Hold what the layers keep for the backward pass in the host's memory, for the time of copying it there and back.
+    Also with `gradient_checkpointing`, which leaves little to copy. On a CPU it lies there already."""
     eval_every: int | None = Field(None, ge=1)
     """Evaluate every so many steps; null evaluates at the start, after each epoch and at the end."""
     save_every: int | None = Field(None, ge=1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from inspect import signature
 from typing import Any
@@ -22,6 +23,7 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from whet.errors import ModelError
+from whet.models.activations import KEEPING_ALL, Activations, recomputing
 from whet.models.attention import NAME, Layout
 from whet.models.decoding import Captured, KeyValues
 from whet.models.gate import fuse_gates
@@ -30,6 +32,7 @@ from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
+from whet.models.offload import offloading
 from whet.models.positions import prompt_shifts
 from whet.models.rows import from_trees, row_places
 from whet.models.vision import Vision, language_layers
@@ -46,10 +49,15 @@ Layers = Callable[[Tensor, Tensor, KeyValues], Tensor]
 class Backbone:
     """The layers of one model between its embeddings and its head."""
 
-    def __init__(self, model: torch.nn.Module, *, keep_tokens: int | None = None) -> None:
-        """Rows of more than `keep_tokens` tokens keep no activations but each layer's input; None keeps all."""
+    def __init__(
+        self, model: torch.nn.Module, *, keep_tokens: int | None = None, activations: Activations = KEEPING_ALL
+    ) -> None:
+        """Rows of more than `keep_tokens` tokens keep no activations but each layer's input; others as `activations`
+        says."""
         self._whole = unwrapped(model)
-        self._keep_tokens = keep_tokens
+        self._keep_tokens, self._activations = keep_tokens, activations
+        if activations.offload and next(self._whole.parameters()).device.type == "cpu":
+            warnings.warn("train.activation_offload moves nothing on a CPU: activations lie on the host", stacklevel=2)
         self._layers = language_layers(self._whole)
         self._vision = Vision.of(self._whole)
         self._window = _window(self._whole)
@@ -76,23 +84,23 @@ class Backbone:
         Raises ModelError for pictures that the model does not take, or not in a way that is known here.
         """
         padded = self.refusal is not None or (self._window is not None and _longest(packed.trees) > self._window)
-        large = self._keep_tokens is not None and packed.num_tokens > self._keep_tokens
         self._try_pictures(packed.media)
-        with self._recomputing(large and torch.is_grad_enabled()):
+        with self._keeping(packed):
             inputs = self._inputs(packed, embedded)
             return self._padded(inputs, packed.trees) if padded else self._run(inputs, trees=Layout(packed.trees))
 
     @contextmanager
-    def _recomputing(self, wanted: bool) -> Iterator[None]:
-        """Gradient checkpointing for one forward pass (Chen et al., 1604.06174)."""
-        if not wanted:
+    def _keeping(self, packed: Packed) -> Iterator[None]:
+        """What autograd keeps of one forward pass, and where."""
+        if not torch.is_grad_enabled():
             yield
             return
-        self._whole.activation_checkpointing_enable({"use_reentrant": False})
-        try:
+        large = self._keep_tokens is not None and packed.num_tokens > self._keep_tokens
+        how = replace(self._activations, every=1, selective=False) if large else self._activations
+        device = packed.input_ids.device
+        away = offloading(self._whole, device) if how.offload and device.type != "cpu" else nullcontext()
+        with away, recomputing(self._whole, how):
             yield
-        finally:
-            self._whole.activation_checkpointing_disable()
 
     def prompts(self, packed: Packed) -> tuple[Tensor, Captured]:
         """[T, H] of prompts without branches, and their keys and values to decode from."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
+from whet.models.four_bit import dense_shape, product_type
 from whet.models.tiles import row_tiles
 
 PARTS = ("gate_proj", "up_proj", "down_proj")
@@ -55,9 +56,9 @@ def _is_gated(module: torch.nn.Module) -> bool:
         return False
     gate, up, down = (children[part] for part in PARTS)
     weight = getattr(gate, "weight", None)
-    if not isinstance(weight, Tensor) or not weight.is_floating_point() or weight.device.type == "meta":
-        return False  # packed or quantised
-    x = torch.linspace(-2.0, 3.0, weight.shape[-1], dtype=weight.dtype, device=weight.device)[None]
+    if not isinstance(weight, Tensor) or weight.device.type == "meta" or not product_type(weight).is_floating_point:
+        return False  # packed, or quantised in a way that is not known here
+    x = torch.linspace(-2.0, 3.0, dense_shape(weight)[1], dtype=product_type(weight), device=weight.device)[None]
     with torch.no_grad():
         return torch.equal(module(x), down(silu(gate(x)) * up(x)))
 

@@ -19,6 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoTokenizer,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -27,6 +28,8 @@ from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
 from whet.models.adapted_layers import adapted_layers
 from whet.models.attention import NAME
+from whet.models.four_bit import dequantised, is_quantised, loading, record_base, settled, warn_of_another_base
+from whet.models.narrow_products import warn_of_slow_products
 from whet.models.parts import Parts, save_in_parts
 from whet.models.processor_files import copy_processor
 from whet.models.vision import vision_parts
@@ -46,14 +49,15 @@ def pick_device(name: str) -> torch.device:
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """The arithmetic of `train.precision`. On a CPU `auto` is fp32: exact, and bf16 is slow on CPUs without it."""
+    """The arithmetic of `train.precision`. On a CPU `auto` is fp32, which is exact; a narrow type that it has no
+    instructions for is warned of."""
     match precision:
         case "auto" if device.type == "cuda" and torch.cuda.is_bf16_supported():
             return torch.bfloat16
-        case "bf16":
-            return torch.bfloat16
-        case "fp16":
-            return torch.float16
+        case "bf16" | "fp16":
+            if device.type == "cpu":
+                warn_of_slow_products(precision)
+            return torch.bfloat16 if precision == "bf16" else torch.float16
         case _:
             return torch.float32
 
@@ -88,18 +92,20 @@ def load_tokenizer(
 
 
 def load_model(
-    ref: ModelRef, config: Model, *, dtype: torch.dtype, trainable: bool = False, seed: int = 0
-) -> PreTrainedModel | PeftModel:
+    ref: ModelRef, config: Model, *, dtype: torch.dtype, trainable: bool = False, seed: int = 0,
+    plain: bool = False,
+) -> PreTrainedModel | PeftModel:  # fmt: skip
     """Load a checkpoint and its adapter onto the configured device.
 
     With `trainable`, trainable weights are fp32 whatever `dtype` is (the loop computes in `dtype` by autocast): the
     adapter of `ref` is continued, else a fresh one is made by `config.lora` (initialised from `seed`), else, with
     `lora: null`, every weight trains. A vision tower and its projector train only with `config.vision.train`. Without
-    `trainable` the model is in eval mode and nothing requires grad.
+    `trainable` the model is in eval mode and nothing requires grad. With `plain`, weights that `config.quantization`
+    has rounded to 4 bits are held in `dtype` again.
     """
     device = pick_device(config.device)
     full = trainable and ref.adapter is None and config.lora is None
-    model, report = open_checkpoint(ref.path, config, dtype=torch.float32 if full else dtype)
+    model, report = open_checkpoint(ref.path, config, dtype=torch.float32 if full else dtype, plain=plain)
     if "score.weight" in report["unexpected_keys"] or (ref.adapter and _scores(ref.adapter)):
         raise ModelError(
             "a reward model, not a language model", field="model.path", found=repr(ref.adapter or ref.path),
@@ -107,6 +113,7 @@ def load_model(
         )  # fmt: skip
     check_complete(report["missing_keys"], "model.path", ref.path)
     if ref.adapter is not None:
+        warn_of_another_base(ref.adapter, config.quantization)
         model = with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:
         model = with_fresh_adapter(model, lora_config(config.lora, model, config), seed=seed)
@@ -120,37 +127,63 @@ def load_model(
     return model.train(trainable)
 
 
-def open_checkpoint(path: str, config: Model, *, dtype: torch.dtype) -> tuple[PreTrainedModel, dict[str, Any]]:
+def open_checkpoint(
+    path: str, config: Model, *, dtype: torch.dtype, plain: bool = False
+) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The language model in a checkpoint, its eyes included where it has any, and transformers' report on the loading.
 
     Raises ModelError where it cannot be loaded.
     """
     check_directory(path)
+    known = read_config(path, config)
+    kind = AutoModelForImageTextToText if has_eyes(known) else AutoModelForCausalLM
+    return from_checkpoint(kind, known, path, config, dtype=dtype, plain=plain)
+
+
+def from_checkpoint(
+    kind: Any, known: PretrainedConfig, path: str, config: Model, *, dtype: torch.dtype, plain: bool = False,
+    **asked: Any,
+) -> tuple[PreTrainedModel, dict[str, Any]]:  # fmt: skip
+    """`kind.from_pretrained` by the plan's words. Raises ModelError where the weights cannot be loaded."""
+    told = dict(
+        attn_implementation=NAME if config.attention == "sdpa" else config.attention, use_safetensors=True,
+        trust_remote_code=config.trust_remote_code, output_loading_info=True, **asked,
+    )  # fmt: skip
+    if config.quantization is None:
+        told["dtype"] = dtype
+    else:
+        told |= loading(config, kind, known, pick_device(config.device))
     try:
-        kind = AutoModelForImageTextToText if sees(path, config) else AutoModelForCausalLM
-        model, report = kind.from_pretrained(
-            path,
-            dtype=dtype,
-            attn_implementation=NAME if config.attention == "sdpa" else config.attention,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            output_loading_info=True,
-        )
+        model, report = kind.from_pretrained(path, **told)
     except UNREADABLE as error:
         raise ModelError(
             "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
         ) from error
+    if config.quantization is not None:
+        model = settled(model, dtype)
+        model = dequantised(model) if plain else model
     return model, report
 
 
-def sees(path: str, config: Model) -> bool:
-    """Whether the checkpoint is of a vision-language model, by its config.json. Raises ModelError without one."""
+def read_config(path: str, config: Model) -> PretrainedConfig:
+    """The checkpoint's config.json. Raises ModelError without one, and for weights that lie in 4 bits already."""
     try:
         known = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     except UNREADABLE as error:
         raise ModelError(
             "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
         ) from error
+    stored = getattr(known, "quantization_config", None)
+    if stored is not None and (config.quantization is not None or stored.get("quant_method") == "bitsandbytes"):
+        raise ModelError(
+            "a checkpoint that is quantised already", field="model.path", found=repr(path),
+            fix="take the one it was made of, and let model.quantization hold it in 4 bits",
+        )  # fmt: skip
+    return known
+
+
+def has_eyes(known: PretrainedConfig) -> bool:
+    """Whether the checkpoint is of a vision-language model."""
     return getattr(known, "vision_config", None) is not None
 
 
@@ -177,7 +210,8 @@ def save_trained(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, directory: Path, parts: Parts | None = None
 ) -> None:
     """Write what was trained: the adapter alone, or the whole checkpoint; with the tokenizer and its template, and
-    what tells how pictures are prepared, from where the tokenizer came from. Of weights in `parts` by all ranks."""
+    what tells how pictures are prepared, from where the tokenizer came from. Of weights in `parts` by all ranks. Raises
+    ModelError for a whole model in 4 bits, which nobody could go on from."""
     if isinstance(model, PeftModel):
         # peft keeps the names as a set and writes them in hash order: equal adapters would differ in their bytes.
         for config in model.peft_config.values():
@@ -189,6 +223,9 @@ def save_trained(
             return
     elif isinstance(model, PeftModel):
         model.save_pretrained(directory, selected_adapters=["default"])
+        record_base(model, directory)
+    elif is_quantised(model):
+        raise ModelError("weights in 4 bits are not saved", field="model.quantization", fix="train an adapter")
     else:
         model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)

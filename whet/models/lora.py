@@ -10,35 +10,57 @@ goes the way of peft.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from peft.tuners.lora import layer as peft_lora
+from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor
 
+from whet.models.activations import products_are_kept
+from whet.models.four_bit import FourBitLinear, dense, product_type
 from whet.models.head import product_dtype
 
 
 def fuse_adapters(model: torch.nn.Module) -> None:
     """Let the model's plain adapted layers compute in one step. Weights, names and saved files stay what they are."""
     for module in model.modules():
-        if type(module) is peft_lora.Linear and type(_base(module)) is torch.nn.Linear:
-            module.__class__ = FusedLinear
+        if is_adapted_linear(module) and not isinstance(module, FusedLinear):
+            module.__class__ = _fused(type(module))  # type: ignore[arg-type]
 
 
-def _base(module: peft_lora.Linear) -> torch.nn.Linear:
+def is_adapted_linear(module: torch.nn.Module) -> bool:
+    """Whether it is peft's low-rank adapter on a linear layer, a plain one or one in 4 bits."""
+    if isinstance(module, FusedLinear):
+        return True
+    if type(module) is peft_lora.Linear:
+        return type(_base(module)) is torch.nn.Linear
+    return isinstance(module, LoraLayer) and isinstance(_base(module), FourBitLinear)
+
+
+def _base(module: LoraLayer) -> torch.nn.Linear:
     base: torch.nn.Linear = module.get_base_layer()
     return base
 
 
-class FusedLinear(peft_lora.Linear):  # type: ignore[misc]
-    """peft's adapted layer with another forward pass."""
+class FusedLinear(torch.nn.Module):
+    """A mixin before peft's adapted layer: another forward pass."""
+
+    disable_adapters: bool
+    merged: bool
+    active_adapters: list[str]
+    lora_A: Any
+    lora_B: Any
+    lora_dropout: Any
+    lora_variant: dict[str, Any]
+    scaling: dict[str, float]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name = self._plain_adapter() if not args and not kwargs else None
         base = _base(self)
         dtype = product_dtype(x)
-        if name is None or base.weight.dtype != dtype or base.weight.requires_grad:
+        if name is None or product_type(base.weight) != dtype or base.weight.requires_grad:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)
@@ -52,7 +74,7 @@ class FusedLinear(peft_lora.Linear):  # type: ignore[misc]
         """The one adapter at work, where it is an ordinary one."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return None
-        name: str = self.active_adapters[0]
+        name = self.active_adapters[0]
         if name not in self.lora_A or name in self.lora_variant or self.lora_B[name].bias is not None:
             return None
         dropout = self.lora_dropout[name]
@@ -60,22 +82,33 @@ class FusedLinear(peft_lora.Linear):  # type: ignore[misc]
         return name if idle else None
 
 
+@cache
+def _fused(kind: type[LoraLayer]) -> type[LoraLayer]:
+    return type(f"Fused{kind.__name__}", (FusedLinear, kind), {})
+
+
 class _AdaptedProduct(torch.autograd.Function):
+    """A weight in 4 bits is dequantised in each pass; one that is not is itself."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = torch.mm(rows, a.t())
-        out = torch.nn.functional.linear(rows, weight, bias).addmm_(low, b.t(), alpha=scale)
-        ctx.save_for_backward(rows, weight, a, b, low)
-        ctx.scale, ctx.shape = scale, x.shape
+        out = torch.nn.functional.linear(rows, dense(weight), bias)
+        if products_are_kept():
+            out = torch.addmm(out, low, b.t(), alpha=scale)
+        else:
+            out.addmm_(low, b.t(), alpha=scale)
+        ctx.save_for_backward(rows, a, b, low)
+        ctx.weight, ctx.scale, ctx.shape = weight, scale, x.shape  # the weight is frozen
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, weight, a, b, low = ctx.saved_tensors
+        rows, a, b, low = ctx.saved_tensors
         grad = grad.reshape(-1, grad.shape[-1])
         for_low = torch.mm(grad, b).mul_(ctx.scale)
         for_x = None
         if ctx.needs_input_grad[0]:
-            for_x = torch.mm(grad, weight).addmm_(for_low, a).view(ctx.shape)
+            for_x = torch.mm(grad, dense(ctx.weight)).addmm_(for_low, a).view(ctx.shape)
         return for_x, None, None, torch.mm(for_low.t(), rows), torch.mm(grad.t(), low).mul_(ctx.scale), None

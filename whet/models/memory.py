@@ -14,6 +14,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
+from whet.config.model import Quantization
+from whet.models.four_bit import dense_shape
+
 SHARE = 0.2
 """Part of the device's memory that the activations of one forward pass may take."""
 LEAST, MOST = 1024, 65536
@@ -107,8 +110,17 @@ def decoding_tokens(model: PreTrainedModel) -> int:
 def has_room_for_copy(model: PreTrainedModel, dtype: torch.dtype) -> bool:
     """Whether the model's weights, once more in `dtype`, fit into `SHARE` of its device's memory."""
     parameters = list(model.parameters())
-    copy = sum(parameter.numel() for parameter in parameters) * dtype.itemsize
+    copy = sum(dense_shape(parameter).numel() for parameter in parameters) * dtype.itemsize
     return bool(copy <= SHARE * device_memory(parameters[0].device))
+
+
+def quantised_bytes(quantization: Quantization) -> float:
+    """Bytes a weight of a linear layer takes in 4 bits, its share of the scales included (2305.14314, section 3).
+
+    Blocks of 64 weights have a scale in fp32; with `double` it has 8 bits, and 256 of them a scale in fp32.
+    """
+    scale = 1 + 4 / 256 if quantization.double else 4
+    return 0.5 + scale / 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,40 +17,58 @@ from whet.models.vision import language_layers
 
 
 def merge_adapter(
-    model: PeftModel, probes: Sequence[Sequence[int]], *, dtype: torch.dtype, tolerance: float
-) -> tuple[PreTrainedModel, float]:
+    model: PeftModel, probes: Sequence[Sequence[int]], *, dtype: torch.dtype, tolerance: float,
+    before: Sequence[Tensor] | None = None,
+) -> tuple[PreTrainedModel, float]:  # fmt: skip
     """Fold the adapter into the weights, cast to `dtype`, and compare next-token log-probs over the probe texts.
 
     Returns the merged model and the largest absolute difference of any log-prob whose probability is above 1e-3 in
-    the unmerged model (the far tail of a bf16 softmax is noise). Raises ModelError above `tolerance`.
+    the unmerged model (the far tail of a bf16 softmax is noise). `before` are the log-probs of the adapter where it was
+    trained on another base than this one. Raises ModelError above `tolerance`.
     """
-    before = [_next_token_logprobs(model, ids) for ids in probes]
+    before = probe_logprobs(model, probes) if before is None else before
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True).to(dtype)
-    differences = [
-        (_next_token_logprobs(merged, ids) - expected).abs()[_likely(expected)]
-        for ids, expected in zip(probes, before, strict=True)
-    ]
-    return merged, _within(torch.cat(differences), tolerance)
+    return merged, _within(logprob_difference(probe_logprobs(merged, probes), before), tolerance)
+
+
+def probe_logprobs(model: torch.nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """[L, V] for each probe: the log-probs of every next token."""
+    return [_next_token_logprobs(model, ids) for ids in probes]
+
+
+def logprob_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest absolute difference where the expected probability is above 1e-3."""
+    pairs = zip(found, expected, strict=True)
+    return float(torch.cat([(one - other).abs()[_likely(other)] for one, other in pairs]).max())
 
 
 def merge_reward_adapter(
-    model: PeftModel, probes: Sequence[Sequence[int]], *, dtype: torch.dtype, tolerance: float
-) -> tuple[PreTrainedModel, float]:
+    model: PeftModel, probes: Sequence[Sequence[int]], *, dtype: torch.dtype, tolerance: float,
+    before: Sequence[Tensor] | None = None,
+) -> tuple[PreTrainedModel, float]:  # fmt: skip
     """Fold a reward model's adapter into its layers, cast these to `dtype`, and compare the scores of the probe texts.
 
-    The head stays fp32. Returns the merged model and the largest absolute difference. Raises ModelError above
-    `tolerance`.
+    The head stays fp32. Returns the merged model and the largest absolute difference; `before` are scores as above.
+    Raises ModelError above `tolerance`.
     """
-    before = [_score(model, ids) for ids in probes]
+    before = probe_scores(model, probes) if before is None else before
     merged: PreTrainedModel = model.merge_and_unload(safe_merge=True)
     narrow_layers(merged, dtype)
-    differences = [(_score(merged, ids) - expected).abs() for ids, expected in zip(probes, before, strict=True)]
-    return merged, _within(torch.stack(differences), tolerance)
+    return merged, _within(score_difference(probe_scores(merged, probes), before), tolerance)
 
 
-def _within(differences: Tensor, tolerance: float) -> float:
+def probe_scores(model: torch.nn.Module, probes: Sequence[Sequence[int]]) -> list[Tensor]:
+    """The score of each probe."""
+    return [_score(model, ids) for ids in probes]
+
+
+def score_difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
+    """The largest absolute one."""
+    return float((torch.stack(list(found)) - torch.stack(list(expected))).abs().max())
+
+
+def _within(worst: float, tolerance: float) -> float:
     """The largest difference. Raises ModelError above the tolerance."""
-    worst = float(differences.max())
     # Written so that NaN, which compares as false with everything, is refused.
     if not worst <= tolerance:
         raise ModelError(

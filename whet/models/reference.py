@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from whet.models.mode import evaluating
+from whet.models.placed import Placed
 from whet.models.scoring import TokenScorer
 from whet.schema.packed import Packed
 
@@ -70,28 +72,19 @@ class SecondModel:
         temperature: float = 1.0,
     ) -> None:
         """`load` gives the model on a device. Without `fall_back` running out of memory stays an error."""
-        self._load, self._device, self._fall_back = load, device, fall_back
+        self._placed = Placed(
+            lambda place: TokenScorer(load(place)).eval(), device, fall_back=fall_back, what="the reference model"
+        )
         self._temperature = temperature
-        self._scorer: TokenScorer | None = None
 
     @property
     def device(self) -> torch.device:
-        return self._device
+        return self._placed.device
 
     def __call__(self, packed: Packed) -> Tensor:
-        try:
-            return self._score(packed)
-        except torch.OutOfMemoryError:
-            if not self._fall_back or self._device.type == "cpu":
-                raise
-        print(f"no room for the reference model on {self._device}: it goes on on the CPU, more slowly", flush=True)
-        self._scorer, self._device = None, torch.device("cpu")
-        torch.cuda.empty_cache()
-        return self._score(packed)
+        return self._placed.use(partial(self._score, packed))
 
-    def _score(self, packed: Packed) -> Tensor:
-        if self._scorer is None:
-            self._scorer = TokenScorer(self._load(self._device)).eval()
-        with torch.no_grad():
-            logprobs: Tensor = self._scorer(packed.to(self._device), temperature=self._temperature).logprobs
+    @torch.no_grad()
+    def _score(self, packed: Packed, scorer: TokenScorer) -> Tensor:
+        logprobs: Tensor = scorer(packed.to(self.device), temperature=self._temperature).logprobs
         return logprobs.to(packed.input_ids.device)

@@ -19,19 +19,19 @@ from transformers.utils import logging
 from whet.config.model import Model
 from whet.config.reward import RewardHead
 from whet.errors import ModelError
-from whet.models.attention import NAME
+from whet.models.four_bit import warn_of_another_base
 from whet.models.load import (
-    UNREADABLE,
     check_adapter,
     check_complete,
     check_directory,
-    first_line,
     freeze_vision,
+    from_checkpoint,
+    has_eyes,
     lora_config,
     open_checkpoint,
     pick_device,
+    read_config,
     save_trained,
-    sees,
     with_adapter,
     with_fresh_adapter,
 )
@@ -50,17 +50,25 @@ class _Adapter:
 
 
 def load_reward_model(
-    ref: ModelRef, config: Model, head: RewardHead, *, dtype: torch.dtype, trainable: bool = False, seed: int = 0
-) -> PreTrainedModel | PeftModel:
+    ref: ModelRef, config: Model, head: RewardHead, *, dtype: torch.dtype, trainable: bool = False, seed: int = 0,
+    plain: bool = False,
+) -> PreTrainedModel | PeftModel:  # fmt: skip
     """Load a reward model, or with `trainable` make one of a language model, onto the configured device.
 
     The head is the adapter's, else the checkpoint's, else a fresh one from `seed`. The head and all that trains are
     fp32 whatever `dtype` is. With `trainable` the adapter of `ref` goes on, a language model's as well; else a fresh
     one is made by `config.lora`, else every weight trains. With `head.freeze_backbone` the adapter is folded into
-    the layers and the head trains alone. Without `trainable` the model is in eval mode.
-    Raises ModelError where a model to score with has no head, or the checkpoint cannot be a reward model.
+    the layers and the head trains alone. Without `trainable` the model is in eval mode. `plain` as in `load_model`.
+    Raises ModelError where a model to score with has no head, or the checkpoint cannot be a reward model, or a head
+    is to train alone on weights in 4 bits.
     """
     check_directory(ref.path)
+    if trainable and head.freeze_backbone and config.quantization is not None:
+        raise ModelError(
+            "the whole checkpoint is saved with the head, and weights in 4 bits are not", field="head.freeze_backbone",
+            found="model.quantization", fix="leave one of them out",
+        )  # fmt: skip
+    warn_of_another_base(ref.adapter, config.quantization)
     adapter = _adapter(ref.adapter)
     stored = checkpoint_head(ref.path) if adapter is None or adapter.head is None else adapter.head
     if not trainable and (stored is None or (adapter is not None and adapter.head is None)):
@@ -70,7 +78,7 @@ def load_reward_model(
         )  # fmt: skip
     folds = trainable and head.freeze_backbone and adapter is not None
     whole = trainable and adapter is None and config.lora is None and not head.freeze_backbone
-    model = _headless(ref.path, config, dtype=torch.float32 if whole or folds else dtype)
+    model = _headless(ref.path, config, dtype=torch.float32 if whole or folds else dtype, plain=plain)
     model.score = ScoreHead(_head_for(model, stored, head, place=ref.adapter or ref.path, seed=seed))
     if trainable and not head.freeze_backbone:
         loaded = _with_trained_part(model, adapter, config, seed=seed)
@@ -109,11 +117,11 @@ def _adapter(path: str | None) -> _Adapter | None:
     return _Adapter(path, adapter_head(path))
 
 
-def _headless(path: str, config: Model, *, dtype: torch.dtype) -> PreTrainedModel:
+def _headless(path: str, config: Model, *, dtype: torch.dtype, plain: bool) -> PreTrainedModel:
     """The layers of a reward model, whose `score` is about to be set."""
-    if not sees(path, config):
-        return _classifier(path, config, dtype=dtype)
-    model, report = open_checkpoint(path, config, dtype=dtype)
+    if not has_eyes(read_config(path, config)):
+        return _classifier(path, config, dtype=dtype, plain=plain)
+    model, report = open_checkpoint(path, config, dtype=dtype, plain=plain)
     check_complete(report["missing_keys"], "model.path", path)
     # It is kept for whoever opens the checkpoint, and says nothing here. Where it is tied, the embeddings train.
     head, embeddings = model.get_output_embeddings(), model.get_input_embeddings()
@@ -122,25 +130,15 @@ def _headless(path: str, config: Model, *, dtype: torch.dtype) -> PreTrainedMode
     return model
 
 
-def _classifier(path: str, config: Model, *, dtype: torch.dtype) -> PreTrainedModel:
+def _classifier(path: str, config: Model, *, dtype: torch.dtype, plain: bool) -> PreTrainedModel:
     """transformers' sequence classifier with one label."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # it reports the head that it did not find, or that did not fit
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            num_labels=1,
-            dtype=dtype,
-            attn_implementation=NAME if config.attention == "sdpa" else config.attention,
-            use_safetensors=True,
-            trust_remote_code=config.trust_remote_code,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
-        ) from error
+        model, report = from_checkpoint(
+            AutoModelForSequenceClassification, read_config(path, config), path, config, dtype=dtype, plain=plain,
+            num_labels=1, ignore_mismatched_sizes=True,
+        )  # fmt: skip
     finally:
         logging.set_verbosity(verbosity)
     score = model._modules.get("score")

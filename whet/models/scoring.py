@@ -10,6 +10,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from whet.models.activations import KEEPING_ALL, Activations
 from whet.models.backbone import Backbone, unwrapped
 from whet.models.head import Head, TokenScores, head_scores, logits_of, tempered
 from whet.models.packed_linear import PackedLinear
@@ -25,13 +26,16 @@ class TokenScorer(torch.nn.Module):
     A module, so that a data-parallel wrapper sees the forward pass; its only parameters are the model's.
     """
 
-    def __init__(self, model: torch.nn.Module, *, noise: float = 0.0, keep_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, noise: float = 0.0, keep_tokens: int | None = None,
+        activations: Activations = KEEPING_ALL,
+    ) -> None:  # fmt: skip
         """`noise` is NEFTune's alpha (Jain et al., 2310.05914): while training, every embedding of a row of L tokens
         and width H gets uniform noise of +-alpha / sqrt(L H). Packed rows of more than `keep_tokens` recompute their
-        activations in the backward pass."""
+        activations in the backward pass, others keep them as `activations` says."""
         super().__init__()
         self.model = model
-        self.backbone = Backbone(model, keep_tokens=keep_tokens)
+        self.backbone = Backbone(model, keep_tokens=keep_tokens, activations=activations)
         self._noise = noise
 
     def forward(
@@ -77,10 +81,12 @@ class TokenScorer(torch.nn.Module):
 class RowScorer(torch.nn.Module):
     """A sequence classifier with one label as a function from a packed row to a score for each of its rows."""
 
-    def __init__(self, model: torch.nn.Module, *, keep_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, keep_tokens: int | None = None, activations: Activations = KEEPING_ALL
+    ) -> None:
         super().__init__()
         self.model = model
-        self.backbone = Backbone(model, keep_tokens=keep_tokens)
+        self.backbone = Backbone(model, keep_tokens=keep_tokens, activations=activations)
 
     def forward(self, packed: Packed) -> Tensor:
         """[R] float32 scores, read at each row's last token."""

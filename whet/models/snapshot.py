@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peft.tuners.lora import layer as peft_lora
+from peft.tuners.lora.layer import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
@@ -20,6 +20,8 @@ from transformers import PreTrainedModel
 
 from whet.errors import RunError
 from whet.models.backbone import unwrapped
+from whet.models.four_bit import dense
+from whet.models.lora import is_adapted_linear
 from whet.models.packed_linear import PackedLinear, packs
 from whet.models.vision import Vision, vision_parts
 
@@ -106,7 +108,7 @@ class Snapshot:
 
     def _followed(self, path: str, name: str) -> str | None:
         """What a copy of the parameter at path.name has to follow; None where it can be shared."""
-        folded = isinstance(self._source.get_submodule(path), peft_lora.Linear)
+        folded = is_adapted_linear(self._source.get_submodule(path))
         if folded and name == "weight":
             return path
         source = getattr(self._module(path), name)
@@ -147,9 +149,9 @@ class Snapshot:
         parent, _, last = name.rpartition(".")
         module: Any = self._source.get_submodule(parent)
         own = getattr(module, last)
-        if not isinstance(own, peft_lora.Linear):
-            return self._whole(own)
-        weight = self._whole(own.get_base_layer().weight)
+        if not isinstance(own, LoraLayer):
+            return dense(self._whole(own))
+        weight = dense(self._whole(own.get_base_layer().weight))
         if own.disable_adapters:
             return weight
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
@@ -165,6 +167,6 @@ class Snapshot:
 
 def _folds(module: torch.nn.Module) -> bool:
     """Whether it is a plain low-rank adapter on a plain linear layer."""
-    if not isinstance(module, peft_lora.Linear) or type(module.get_base_layer()) is not torch.nn.Linear:
+    if not isinstance(module, LoraLayer) or not is_adapted_linear(module):
         return False
     return not module.merged and not module.lora_variant and not any(module.lora_bias.values())

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from whet.config.model import Model
 from whet.config.reward import RewardHead
 from whet.errors import ModelError
+from whet.models.activations import KEEPING_ALL, Activations
 from whet.models.backbone import Backbone, unwrapped
 from whet.models.head import TokenScores
 from whet.models.load import UNREADABLE, first_line
@@ -67,12 +68,14 @@ class ValueHead(torch.nn.Module):
 class ValueScorer(torch.nn.Module):
     """A value model of its own as a function from a packed row to values."""
 
-    def __init__(self, model: torch.nn.Module, *, keep_tokens: int | None = None) -> None:
+    def __init__(
+        self, model: torch.nn.Module, *, keep_tokens: int | None = None, activations: Activations = KEEPING_ALL
+    ) -> None:
         """`model` is one of `load_value_model`. Packed rows of more than `keep_tokens` recompute their activations in
         the backward pass."""
         super().__init__()
         self.model = model
-        self.backbone = Backbone(model, keep_tokens=keep_tokens)
+        self.backbone = Backbone(model, keep_tokens=keep_tokens, activations=activations)
 
     def forward(self, packed: Packed) -> Values:
         hidden, score = self.backbone.hidden(packed), unwrapped(self.model).score

@@ -6,7 +6,8 @@ Completions of the same prompt that follow each other share it, as in training. 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,8 +21,10 @@ from whet.data.render import Draft, Renderer
 from whet.data.rendered import RenderedGroup
 from whet.errors import DataError
 from whet.models.backbone import unwrapped
+from whet.models.four_bit import trained_on
 from whet.models.load import compute_dtype, load_tokenizer, pick_device
 from whet.models.memory import token_budget
+from whet.models.placed import Placed
 from whet.models.reward import load_reward_model
 from whet.models.scoring import RowScorer
 from whet.ranks.pulse import beat
@@ -31,36 +34,64 @@ from whet.schema.records import Message, Prompt, Rating
 from whet.schema.rollouts import Completion, Score
 
 
+@dataclass(frozen=True, slots=True)
+class _Loaded:
+    """A reward model on a device."""
+
+    scorer: RowScorer
+    budget: int
+    """Tokens per forward pass."""
+    longest: int
+    """Tokens it takes; 0 where it has no limit."""
+
+    @classmethod
+    def of(cls, config: RewardModel, ref: ModelRef, device: torch.device) -> _Loaded:
+        model_config = Model.model_validate(
+            {"path": ref.path, "adapter": ref.adapter, "device": device.type, "quantization": trained_on(ref.adapter)}
+        )
+        dtype = compute_dtype("auto", device)
+        model = load_reward_model(ref, model_config, RewardHead(), dtype=dtype)
+        return cls(
+            scorer=RowScorer(model).eval(),
+            budget=config.batch_tokens or token_budget(unwrapped(model), device, dtype).packed,
+            longest=int(unwrapped(model).config.get_text_config().to_dict().get("max_position_embeddings") or 0),
+        )
+
+
 class ModelReward:
-    """Scores by a sequence classifier with one label."""
+    """Scores by a sequence classifier with one label; with `device: auto` it moves to the CPU where memory runs out."""
 
     def __init__(self, config: RewardModel, ref: ModelRef, vision: Vision | None = None) -> None:
         """`vision` has the limits of pictures, else the checkpoint's hold. Raises ModelError where `ref` is no reward
         model."""
-        model_config = Model.model_validate({"path": ref.path, "adapter": ref.adapter, "device": config.device})
-        self._device = pick_device(config.device)
-        dtype = compute_dtype("auto", self._device)
-        model = load_reward_model(ref, model_config, RewardHead(), dtype=dtype)
-        self._scorer = RowScorer(model).eval()
+        self._placed = Placed(
+            partial(_Loaded.of, config, ref), pick_device(config.device), fall_back=config.device == "auto",
+            what="the reward model",
+        )  # fmt: skip
+        self._placed.use(lambda loaded: loaded)
         tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
         limits = vision or Vision()
         reader = picture_reader(ref.path, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels)
         self._renderer = Renderer(tokenizer, reader=reader)
-        self._budget = config.batch_tokens or token_budget(unwrapped(model), self._device, dtype).packed
-        self._longest = int(unwrapped(model).config.get_text_config().to_dict().get("max_position_embeddings") or 0)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         scores, groups = self._rendered(prompts, completions)
-        shared = _shared(groups, self._budget)
-        for batch in fill([group.num_tokens for group, _ in shared], self._budget):
+        scores |= self._placed.use(partial(self._scored, groups))
+        return [scores[place] for place in range(len(completions))]
+
+    @torch.inference_mode()
+    def _scored(self, groups: Mapping[int, RenderedGroup], loaded: _Loaded) -> dict[int, Score]:
+        """By place."""
+        scores: dict[int, Score] = {}
+        shared = _shared(groups, loaded.budget)
+        for batch in fill([group.num_tokens for group, _ in shared], loaded.budget):
             beat()
             packed = pack_groups([shared[number][0] for number in batch], self._renderer.reader)
-            with torch.inference_mode():
-                said = iter(self._scorer(packed.to(self._device)).tolist())
+            said = iter(loaded.scorer(packed.to(self._placed.device)).tolist())
             for number in batch:
                 for place in shared[number][1]:
                     scores[place] = finite(next(said), "the reward model")
-        return [scores[place] for place in range(len(completions))]
+        return scores
 
     def _rendered(
         self, prompts: Sequence[Prompt], completions: Sequence[Completion]
@@ -83,11 +114,12 @@ class ModelReward:
                 scores[place] = Score(value=None, error=str(error))
         ids = self._renderer.template.pieces.ids(text for draft in drafts.values() for text in draft.texts)
         groups: dict[int, RenderedGroup] = {}
+        longest = self._placed.here().longest
         for place, draft in drafts.items():
             (group,) = self._renderer.rows(draft, ids)
             assert isinstance(group, RenderedGroup), "a rating has one answer"
-            if self._longest and group.num_tokens > self._longest:
-                reason = f"the reward model takes {self._longest} tokens (found {group.num_tokens})"
+            if longest and group.num_tokens > longest:
+                reason = f"the reward model takes {longest} tokens (found {group.num_tokens})"
                 scores[place] = Score(value=None, error=reason)
             else:
                 groups[place] = group

@@ -8,7 +8,7 @@ The model is loaded into this process only where the engine runs here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, assert_never, runtime_checkable
 
@@ -23,11 +23,14 @@ from whet.data.pictures import PictureReader
 from whet.data.render import Renderer
 from whet.errors import ConfigError
 from whet.models.backbone import unwrapped
+from whet.models.four_bit import is_quantised, trained_on
 from whet.models.load import compute_dtype, end_ids, load_model, pick_device
 from whet.models.memory import has_room_for_copy
+from whet.models.placed import Placed
 from whet.models.snapshot import Whole
 from whet.rollout.engine import Engine
 from whet.rollout.http import http_engine
+from whet.rollout.moving import MovingEngine
 from whet.rollout.native import NativeEngine
 from whet.rollout.vllm import Checkpoint, Followed, VllmEngine
 from whet.schema.artifacts import ModelRef
@@ -68,10 +71,11 @@ class Answering:
 
 
 def open_engine(config: EngineConfig, served: Served, answering: Answering) -> Engine:
-    """Whoever opens an engine closes it. Raises ModelError where the model cannot be loaded."""
+    """Whoever opens an engine closes it. One of this process moves to the CPU where its device has no room for it and
+    `model.device` is auto. Raises ModelError where the model cannot be loaded."""
     match config:
         case Native():
-            return native_engine(load_for_generation(served, config.precision), answering)
+            return _placed_engine(config, served, answering)
         case Http():
             return http_engine(config)
         case Vllm():
@@ -84,6 +88,19 @@ def open_engine(config: EngineConfig, served: Served, answering: Answering) -> E
             assert_never(config)
 
 
+def _placed_engine(config: Native, served: Served, answering: Answering) -> Engine:
+    def make(device: torch.device) -> NativeEngine:
+        there = replace(served, model=served.model.model_copy(update={"device": device.type}))
+        return native_engine(load_for_generation(there, config.precision), answering)
+
+    device = pick_device(served.model.device)
+    if device.type == "cpu":
+        return make(device)
+    placed = Placed(make, device, fall_back=served.model.device == "auto", what=f"the engine of {served.ref.path}")
+    placed.use(lambda engine: engine)
+    return MovingEngine(placed)
+
+
 def policy_engine(
     config: EngineConfig,
     model: PreTrainedModel | PeftModel,
@@ -91,10 +108,13 @@ def policy_engine(
     answering: Answering,
     *,
     dtype: torch.dtype,
+    ahead: bool = False,
     whole: Whole | None = None,
 ) -> Engine:
     """The engine of a model that trains here, and that `sync` follows. `dtype` is that of the training's products.
 
+    Of weights in 4 bits it holds a copy in `dtype` where the memory has room for one, or where it answers `ahead`,
+    while the model trains; else it answers with the model itself.
     `whole` gathers weights that will be in parts. Raises ConfigError for an engine that cannot follow such.
     """
     if whole is not None and not isinstance(config, Native):
@@ -104,10 +124,17 @@ def policy_engine(
         )  # fmt: skip
     match config:
         case Native():
+            room = has_room_for_copy(unwrapped(model), dtype)
             return NativeEngine(
                 model, answering.tokenizer, batch_size=answering.batch_size,
-                end_ids=end_ids(answering.tokenizer, model, answering.end_id), dtype=dtype,
-                pack_frozen=has_room_for_copy(unwrapped(model), dtype), reader=answering.reader, whole=whole,
+                end_ids=end_ids(answering.tokenizer, model, answering.end_id),
+                dtype=dtype if room or ahead or not is_quantised(model) else None,
+                pack_frozen=room, reader=answering.reader, whole=whole,
+            )  # fmt: skip
+        case Vllm() if is_quantised(model):
+            raise ConfigError(
+                "a server holds the weights as they are stored, and would answer with others than are trained",
+                field="rollout.engine", found="vllm with model.quantization", fix="take native, or no quantization",
             )  # fmt: skip
         case Vllm():
             follows = Followed(model=model, tokenizer=answering.tokenizer)
@@ -124,7 +151,12 @@ def policy_engine(
 
 
 def checkpoint_of(served: Served, answering: Answering) -> Checkpoint:
-    """What a server is started with."""
+    """What a server is started with. Raises ConfigError for an adapter that was trained on weights in 4 bits."""
+    if served.ref.adapter is not None and trained_on(served.ref.adapter) is not None:
+        raise ConfigError(
+            "a server would put an adapter that was trained on weights in 4 bits on others", field="engine",
+            found=f"vllm with {served.ref.adapter}", fix="put a merge stage before, or take the engine native",
+        )  # fmt: skip
     try:
         configured = GenerationConfig.from_pretrained(served.ref.path).eos_token_id
     except OSError:
@@ -161,13 +193,15 @@ def engine_of_another(config: EngineConfig) -> EngineConfig:
 
 def native_engine(model: torch.nn.Module, answering: Answering) -> NativeEngine:
     """Of a model that is in memory and stays as it is. In a narrow type it answers from a copy: adapters folded in,
-    and on a CPU in the order its products like best."""
+    and on a CPU in the order its products like best. So it does of weights in 4 bits where there is room."""
     dtype = next(model.parameters()).dtype
-    copied = dtype != torch.float32 and not (answering.exact and isinstance(model, PeftModel))
+    room = has_room_for_copy(unwrapped(model), dtype)
+    other = room if is_quantised(model) else dtype != torch.float32
+    copied = other and not (answering.exact and isinstance(model, PeftModel))
     return NativeEngine(
         model, answering.tokenizer, batch_size=answering.batch_size,
         end_ids=end_ids(answering.tokenizer, unwrapped(model), answering.end_id), dtype=dtype if copied else None,
-        pack_frozen=copied and has_room_for_copy(unwrapped(model), dtype), reader=answering.reader,
+        pack_frozen=copied and room, reader=answering.reader,
     )  # fmt: skip
 
 
@@ -175,6 +209,6 @@ def load_for_generation(served: Served, precision: str) -> torch.nn.Module:
     """The model; in fp32 with its adapter folded in, which makes one matrix product a layer of three."""
     dtype = compute_dtype(precision, pick_device(served.model.device))
     loaded: torch.nn.Module = load_model(served.ref, served.model, dtype=dtype)
-    if isinstance(loaded, PeftModel) and dtype == torch.float32:
+    if isinstance(loaded, PeftModel) and dtype == torch.float32 and not is_quantised(loaded):
         loaded = loaded.merge_and_unload()
     return loaded

@@ -27,6 +27,7 @@ from whet.data.decode import BadPicture, size_of
 from whet.data.picture_files import bytes_of
 from whet.data.render import Renderer
 from whet.errors import UserError
+from whet.models.four_bit import trained_on
 from whet.models.load import compute_dtype, load_model, pick_device
 from whet.rollout.build import Answering, native_engine
 from whet.rollout.engine import Engine, answers
@@ -80,7 +81,7 @@ def chat(
     ref = resolve(model, adapter)
     if compare and ref.adapter is None:
         raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
-    config = Model(path=ref.path, adapter=ref.adapter)
+    config = Model(path=ref.path, adapter=ref.adapter, quantization=trained_on(ref.adapter))
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
     renderer = renderer_of(ref.path, config)
     speaker = Speaker(

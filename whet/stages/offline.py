@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.stage import KtoStage, OfflinePolicyStage, OfflineStage, RewardStage, SftStage
+from whet.models.activations import Activations
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
 from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
@@ -90,11 +91,11 @@ def on_host(context: Context) -> Context:
 
 def scorer_of(stage: OfflineStage, model: Trained, budget: Budget) -> TokenScorer | RowScorer:
     """What turns packed rows into log-probs or scores; rows beyond the budget recompute their activations."""
-    limit = 0 if stage.train.gradient_checkpointing else budget.kept
+    kept = Activations.of(stage.train)
     if isinstance(stage, RewardStage):
-        return RowScorer(model, keep_tokens=limit)
+        return RowScorer(model, keep_tokens=budget.kept, activations=kept)
     noise = stage.train.neftune_alpha if isinstance(stage, SftStage) else 0.0
-    return TokenScorer(model, noise=noise, keep_tokens=limit)
+    return TokenScorer(model, noise=noise, keep_tokens=budget.kept, activations=kept)
 
 
 def load_trainable(stage: OfflineStage, context: Context, checkpoints: Checkpoints, dtype: torch.dtype) -> Trained:

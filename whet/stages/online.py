@@ -74,7 +74,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     engine = policy_engine(
         stage.rollout.engine, policy.model,
         Served(ref=context.start, model=context.model, folder=context.paths.root),
-        Answering.by(renderer, batch_size=stage.rollout.batch_size), dtype=dtype,
+        Answering.by(renderer, batch_size=stage.rollout.batch_size), dtype=dtype, ahead=stage.rollout.staleness > 0,
         whole=None if parallel.parts is None else parallel.parts.whole,
     )  # fmt: skip
     opened.callback(engine.close)

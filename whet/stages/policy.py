@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.stage import OnlineStage, PpoStage
 from whet.config.value import ModelValue, PolicyValue
+from whet.models.activations import Activations
 from whet.models.backbone import unwrapped
 from whet.models.load import load_model, save_trained
 from whet.models.memory import Budget, token_budget
@@ -78,15 +79,14 @@ def load_policy(
     model = load_model(ref, context.model, dtype=dtype, trainable=True, seed=stage.train.seed)
     asked = stage.train.micro_batch_tokens
     budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
-    keep = 0 if stage.train.gradient_checkpointing else budget.kept
-    tokens = TokenScorer(model, keep_tokens=keep)
-    values = _value_function(stage, context, model, folder, dtype, keep) if isinstance(stage, PpoStage) else None
+    tokens = TokenScorer(model, keep_tokens=budget.kept, activations=Activations.of(stage.train))
+    values = _value_function(stage, context, model, folder, dtype, budget) if isinstance(stage, PpoStage) else None
     scorer = tokens if values is None else PolicyScorer(tokens, values)
     return Policy(model=model, tokenizer=tokenizer, budget=budget, tokens=tokens, values=values, scorer=scorer)
 
 
 def _value_function(
-    stage: PpoStage, context: Context, model: Trained, folder: Path | None, dtype: torch.dtype, keep: int
+    stage: PpoStage, context: Context, model: Trained, folder: Path | None, dtype: torch.dtype, budget: Budget
 ) -> ValueHead | ValueScorer:
     match stage.value:
         case PolicyValue(layers=layers):
@@ -98,5 +98,6 @@ def _value_function(
             if folder is not None:
                 ref = saved_ref(folder / VALUE_MODEL, ref.path)
             return ValueScorer(
-                load_value_model(ref, context.model, dtype=dtype, seed=stage.train.seed), keep_tokens=keep
-            )
+                load_value_model(ref, context.model, dtype=dtype, seed=stage.train.seed), keep_tokens=budget.kept,
+                activations=Activations.of(stage.train),
+            )  # fmt: skip

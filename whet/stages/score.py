@@ -28,8 +28,10 @@ from whet.data.pack import pack_groups
 from whet.data.pictures import PictureReader
 from whet.errors import DataError, ModelError
 from whet.models.backbone import unwrapped
+from whet.models.four_bit import trained_on
 from whet.models.load import compute_dtype, load_tokenizer, pick_device
 from whet.models.memory import token_budget
+from whet.models.placed import Placed
 from whet.models.reward import load_reward_model
 from whet.models.scoring import RowScorer
 from whet.runs.files import json_line, writing
@@ -123,19 +125,30 @@ def score_file(
     """
     if out is not None and out.exists():
         raise DataError("exists already, and is not overwritten", file=str(out), fix="choose another name or remove it")
-    config = Model.model_validate({"path": ref.path, "adapter": ref.adapter, "device": device})
-    place = pick_device(device)
-    dtype = compute_dtype(precision, place)
-    model = load_reward_model(ref, config, RewardHead(), dtype=dtype)
-    scorer = RowScorer(model).eval()
+    config = Model.model_validate(
+        {"path": ref.path, "adapter": ref.adapter, "device": device, "quantization": trained_on(ref.adapter)}
+    )
+    placed = Placed(
+        lambda place: _loaded(ref, config, place, precision), pick_device(device), fall_back=device == "auto",
+        what="the reward model",
+    )  # fmt: skip
     tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
     renderer = render_with(tokenizer, ref.path, config, system=data.system)
-    budget = batch_tokens or token_budget(unwrapped(model), place, dtype).packed
+
+    def budget(scorer: RowScorer) -> int:
+        dtype = compute_dtype(precision, placed.device)
+        return batch_tokens or token_budget(unwrapped(scorer.model), placed.device, dtype).packed
+
+    placed.use(budget)  # what is wrong with the model is said before a row is read
     summary, notes, started = Summary(), Ledger(), time.monotonic()
     rows = read_rows(file, data, renderer, notes, with_content=with_content)
     with _lines_of(out) as handle, Progress("score", total=None) as progress:
-        for window in windows(rows, WINDOW_BATCHES * budget):
-            scores = score_rows(scorer, window, budget, place, renderer.reader)
+        for window in windows(rows, WINDOW_BATCHES * placed.use(budget)):
+            scores = placed.use(
+                lambda scorer, rows=window: score_rows(  # type: ignore[misc]
+                    scorer, rows, budget(scorer), placed.device, renderer.reader
+                )
+            )
             for row, said in zip(window, scores, strict=True):
                 summary.add(row, said)
             handle.writelines(json_line(line_of(row, said)) for row, said in zip(window, scores, strict=True))
@@ -146,6 +159,12 @@ def score_file(
     for line in (*notes.notes, *summary.lines(time.monotonic() - started)):
         print(line, file=sys.stderr)
     return summary
+
+
+def _loaded(ref: ModelRef, config: Model, place: torch.device, precision: str) -> RowScorer:
+    there = config.model_copy(update={"device": place.type})
+    model = load_reward_model(ref, there, RewardHead(), dtype=compute_dtype(precision, place))
+    return RowScorer(model).eval()
 
 
 def score_rows(

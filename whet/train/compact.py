@@ -1,7 +1,7 @@
 """AdamW with a smaller state, or one that moves to the host's memory where the GPU's is full: bitsandbytes.
 
 `8bit` keeps both running averages in 8 bits, in blocks of 256 with a scale each (Dettmers et al., 2110.02861); `paged`
-keeps them in unified memory (Dettmers et al., 2305.14314, section 3). The package is optional and imported here only.
+keeps them in unified memory (Dettmers et al., 2305.14314, section 3). The package is optional.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch.nn import Parameter
 
 from whet.config.train import Train
 from whet.errors import RunError
+from whet.models.bnb import bitsandbytes
 
 Compact = Literal["adamw_8bit", "paged_adamw", "paged_adamw_8bit"]
 PROBE = 4096
@@ -34,23 +35,12 @@ def compact_adamw(
             "there is no GPU memory to page", field="train.optimizer", found=f"{kind} on a CPU",
             fix=f"use {kind.removeprefix('paged_')}",
         )  # fmt: skip
-    package = _bitsandbytes(kind)
+    package = bitsandbytes("train.optimizer", kind)
     _check_runs(package, kind, device)
     make = _class(package, kind)
     optimizer: torch.optim.Optimizer = make(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon)
     _make_state(optimizer, exact)
     return optimizer
-
-
-def _bitsandbytes(kind: Compact) -> ModuleType:
-    try:
-        import bitsandbytes  # type: ignore[import-not-found,import-untyped,unused-ignore]
-    except ImportError:
-        raise RunError(
-            "needs a package that is not installed", field="train.optimizer", found=kind, fix="pip install bitsandbytes"
-        ) from None
-    package: ModuleType = bitsandbytes
-    return package
 
 
 def _class(package: ModuleType, kind: Compact) -> Any:
