@@ -63,7 +63,7 @@ test-ray: .venv/.ray
 oracles: .venv/.dev
 	$(PIP) trl bitsandbytes
 	$(BIN)/python -m pytest tests/oracles --ignore=tests/oracles/test_policy_verl.py \
-	  tests/train/test_compact.py tests/test_benchmarks.py tests/test_benchmark_grpo.py
+	  tests/train/test_compact.py tests/models/test_four_bit.py tests/stages/test_four_bit.py tests/test_benchmarks.py tests/test_benchmark_grpo.py
 
 clean:
 	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

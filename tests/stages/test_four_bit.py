@@ -46,7 +46,7 @@ def folder(in_tmp: Path) -> Path:
     return in_tmp
 
 
-def plan(checkpoint: Path, run: str = "run", *, only: tuple[str, ...] = ()) -> dict[str, Any]:
+def plan(checkpoint: Path, run: str = "run", *, only: tuple[str, ...] = (), dropout: float = 0.0) -> dict[str, Any]:
     train = {"batch_size": 4, "learning_rate": 1e-2, "precision": "fp32", "max_steps": 6, "save_every": 2}
     data = {"files": ["sft.json"], "eval_fraction": 0.25}
     stages = [
@@ -63,7 +63,7 @@ def plan(checkpoint: Path, run: str = "run", *, only: tuple[str, ...] = ()) -> d
     return {
         "run": run,
         "model": {
-            "path": str(checkpoint), "device": "cpu", "lora": {"rank": 4, "alpha": 8, "dropout": 0.1},
+            "path": str(checkpoint), "device": "cpu", "lora": {"rank": 4, "alpha": 8, "dropout": dropout},
             "quantization": {"type": "nf4"},
         },
         "stages": [stage for stage in stages if not only or stage["kind"] in only],
@@ -77,7 +77,7 @@ def rows(stage: str, key: str) -> list[float]:
 def test_the_whole_way(checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run_plan(load_plan(plan(checkpoint)))
     losses, margins = rows("01-sft", "loss"), rows("02-dpo", "rewards/margins")
-    assert losses[-1] < 0.7 * losses[0]
+    assert sum(losses[-3:]) / 3 < losses[0] - 0.4
     # The first step compares the policy with itself: the frozen copy of the adapter, on the same 4 bits.
     assert margins[0] == pytest.approx(0, abs=1e-5) and margins[-1] > 0.1
     for stage in ("01-sft", "02-dpo", "03-grpo"):
@@ -110,7 +110,7 @@ def test_merging_onto_the_original_weights_is_a_choice(checkpoint: Path, folder:
 
 def test_a_killed_training_ends_in_the_same_bytes(checkpoint: Path, folder: Path) -> None:
     for name, deaths in (("whole", ()), ("killed", (4, 3))):
-        wanted = plan(checkpoint, name, only=("sft",))
+        wanted = plan(checkpoint, name, only=("sft",), dropout=0.1)
         for number in deaths:
             child = multiprocessing.get_context("spawn").Process(
                 target=run_and_die, args=(wanted, "line 01-sft", number)
