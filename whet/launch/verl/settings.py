@@ -75,7 +75,7 @@ def stage_settings(stage: OnlinePolicyStage, ground: Ground, batch: Batch) -> di
     lora = ground.model.lora
     settings: dict[str, Value] = {
         **data_settings(batch, ground, seed=stage.data.seed),
-        **model_settings(ground, lora, checkpointing=stage.train.gradient_checkpointing),
+        **model_settings(ground, lora, checkpointing=whole_layers(stage.train, ground)),
         **training_settings(stage.train, batch, ground),
         **pass_settings(batch, ground.options, asked=stage.train.micro_batch_tokens),
         **rollout_settings(stage.rollout, batch, ground, lora),
@@ -104,6 +104,23 @@ def data_settings(batch: Batch, ground: Ground, *, seed: int) -> Settings:
     if ground.patch_size is not None:
         settings |= {"data.image_key": "images", "data.image_patch_size": ground.patch_size}
     return settings
+
+
+def whole_layers(train: OnlineTrain, ground: Ground) -> bool:
+    """Whether all layers recompute. Raises ConfigError for other ways in which the plan saves memory."""
+    if not isinstance(train.gradient_checkpointing, bool):
+        raise refused(
+            "train.gradient_checkpointing", "verl recomputes all layers or none", found=train.gradient_checkpointing,
+            fix="take true or false",
+        )  # fmt: skip
+    if train.activation_offload:
+        raise refused("train.activation_offload", "is not exported", found=True, fix="leave it out")
+    if ground.model.quantization is not None:
+        raise refused(
+            "model.quantization", "verl trains on weights in full precision", found=ground.model.quantization.type,
+            fix="leave it out",
+        )  # fmt: skip
+    return train.gradient_checkpointing
 
 
 def model_settings(ground: Ground, lora: Lora | None, *, checkpointing: bool) -> Settings:
@@ -282,7 +299,7 @@ def critic_settings(
             )  # fmt: skip
         case ModelValue():
             assert ground.critic is not None, "PPO has a critic"
-            checkpointing = stage.train.gradient_checkpointing
+            checkpointing = whole_layers(stage.train, ground)
             return {
                 **_checkpoint("critic.model", ground.critic, ground, lora, checkpointing),
                 **optimizer_settings("critic.optim", stage.train, batch),
