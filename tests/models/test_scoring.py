@@ -150,7 +150,8 @@ def test_activations_are_recomputed_only_beyond_the_limit(monkeypatch: pytest.Mo
     model, packed = build("qwen3").train(), pack(SHAPES)
     enabled: list[int] = []
     monkeypatch.setattr(
-        type(model), "activation_checkpointing_enable", lambda self, options, every_n_layers: enabled.append(packed.num_tokens)
+        type(model), "activation_checkpointing_enable",
+        lambda self, options, every_n_layers: enabled.append(packed.num_tokens),
     )
     TokenScorer(model, keep_tokens=packed.num_tokens)(packed)
     assert enabled == []

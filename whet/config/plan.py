@@ -12,6 +12,7 @@ from whet.config.base import Section
 from whet.config.launch import Launch, Local
 from whet.config.model import Model
 from whet.config.repeat import Rounds
+from whet.config.sharding import NoSharding
 from whet.config.stage import EvaluateStage, MergeStage, Stage, TrainStage
 
 
@@ -49,6 +50,15 @@ class Plan(Section):
                     raise ValueError(f"two models or stages are called {ends[stage.name]!r}")
                 names.add(ends[stage.name])
                 models.append(ends[stage.name])
+        return self
+
+    @model_validator(mode="after")
+    def _weights_in_4_bits_stay_whole(self) -> Self:
+        if self.model.quantization is not None and not isinstance(self.launch.sharding, NoSharding):
+            raise ValueError(
+                f"model.quantization holds whole weights on every rank, and launch.sharding {self.launch.sharding.type} "
+                "parts them: leave one of them out"
+            )
         return self
 
     @classmethod
