@@ -56,8 +56,8 @@ class Plan(Section):
     def _weights_in_4_bits_stay_whole(self) -> Self:
         if self.model.quantization is not None and not isinstance(self.launch.sharding, NoSharding):
             raise ValueError(
-                f"model.quantization holds whole weights on every rank, and launch.sharding {self.launch.sharding.type} "
-                "parts them: leave one of them out"
+                "model.quantization holds whole weights on every rank, and launch.sharding "
+                f"{self.launch.sharding.type} parts them: leave one of them out"
             )
         return self
 
