@@ -132,7 +132,8 @@ def _budget(situation: Situation, shape: ModelShape, item: int) -> Budget:
 
 def _batches(situation: Situation, budget: Budget) -> tuple[MicroBatch, ...]:
     stage, lengths = situation.stage, situation.lengths(situation.stage, situation.model)
-    recompute, ranks = stage.train.gradient_checkpointing, situation.place.ranks
+    # Every k-th layer, and what is selected, count as if all were kept: never too little.
+    recompute, ranks = stage.train.gradient_checkpointing is True, situation.place.ranks
     if isinstance(stage, OnlineStage):
         return (online_batch(stage, lengths, budget, recompute=recompute, ranks=ranks),)
     return offline_batches(stage, lengths, budget, recompute=recompute, ranks=ranks)
