@@ -58,7 +58,7 @@ class Case:
 
 CASES = [
     Case("fsdp", "lora", "grpo"), Case("fsdp", "full", "dpo"), Case("zero2", "lora", "dpo"),
-    Case("zero2", "full", "dpo"), Case("zero3", "lora", "dpo"), Case("zero3", "full", "dpo"),
+    Case("zero2", "full", "dpo"), Case("zero3", "lora", "sft"), Case("zero3", "full", "dpo"),
 ]  # fmt: skip
 HERE = [case for case in CASES if case.holding == "fsdp" or find_spec("deepspeed")]
 

@@ -49,7 +49,7 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
     device = pick_device(context.model.device)
     dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
-    check_parts(stage, parallel)
+    check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )

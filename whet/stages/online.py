@@ -64,7 +64,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     device = pick_device(context.model.device)
     dtype = compute_dtype(stage.train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
-    check_parts(stage, parallel)
+    check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)
     renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
     tokenizer = renderer.template.tokenizer
     reward = build_reward(stage.reward, setting=setting(stage, context, opened))

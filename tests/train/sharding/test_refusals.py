@@ -69,17 +69,24 @@ def stage(kind: str, **more: Any) -> TrainStage:
 
 
 def held(*, looks: bool) -> Parallel:
-    return cast(Parallel, SimpleNamespace(holding=SimpleNamespace(looks=looks)))
+    return cast(Parallel, SimpleNamespace(holding=SimpleNamespace(looks=looks, switches=not looks)))
 
 
 def test_ppo_and_watching() -> None:
     with pytest.raises(RunError, match="PPO's value function"):
-        check_parts(stage("ppo", reward=REWARD), held(looks=False))
+        check_parts(stage("ppo", reward=REWARD), held(looks=False), adapter=False)
     with pytest.raises(RunError, match=r"stages\.sft\.watch: tasks cannot be watched"):
-        check_parts(stage("sft", watch=WATCH), held(looks=True))
-    check_parts(stage("sft", watch=WATCH), held(looks=False))
-    check_parts(stage("grpo", reward=REWARD), held(looks=True))
-    check_parts(stage("ppo", reward=REWARD), cast(Parallel, SimpleNamespace(holding=None)))
+        check_parts(stage("sft", watch=WATCH), held(looks=True), adapter=False)
+    check_parts(stage("sft", watch=WATCH), held(looks=False), adapter=False)
+    check_parts(stage("grpo", reward=REWARD), held(looks=True), adapter=False)
+    check_parts(stage("ppo", reward=REWARD), cast(Parallel, SimpleNamespace(holding=None)), adapter=False)
+
+
+def test_zero3_has_no_reference_by_an_adapter() -> None:
+    with pytest.raises(RunError, match="ZeRO-3 cannot switch an adapter off"):
+        check_parts(stage("dpo"), held(looks=True), adapter=True)
+    check_parts(stage("dpo"), held(looks=False), adapter=True)
+    check_parts(stage("sft"), held(looks=True), adapter=True)
 
 
 def test_a_bare_word_and_a_section() -> None:

@@ -43,7 +43,7 @@ from whet.train.state import load_state
 class FsdpHolding:
     """One model in parts."""
 
-    looks = learns = True
+    looks = learns = switches = True
 
     def __init__(self, config: Fsdp, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
         """Raises RunError where there is no GPU to offload from."""

@@ -39,6 +39,11 @@ class Holding(Protocol):
         """Whether a pass with gradient does."""
         ...
 
+    @property
+    def switches(self) -> bool:
+        """Whether a pass may leave the adapter out."""
+        ...
+
     def hold(self, scorer: torch.nn.Module, train: Train) -> tuple[Score, torch.optim.Optimizer]:
         """Take over the model, and make the optimiser of what trains. Returns what the loop calls for a pass.
 

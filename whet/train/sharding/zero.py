@@ -48,6 +48,11 @@ class ZeroHolding:
     def looks(self) -> bool:
         return self._stage == 3
 
+    @property
+    def switches(self) -> bool:
+        # ZeRO-3 hangs where some passes leave the adapter out and others do not.
+        return self._stage == 2
+
     def hold(self, scorer: torch.nn.Module, train: Train) -> tuple[Score, torch.optim.Optimizer]:
         check_plain(train, self._dtype, "deepspeed")
         optimizer = build_optimizer(scorer, train)
