@@ -255,7 +255,8 @@ def _wanted(launch: Ray, per_rank: dict[str, float]) -> str:
 
 def _is_loss(ray: ModuleType, error: Exception) -> bool:
     """Whether a rank's process is gone, rather than its work wrong."""
-    return isinstance(error, lost_errors(ray))
+    inner = getattr(error, "health_check_failure", error)  # Ray Train wraps what it finds when it asks a worker
+    return isinstance(inner, lost_errors(ray))
 
 
 def _told(ray: ModuleType, failures: Mapping[int, Exception]) -> str:
