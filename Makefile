@@ -93,5 +93,6 @@ clean:
 
 .venv/.verl: tests/oracles/verl.txt | .venv/.dev
 	rm -rf .venv/verl
-	$(PIP) --no-deps --target .venv/verl --requirement tests/oracles/verl.txt
+	$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --no-deps --target .venv/verl \
+	  --requirement tests/oracles/verl.txt  # all pinned there; constraints.txt has another antlr4
 	@touch $@
