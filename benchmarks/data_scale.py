@@ -211,11 +211,7 @@ def parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--rows", type=int, default=5_000_000)
     add("--kind", choices=["sft", "pairs"], default="sft")
-    add(
-        "--model",
-        default="whet/demo/base",
-        help="checkpoint whose template and tokenizer are used, and that is trained",
-    )
+    add("--model", help="checkpoint to train and write for; else a tiny one whose tokenizer has learnt such rows")
     add("--batch-size", type=int, default=8)
     add("--eval-fraction", type=float, default=0.0)
     add("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to measure")
