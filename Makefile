@@ -7,6 +7,10 @@ WORKERS ?= auto
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
+# Compiled modules are kept in .venv whatever the shell says: without them every process, and tests start hundreds, spends
+# ten seconds and more on imports alone. pip does not compile what nothing imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-vision test lint types imports unit test-ranks test-vllm test-verl test-ray oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
