@@ -80,9 +80,20 @@ class Cluster:
         self.actors: list[Actor] = []
         self.removed: list[Any] = []
         group = SimpleNamespace(wait=lambda seconds: room)
+        self.named: dict[str, Any] = {}
+
+        def place(bundles: Any, strategy: str, name: str) -> Any:
+            self.named[name] = group
+            return group
+
         self.util = SimpleNamespace(
-            placement_group=lambda bundles, strategy: group, remove_placement_group=self.removed.append
+            placement_group=place, remove_placement_group=self.removed.append, get_placement_group=self._find
         )
+
+    def _find(self, name: str) -> Any:
+        if name not in self.named:
+            raise ValueError(name)
+        return self.named.pop(name)
 
     def make(self, seat: Any) -> Actor:
         self.actors.append(Actor(self._lives.pop(0) if self._lives else float("inf"), self._problem))
@@ -170,6 +181,18 @@ def test_what_an_actor_says_is_wrong_reaches_the_user_as_it_was(monkeypatch: pyt
         opened(monkeypatch, cluster, Ray(actors=2))
     assert str(raised.value) == str(problem)
     assert all(actor.killed for actor in cluster.actors) and cluster.removed
+
+
+def test_the_room_of_a_killed_predecessor_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = Cluster([])
+    ray_engine.opened.clear()
+    opened(monkeypatch, cluster, Ray())  # and never closed, as by a process that was killed
+    ray_engine.opened.clear()
+    assert not cluster.removed
+    opened(monkeypatch, cluster, Ray())
+    assert len(cluster.removed) == 1 and len(cluster.named) == 1
+    opened(monkeypatch, cluster, Ray())
+    assert len(cluster.removed) == 1 and len(cluster.named) == 2, "another engine of the same process has its own"
 
 
 def test_a_cluster_without_room_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
@@ -34,6 +35,8 @@ from whet.rollout.vllm import Followed
 from whet.schema.rollouts import Completion, Request
 
 FIELD = "rollout.engine"
+opened: Counter[tuple[str, str]] = Counter()
+"""Engines that this process has opened, by folder and rank."""
 SAY_AFTER = 10.0
 """Seconds after which a person is told what the engine waits for."""
 
@@ -292,11 +295,20 @@ class RayEngine:
             )  # fmt: skip
         return {"CPU": self._config.cpus} | ({"GPU": gpus} if gpus else {})
 
+    def _name(self) -> str:
+        """Of the engine's room: who is started again in its place finds it by this."""
+        place = (str(self._served.folder.absolute()), os.environ.get("RANK", "0"))
+        opened[place] += 1
+        return f"whet-engine {place[0]} rank {place[1]} number {opened[place]}"
+
     def _placed(self) -> Any:
         """Room for all actors, reserved together: half an engine would hold what another one waits for."""
         config, ray = self._config, self._ray
         strategy = {"pack": "PACK", "spread": "SPREAD"}[config.placement]
-        group = ray.util.placement_group([dict(self._bundle) for _ in self._seats], strategy=strategy)
+        name = self._name()
+        with suppress(ValueError):  # Ray keeps the room of an engine whose process was killed, for as long as the job
+            ray.util.remove_placement_group(ray.util.get_placement_group(name))
+        group = ray.util.placement_group([dict(self._bundle) for _ in self._seats], strategy=strategy, name=name)
         if group.wait(SAY_AFTER):
             return group
         wanted = f"{config.actors} times {described(self._bundle)}"
