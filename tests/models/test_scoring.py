@@ -165,7 +165,8 @@ def test_attention_that_does_not_take_trees_falls_back_and_says_so_once() -> Non
         scorer = TokenScorer(model)
         found = [scorer(packed).logprobs for _ in range(2)]
     assert len(said) == 1
-    torch.testing.assert_close(found[1], plain_logprobs(model, packed), rtol=0, atol=1e-10)
+    # Rotary angles are fp32 in every model, and their cosines' last bit depends on where a row stands in a batch.
+    torch.testing.assert_close(found[1], plain_logprobs(model, packed), rtol=0, atol=1e-6)
 
 
 def test_a_model_whose_layers_drop_the_trees_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:

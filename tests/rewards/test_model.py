@@ -110,7 +110,7 @@ def test_a_language_model_is_no_reward_model(tiny_checkpoint: Path) -> None:
 def test_a_broken_model_gives_no_number(whole: Path) -> None:
     broken = reward(whole)
     with torch.no_grad():
-        broken._scorer.model.score.weight.fill_(float("nan"))
+        broken._placed.here().scorer.model.score.weight.fill_(float("nan"))
     (score,) = broken.score(prompts()[:1], [completion("pear")])
     assert (score.value, score.error) == (None, "the reward model gives nan")
 

@@ -100,7 +100,7 @@ def test_never_more_open_than_asked_for_and_pulled_as_needed(opened: list[Server
             pulled += 1
             yield request
 
-    with Stub(seconds=0.002) as stub:
+    with Stub(seconds=0.02) as stub:
         running = engine_of(opened, stub.url, concurrency=4).generate(endless())
         for _ in range(40):
             next(running)
