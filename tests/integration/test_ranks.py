@@ -129,7 +129,7 @@ def test_two_ranks_take_the_steps_of_one(folder: Path, alone: Path) -> None:
     """Loss, gradient norm, metrics and evaluations of SFT, DPO, a reward model, GRPO and online DPO."""
     done = launch(folder, "two", TORCHRUN)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("sft: ") == 1, "one rank speaks"
+    assert done.stdout.count("sft: 72 read") == 1, "one rank speaks"
     assert_same_steps(folder / "two", alone)
     same_files = ("01-sft/data.json", "04-grpo/data.json")
     for name in same_files:
