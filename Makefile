@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # ten seconds and more on imports alone. pip does not compile what nothing imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-vision test lint types imports unit test-ranks test-vllm test-verl test-ray oracles clean
+.PHONY: demo demo-vision test lint types imports unit test-ranks test-ranks-long test-vllm test-verl test-ray oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -37,9 +37,13 @@ imports: .venv/.dev
 unit: .venv/.dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
 
-# Whole runs on several ranks of this machine: the steps of one rank, going on with another number, and failing; weights
-# in parts by FSDP2 and DeepSpeed, which is installed for it.
+# Whole runs on several ranks of this machine: the steps of one rank, going on with another number, and failing.
 test-ranks: .venv/.dev
+	$(BIN)/python -m pytest -m "ranks and not slow" tests/integration/test_ranks.py
+
+# The same for ranks that hang, whose watchdog takes its minute; and weights in parts by FSDP2 and DeepSpeed, which is
+# installed for it and compiles for minutes when it first runs. A quarter of an hour and more: not part of `.ci/run`.
+test-ranks-long: .venv/.dev
 	$(PIP) --editable ".[deepspeed]"
 	$(BIN)/python -m pytest -m ranks tests/integration
 
@@ -59,6 +63,7 @@ test-verl: .venv/.verl
 	  tests/integration/test_verl.py tests/launch/test_reward_function.py
 
 # A plan on a Ray cluster of two nodes on this machine, beside the same plan without Ray; a rank and an engine killed.
+# Not part of `.ci/run`.
 test-ray: .venv/.ray
 	$(BIN)/python -m pytest -m ray tests/integration
 
