@@ -125,7 +125,7 @@ class Renderer:
 
     def begun(self, messages: Sequence[Message], answers: Sequence[str]) -> list[tuple[int, ...]]:
         """Ids of the prompt and the beginning of an answer, for each of several beginnings."""
-        asked = self.template.text(self._with_system(messages), (), ask=True, origin=NOWHERE)
+        asked = self.template.text(under_system(messages, self.system), (), ask=True, origin=NOWHERE)
         pictures = self._read(messages, NOWHERE)
         texts = [asked + self.template.words(answer) for answer in answers]
         ids = self.template.pieces.ids(texts)
@@ -135,7 +135,7 @@ class Renderer:
         self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = (), *, origin: Origin = NOWHERE
     ) -> Asked:
         """What an engine is asked."""
-        turns = self._with_system(messages)
+        turns = under_system(messages, self.system)
         ids = self.template.ids(self.template.text(turns, tools, ask=True, origin=origin))
         pictures = self._read(messages, origin)
         return Asked(
@@ -172,7 +172,7 @@ class Renderer:
                 turns = self._trained_turns(record)
                 return Draft(record=record, turns=turns, pictures=self._read(record.messages, record.origin))
             case Preference() | Rating() | Ranking() | Scored():
-                messages, tools = self._with_system(record.prompt), tools_of(record)
+                messages, tools = under_system(record.prompt, self.system), tools_of(record)
                 answers = answers_of(record)
                 _no_pictures(answers, record.origin)
                 prompt = self.template.text(messages, tools, ask=True, origin=record.origin)
@@ -235,7 +235,7 @@ class Renderer:
         return tuple(self.reader.read(source, origin) for source in pictures_in(messages))
 
     def _trained_turns(self, record: Conversation) -> tuple[Turn, ...]:
-        messages, origin = self._with_system(record.messages), record.origin
+        messages, origin = under_system(record.messages, self.system), record.origin
         turns = []
         for index, message in enumerate(messages):
             if message.role != "assistant" or message.weight <= 0:
@@ -248,10 +248,12 @@ class Renderer:
             raise DataError("no assistant turn to learn from", file=origin.file, line=origin.line, field="messages")
         return tuple(turns)
 
-    def _with_system(self, messages: Sequence[Message]) -> Sequence[Message]:
-        if self.system is None or (messages and messages[0].role == "system"):
-            return messages
-        return (Message("system", self.system), *messages)
+
+def under_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
+    """The plan's system message in front of those that have none."""
+    if system is None or (messages and messages[0].role == "system"):
+        return tuple(messages)
+    return (Message("system", system), *messages)
 
 
 def _no_pictures(answers: Sequence[Message], origin: Origin) -> None:

@@ -22,14 +22,15 @@ from whet.config.rewards import Reward
 from whet.config.stage import OnlinePolicyStage, PpoStage
 from whet.config.value import ModelValue
 from whet.config.verl import Verl
-from whet.data.render import Renderer
+from whet.data.places import pictures_in
+from whet.data.render import Renderer, under_system
 from whet.errors import ConfigError, DataError
 from whet.launch.verl.arithmetic import check
 from whet.launch.verl.keys import Settings, Value, lines
 from whet.launch.verl.models import context_of, exported_stage, named, whole_start
 from whet.launch.verl.readme import readme
 from whet.launch.verl.refuse import refused
-from whet.launch.verl.rows import pictures_of, row_of, with_system, write_rows
+from whet.launch.verl.rows import row_of, write_rows
 from whet.launch.verl.settings import Ground, stage_batch, stage_settings
 from whet.launch.verl.spec import Spec, check_served, reward_settings, served_model, without_models
 from whet.rewards.build import RewardSetting, build_reward
@@ -82,7 +83,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
     everything = (*asked.prompts, *asked.held_out)
     check_prompts(everything, renderer, stage.data.system)
     check_end(start, renderer)
-    pictures = any(pictures_of(prompt.messages) for prompt in everything)
+    pictures = any(pictures_in(prompt.messages) for prompt in everything)
     if pictures and (plan.model.vision.min_pixels or plan.model.vision.max_pixels or plan.model.chat_template):
         raise refused(
             "model.vision", "limits of pictures, or a chat template of your own for them, cannot be handed to verl",
@@ -193,15 +194,15 @@ def check_prompts(prompts: Sequence[Prompt], renderer: Renderer, system: str | N
     """
     tokenizer = renderer.template.tokenizer
     for prompt in prompts:
-        row = row_of(prompt, 0, split="train", system=system) if not pictures_of(prompt.messages) else None
-        if row is None:
+        if pictures_in(prompt.messages):
             continue
+        row = row_of(prompt, 0, split="train", system=system)
         theirs = tokenizer.apply_chat_template(row["prompt"], add_generation_prompt=True, tokenize=True)
         ids = theirs["input_ids"] if hasattr(theirs, "keys") else theirs
         if tuple(ids) != renderer.prompt(prompt.messages, origin=prompt.origin):
             raise DataError(
                 "the chat template gives verl other tokens than whet", file=prompt.origin.file, line=prompt.origin.line,
-                field="messages", found="/".join(m.role for m in with_system(prompt.messages, system)),
+                field="messages", found="/".join(m.role for m in under_system(prompt.messages, system)),
                 fix="write the turns as the template wants them (some take no system message)",
             )  # fmt: skip
 

@@ -13,7 +13,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ import pyarrow.parquet as pq
 
 from whet.data.decode import BadPicture, as_seen
 from whet.data.picture_files import bytes_of, complaint
+from whet.data.places import pictures_in
+from whet.data.render import under_system
 from whet.errors import DataError
 from whet.runs.files import writing
 from whet.schema.records import Message, Origin, Prompt
@@ -57,7 +59,7 @@ def write_rows(path: Path, prompts: Sequence[Prompt], *, split: str, system: str
 def row_of(prompt: Prompt, index: int, *, split: str, system: str | None) -> dict[str, Any]:
     if prompt.tools:
         raise _unfit(prompt.origin, "tools", "verl reads tools from a configuration of its own, not from rows")
-    messages = with_system(prompt.messages, system)
+    messages = under_system(prompt.messages, system)
     return {
         "prompt": [{"role": m.role, "content": _content(m, prompt.origin)} for m in messages],
         "data_source": Path(prompt.origin.file).name.split(".")[0] or "whet",
@@ -71,26 +73,8 @@ def row_of(prompt: Prompt, index: int, *, split: str, system: str | None) -> dic
             "messages": json.dumps([_plain(message) for message in prompt.messages], ensure_ascii=False),
             "columns": _columns(prompt),
         },
-        "images": [{"bytes": _bytes(source, prompt.origin)} for source in pictures_of(messages)],
+        "images": [{"bytes": _bytes(source, prompt.origin)} for source in pictures_in(messages)],
     }
-
-
-def with_system(messages: Sequence[Message], system: str | None) -> tuple[Message, ...]:
-    """The plan's system message in front of those that have none."""
-    if system is None or (messages and messages[0].role == "system"):
-        return tuple(messages)
-    return (Message("system", system), *messages)
-
-
-def pictures_of(messages: Iterable[Message]) -> list[str]:
-    """Every picture, in order."""
-    return [
-        part.value
-        for message in messages
-        if not isinstance(message.content, str)
-        for part in message.content
-        if part.type == "image"
-    ]
 
 
 def _content(message: Message, origin: Origin) -> str:
