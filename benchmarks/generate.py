@@ -117,12 +117,8 @@ def sides_of(options: argparse.Namespace) -> tuple[Side, ...]:
 
 
 def prepare(options: argparse.Namespace, work: Path) -> Generation:
-    """The checkpoint, made in a process of its own unless it is there, and the prompts."""
-    checkpoint = work / f"model-{options.model}"
-    if not checkpoint.is_dir():
-        # Of its own, so that this one loads no torch and no side starts in a machine whose memory is taken.
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-            process.submit(build, options.model, checkpoint, options.device).result()
+    """The checkpoint and the prompts."""
+    checkpoint = checkpoint_of(options.model, work, options.device)
     generator, words = random.Random(0), SHAPES[options.model].vocabulary
     lengths = [round(options.prompt_tokens * generator.uniform(0.75, 1.25)) for _ in range(options.prompts)]
     return Generation(
@@ -133,6 +129,16 @@ def prepare(options: argparse.Namespace, work: Path) -> Generation:
         new_tokens=options.new_tokens,
         repeats=options.repeats,
     )
+
+
+def checkpoint_of(model: str, work: Path, device: str) -> Path:
+    """The random model of this size, made in a process of its own unless it is there."""
+    checkpoint = work / f"model-{model}"
+    if not checkpoint.is_dir():
+        # Of its own, so that this one loads no torch and no side starts in a machine whose memory is taken.
+        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            process.submit(build, model, checkpoint, device).result()
+    return checkpoint
 
 
 def in_a_process_of_its_own(side: Side, generation: Generation, work: Path, python: str) -> Generated:

@@ -1,10 +1,14 @@
-"""Tokens a second through whet's vllm engine, against vLLM's own client on the same server.
+"""Tokens a second through whet's vllm engine and through the stage `reject`, beside vLLM's own client.
 
-    python -m benchmarks serve --python /opt/vllm/bin/python [--prompts 64] [--samples 4] [--concurrency 32]
+    python -m benchmarks serve --python /opt/vllm/bin/python [--model 103m] [--prompts 64] [--samples 4]
 
-One server, started by whet. Both clients send the same prompts as often, with the same number of open requests, and ask
-for the same number of tokens, in turn; whet writes every answer to disk as a stage does. `vllm bench serve` streams
-tokens, as its users do; whet needs whole answers.
+One server, started by whet. All clients send it the same prompts as often, with the same number of open requests, and
+ask for the same number of tokens, in turn:
+
+    bench    `vllm bench serve`, which streams tokens, as its users do
+    engine   whet's engine, and a store that has every answer on disk as it comes
+    reject   the stage in a process of its own: reading, asking, judging, sorting into files. All its seconds count but
+             those of attaching to the server
 """
 
 from __future__ import annotations
@@ -12,13 +16,23 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
+from statistics import median
+from typing import Any, Literal
 
+from benchmarks.figures import Spread, spread
+from benchmarks.generate import checkpoint_of
+from benchmarks.machine import describe_machine
+from benchmarks.rounds import ROOT
+from benchmarks.shapes import SHAPES
+from benchmarks.table import save
 from whet.config.engine import Vllm
 from whet.data.render import Renderer
 from whet.demo import playground
@@ -31,74 +45,168 @@ from whet.rollout.vllm import Checkpoint, VllmEngine
 from whet.schema.records import Message
 from whet.schema.rollouts import Request, Sampling
 
+Side = Literal["bench", "engine", "reject"]
+PLAYGROUND = "playground"
+"""The name of the checkpoint that ships, beside the random ones."""
+TOKEN = "WHET_BENCHMARK_TOKEN"
+"""Environment variable in which the stage finds the server's token."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideFigures:
+    """One side, over all rounds."""
+
+    side: Side
+    tokens_per_second: float
+    """Median over rounds."""
+    ratio: Spread | None
+    """This side's tokens a second over those of vLLM's client, round by round: more than 1 where this one is faster."""
+    rounds: list[float]
+    """Tokens a second of every round."""
+
 
 def add_options(serve: argparse.ArgumentParser) -> None:
-    serve.add_argument("--python", required=True, help="interpreter of the environment that has vLLM")
-    serve.add_argument("--model", default=str(BASE), help="checkpoint directory")
-    serve.add_argument("--prompts", type=int, default=64)
-    serve.add_argument("--samples", type=int, default=4, help="answers to each prompt")
-    serve.add_argument("--tokens", type=int, default=64, help="tokens of each answer, exactly")
-    serve.add_argument("--concurrency", type=int, default=32)
-    serve.add_argument("--repeats", type=int, default=3)
-    serve.add_argument("--work", default=None, help="keep the files in this folder")
+    add = serve.add_argument
+    add("--python", required=True, help="interpreter of the environment that has vLLM")
+    add("--model", choices=[PLAYGROUND, *(name for name in SHAPES if name != "vl")], default=PLAYGROUND)
+    add("--prompts", type=int, default=64)
+    add("--samples", type=int, default=4, help="answers to each prompt")
+    add("--tokens", type=int, default=64, help="tokens of each answer, exactly")
+    add("--concurrency", type=int, default=32, help="requests that are open at the same time")
+    add("--rounds", type=int, default=3)
+    add("--save", metavar="NAME", help="append the result to benchmarks/results/NAME.json")
+    add("--work", metavar="DIR", help="keep the files in this folder; a checkpoint that is there is used again")
 
 
 def serve(options: argparse.Namespace, work: Path) -> None:
-    """Print a line a measurement, and the ratio of the medians."""
-    asked = requests(options)
+    """Print a line a measurement and the ratios; keep the result where `--save` names a file."""
+    model = BASE if options.model == PLAYGROUND else checkpoint_of(options.model, work, "cpu")
+    prompts = playground.prompts("train", options.prompts, 0)
+    (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), encoding="utf-8")
+    asked = requests(str(model), [row["prompt"] for row in prompts], options)
     config = Vllm(python=options.python, concurrency=options.concurrency)
-    engine = VllmEngine(config, Checkpoint(path=options.model, adapter=None, end_ids=(), folder=work))
+    engine = VllmEngine(config, Checkpoint(path=str(model), adapter=None, end_ids=(), folder=work))
+    sides: dict[Side, Callable[[Path], float]] = {
+        "bench": lambda folder: by_bench(engine, str(model), asked, options, folder),
+        "engine": lambda folder: by_engine(engine, asked, folder),
+        "reject": lambda folder: by_reject(engine, model, work / "prompts.jsonl", options, folder),
+    }
+    speeds: dict[Side, list[float]] = {side: [] for side in sides}
     try:
-        measured: dict[str, list[float]] = {"whet": [], "vllm bench serve": []}
-        ours(engine, asked[: options.concurrency], work)  # warm
-        for _ in range(options.repeats):
-            measured["vllm bench serve"].append(theirs(engine, asked, options, work))
-            measured["whet"].append(ours(engine, asked, work))
-            for name, values in measured.items():
-                print(f"{name:<18} {values[-1]:8.1f} tokens/s", flush=True)
+        by_engine(engine, asked[: options.concurrency], work / "warm")
+        for number in range(1, options.rounds + 1):
+            for side, measure in sides.items():
+                with tempfile.TemporaryDirectory(dir=work) as folder:
+                    speeds[side].append(measure(Path(folder)))
+                print(f"round {number} {side:<7}{speeds[side][-1]:8.1f} tokens/s", flush=True)
     finally:
         engine.close()
-    whet, bench = (statistics.median(measured[name]) for name in ("whet", "vllm bench serve"))
-    print(f"medians of {options.repeats}: {whet:.1f} / {bench:.1f} tokens/s = {whet / bench:.3f}")
+    figures = summarise(speeds)
+    print("\n" + describe(figures))
+    if options.save:
+        print(f"kept in {save(options.save, entry(options, figures))}")
 
 
-def requests(options: argparse.Namespace) -> list[Request]:
-    renderer = Renderer(load_tokenizer(options.model))
+def requests(model: str, prompts: Sequence[str], options: argparse.Namespace) -> list[Request]:
+    renderer = Renderer(load_tokenizer(model))
     how = Sampling(max_new_tokens=options.tokens, min_new_tokens=options.tokens, temperature=1.0)
-    rows = playground.prompts("train", options.prompts, 0)
     return [
-        renderer.ask((Message("user", row["prompt"]),)).request(f"{place}#{sample}", how, 0)
-        for place, row in enumerate(rows)
+        renderer.ask((Message("user", prompt),)).request(f"{place}#{sample}", how, 0)
+        for place, prompt in enumerate(prompts)
         for sample in range(options.samples)
     ]
 
 
-def ours(engine: VllmEngine, asked: Sequence[Request], work: Path) -> float:
-    with tempfile.TemporaryDirectory(dir=work) as folder:
-        begun = time.perf_counter()
-        stream = RolloutStore(Path(folder) / "rollouts.jsonl").stream(engine, asked, chunk=1)
-        tokens = sum(completion.num_tokens for completion in stream)
-        return tokens / (time.perf_counter() - begun)
+def by_engine(engine: VllmEngine, asked: Sequence[Request], folder: Path) -> float:
+    folder.mkdir(exist_ok=True)
+    begun = time.perf_counter()
+    stream = RolloutStore(folder / "rollouts.jsonl").stream(engine, asked, chunk=1)
+    tokens = sum(completion.num_tokens for completion in stream)
+    return tokens / (time.perf_counter() - begun)
 
 
-def theirs(engine: VllmEngine, asked: Sequence[Request], options: argparse.Namespace, work: Path) -> float:
+def by_reject(engine: VllmEngine, model: Path, prompts: Path, options: argparse.Namespace, folder: Path) -> float:
+    """Raises RunError where the stage fails or some answer is shorter than asked for."""
+    attached = {
+        "type": "vllm", "url": f"{engine.root}/v1", "token_env": TOKEN, "concurrency": options.concurrency,
+    }  # fmt: skip
+    rollout = {
+        "group_size": options.samples, "max_new_tokens": options.tokens, "min_new_tokens": options.tokens,
+        "engine": attached,
+    }  # fmt: skip
+    words = [
+        sys.executable, "-m", "whet", "reject", f"run={folder / 'run'}", f"model.path={model}", "model.device=cpu",
+        "reward.type=numeric", f"data.files={prompts}", f"rollout={json.dumps(rollout)}",
+    ]  # fmt: skip
+    _call(words, {TOKEN: _token(engine)}, "whet reject", cwd=ROOT)
+    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
+    (stage,) = summary["stages"]
+    groups = (folder / "run" / "stages" / "01-reject" / "groups.jsonl").read_text(encoding="utf-8").splitlines()
+    lengths = [answer["num_tokens"] for group in groups for answer in json.loads(group)["answers"]]
+    if lengths != [options.tokens] * (options.prompts * options.samples):
+        raise RunError("the stage has other answers than asked for", found=f"lengths {lengths[:8]}")
+    return sum(lengths) / float(stage["seconds"] - stage["metrics"]["seconds_load"])
+
+
+def by_bench(
+    engine: VllmEngine, model: str, asked: Sequence[Request], options: argparse.Namespace, folder: Path
+) -> float:
     """Raises RunError where the client fails."""
-    tokenizer = load_tokenizer(options.model)
+    tokenizer = load_tokenizer(model)
     rows = [{"prompt": tokenizer.decode(list(request.prompt_ids))} for request in asked]
-    (work / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (folder / "bench.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     words = [
         options.python, "-m", "vllm.entrypoints.cli.main", "bench", "serve", "--backend", "openai",
-        "--base-url", engine.root, "--endpoint", "/v1/completions", "--model", options.model,
-        "--served-model-name", SERVED, "--dataset-name", "custom", "--dataset-path", str(work / "prompts.jsonl"),
+        "--base-url", engine.root, "--endpoint", "/v1/completions", "--model", model,
+        "--served-model-name", SERVED, "--dataset-name", "custom", "--dataset-path", str(folder / "bench.jsonl"),
         "--custom-output-len", str(options.tokens), "--skip-chat-template", "--disable-shuffle", "--ignore-eos",
         "--num-prompts", str(len(asked)), "--max-concurrency", str(options.concurrency), "--temperature", "1.0",
-        "--disable-tqdm", "--save-result", "--result-dir", str(work), "--result-filename", "bench.json",
+        "--disable-tqdm", "--save-result", "--result-dir", str(folder), "--result-filename", "bench.json",
     ]  # fmt: skip
-    key = engine.headers["Authorization"].removeprefix("Bearer ")
-    done = subprocess.run(
-        words, env={**os.environ, "OPENAI_API_KEY": key, "HF_HUB_OFFLINE": "1"}, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RunError("vllm bench serve failed", found=(done.stderr or done.stdout).strip().splitlines()[-1])
-    result = json.loads((work / "bench.json").read_text(encoding="utf-8"))
+    _call(words, {"OPENAI_API_KEY": _token(engine), "HF_HUB_OFFLINE": "1"}, "vllm bench serve")
+    result = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
+    if result["total_output_tokens"] != len(asked) * options.tokens:
+        raise RunError("vllm bench serve got other answers than asked for", found=f"{result['total_output_tokens']}")
     return float(result["output_throughput"])
+
+
+def _token(engine: VllmEngine) -> str:
+    return engine.headers["Authorization"].removeprefix("Bearer ")
+
+
+def _call(words: Sequence[str], environment: Mapping[str, str], what: str, cwd: Path | None = None) -> None:
+    told = {**os.environ, **environment}
+    done = subprocess.run(words, cwd=cwd, env=told, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError(f"{what} failed", found=(done.stderr or done.stdout).strip().splitlines()[-1])
+
+
+def summarise(speeds: Mapping[Side, Sequence[float]]) -> list[SideFigures]:
+    """One entry a side; the others are compared with the first."""
+    first = next(iter(speeds.values()))
+    return [
+        SideFigures(
+            side=side, tokens_per_second=median(rounds), rounds=list(rounds),
+            ratio=None if rounds is first else spread([a / b for a, b in zip(rounds, first, strict=True)]),
+        )
+        for side, rounds in speeds.items()
+    ]  # fmt: skip
+
+
+def describe(figures: Sequence[SideFigures]) -> str:
+    """Aligned text."""
+    lines = [f"{'side':8}{'tokens/s':>10}  of vllm bench serve's"]
+    for side in figures:
+        told = f"{side.ratio.median:.3f} ({side.ratio.low:.3f} to {side.ratio.high:.3f})" if side.ratio else ""
+        lines.append(f"{side.side:8}{side.tokens_per_second:10.1f}  {told}".rstrip())
+    return "\n".join(lines)
+
+
+def entry(options: argparse.Namespace, figures: Sequence[SideFigures]) -> dict[str, Any]:
+    """What is kept of a comparison."""
+    return {
+        "date": datetime.now(UTC).date().isoformat(), "task": "serve", "model": options.model,
+        "prompts": options.prompts, "samples": options.samples, "new_tokens": options.tokens,
+        "concurrency": options.concurrency, "device": "cpu", "device_name": None, "rounds": options.rounds,
+        "machine": describe_machine(), "sides": [asdict(side) for side in figures],
+    }  # fmt: skip

@@ -29,12 +29,17 @@ LEARNED = (
     "train s | peak GB | times as fast | share of memory | date |",
     "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
+SERVED = (
+    "| task | model | prompts | answers each | tokens each | open requests | side | tokens/s | of vllm bench serve's | "
+    "date |",
+    "|---|---|---|---|---|---|---|---|---|---|",
+)
 ESTIMATED = (
     "| plan | parameters | trained | tokens of the largest micro-batch | estimated MB | measured MB | off | date |",
     "|---|---|---|---|---|---|---|---|",
 )
 """Heads of the tables in README.md."""
-OTHERS = ("grpo", "generate", "estimate")
+OTHERS = ("grpo", "generate", "serve", "estimate")
 """Results that are no comparison of training."""
 
 
@@ -85,7 +90,8 @@ def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def render_results(folder: Path = RESULTS) -> str:
-    """All kept results as Markdown: for every machine tables of training, online RL, generation and estimates."""
+    """All kept results as Markdown: for every machine tables of training, online RL, generation, serving
+    and estimates."""
     entries = [
         entry for path in sorted(folder.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
@@ -96,10 +102,12 @@ def render_results(folder: Path = RESULTS) -> str:
         trained = [line for entry in here if entry["task"] not in OTHERS for line in lines_of(entry)]
         learned = [line for entry in here if entry["task"] == "grpo" for line in grpo_lines_of(entry)]
         generated = [line for entry in here if entry["task"] == "generate" for line in generate_lines_of(entry)]
+        served = [line for entry in here if entry["task"] == "serve" for line in serve_lines_of(entry)]
         estimated = [line for entry in here if entry["task"] == "estimate" for line in estimate.lines_of(entry)]
         blocks += ["\n".join([*TRAINED, *trained])] if trained else []
         blocks += ["\n".join([*LEARNED, *learned])] if learned else []
         blocks += ["\n".join([*GENERATED, *generated])] if generated else []
+        blocks += ["\n".join([*SERVED, *served])] if served else []
         blocks += ["\n".join([*ESTIMATED, *estimated])] if estimated else []
     return "\n\n".join(blocks) if blocks else "Nothing is kept yet."
 
@@ -144,6 +152,17 @@ def generate_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
             f"{side['side']} {side['version']}".strip(), f"{side['tokens_per_second']:.0f}",
             f"{side['load_seconds']:.1f}", f"{side['peak_gb']:.2f}", _kept(side["time_ratio"]),
             _kept(side["memory_ratio"]), entry["date"],
+        ]  # fmt: skip
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def serve_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Rows of one comparison of clients of a server."""
+    for side in entry["sides"]:
+        cells = [
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"],
+            entry["concurrency"], side["side"], f"{side['tokens_per_second']:.0f}", _kept(side["ratio"]),
+            entry["date"],
         ]  # fmt: skip
         yield "| " + " | ".join(map(str, cells)) + " |"
 

@@ -22,8 +22,11 @@ SHARE = 0.2
 LEAST, MOST = 1024, 65536
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 """glibc's names (malloc.h), and the size up to which a block stays with the process."""
-CPU_TOKENS = 768
-"""Tokens that keep a CPU's cores busy: more at once cost memory and gain nothing."""
+CPU_TOKENS, CPU_TOKENS_OF_LARGE = 768, 1024
+"""Tokens that keep a CPU's cores busy, more at once cost memory and gain nothing; and of a large model, whose weights do
+not stay in the caches: the more tokens meet them, the less often they are read (0.6B: a tenth of a step)."""
+LARGE = 1 << 20
+"""Bytes of a token's activations from which on a model is large: some 200M weights in bf16."""
 KEPT_WIDTHS, KEPT_INNER, KEPT_HEADS = 16, 6, 10
 """Numbers kept for the backward pass per token and layer: so many times the layer's width (norms in fp32, residuals,
 adapter inputs), its feed-forward width, and its attention width (queries, keys, values, norms, probabilities)."""
@@ -47,7 +50,8 @@ def token_budget(model: PreTrainedModel, device: torch.device, dtype: torch.dtyp
 def budget_within(memory: float, token: float, *, on_cpu: bool) -> Budget:
     """The same in numbers: bytes of the device, and of a token's activations."""
     kept = max(LEAST, min(MOST, 1 << max(0, int(SHARE * memory / token).bit_length() - 1)))
-    return Budget(packed=min(kept, CPU_TOKENS) if on_cpu else kept, kept=kept)
+    busy = CPU_TOKENS if token < LARGE else CPU_TOKENS_OF_LARGE
+    return Budget(packed=min(kept, busy) if on_cpu else kept, kept=kept)
 
 
 class FreedMemory:
