@@ -109,7 +109,7 @@ class Checkpoints:
 
 def _rows(file: Any, name: str, rows: slice | None) -> torch.Tensor:
     tensor: torch.Tensor = file.get_tensor(name) if rows is None else file.get_slice(name)[rows]
-    return tensor
+    return tensor.clone()  # it lies in the file's pages: whoever reads it again would find it changed
 
 
 def optimizer_tensors(optimizer: Optimizer) -> dict[str, torch.Tensor]:
