@@ -56,6 +56,22 @@ def test_a_silent_rank_ends_the_run_by_name(
             clock[0] += 2
     assert capsys.readouterr().err.startswith("error: rank 1 has given no sign of life for 10 s")
     assert "test_watchdog" in (tmp_path / "rank-0.txt").read_text(), "where this process was"
+    assert other.stacks_are_wanted()
+
+
+def test_a_rank_that_is_asked_writes_its_stack_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank has found who hangs: this one says where it is before the other ends."""
+    dog, other = watched(tmp_path, monkeypatch)
+    other.send()
+    dog._look()
+    assert not list(tmp_path.iterdir())
+    other.ask_for_stacks()
+    dog._look()
+    stack = tmp_path / "rank-0.txt"
+    assert "test_watchdog" in stack.read_text()
+    stack.unlink()
+    dog._look()
+    assert not stack.exists()
 
 
 def test_who_stood_still_blames_nobody(

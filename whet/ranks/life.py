@@ -97,6 +97,13 @@ class Signs:
         own = f"{self._rank}: {why}"
         return bool(self._store.compare_set("whet/end", "", own) == own.encode())
 
+    def ask_for_stacks(self) -> None:
+        """Every rank that still can is to write down where it is."""
+        self._store.set("whet/stacks", "wanted")
+
+    def stacks_are_wanted(self) -> bool:
+        return bool(self._store.check(["whet/stacks"]))
+
     def say(self, code: int) -> None:
         """The user has been told, and every process is to end with this exit code."""
         self._store.set("whet/said", str(code))

@@ -39,7 +39,7 @@ class Watchdog(threading.Thread):
         self._interval = min(LONGEST_INTERVAL, (limit or 60.0) / 5)
         self._parent, self._looked = os.getppid(), now
         self._seen = [Seen(Sign(), now, now) for _ in range(world)]
-        self._stopped = threading.Event()
+        self._stopped, self._dumped = threading.Event(), False
 
     def stop(self) -> None:
         self._stopped.set()
@@ -63,6 +63,8 @@ class Watchdog(threading.Thread):
 
     def _look(self) -> None:
         self._signs.send()
+        if self._signs.stacks_are_wanted():
+            self._dump()
         if (code := self._signs.said()) is not None:
             self._leave(code)
         signs, now = self._signs.read(), time.monotonic()
@@ -78,7 +80,9 @@ class Watchdog(threading.Thread):
         if not why:
             return
         self._dump()
+        self._signs.ask_for_stacks()
         if self._signs.end(why):
+            time.sleep(2 * self._interval)  # for the others' stacks, before they lose this one
             told = f"{why}; stacks are in {self._stacks}" if self._stacks is not None else why
             print(f"error: {told}; {GO_ON}", file=sys.stderr, flush=True)
             self._kill(ranks)
@@ -91,9 +95,10 @@ class Watchdog(threading.Thread):
             os._exit(code)
 
     def _dump(self) -> None:
-        """Write down where every thread of this process is."""
-        if self._stacks is None:
+        """Write down where every thread of this process is, once."""
+        if self._stacks is None or self._dumped:
             return
+        self._dumped = True
         with suppress(OSError):
             self._stacks.mkdir(parents=True, exist_ok=True)
             with (self._stacks / f"rank-{self._rank}.txt").open("w") as file:
