@@ -19,6 +19,18 @@ def test_alone_everything_is_done_here() -> None:
     assert ALONE.everyone("a") == ["a"]
 
 
+def test_ranks_of_a_machine_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two ranks of the second of two machines: each does its work once, and every turn is waited for."""
+    assert ALONE.in_turn(lambda: 7) == 7
+    done: list[str] = []
+    monkeypatch.setattr(Ranks, "everyone", lambda self, value, what: [2, 2, 2, 2])
+    monkeypatch.setattr(Ranks, "wait", lambda self, what: done.append(f"wait for {what}"))
+    for rank in (2, 3):
+        Ranks(rank=rank, world=4, local_world=2).in_turn(lambda: done.append("work"), "a turn")
+    wait = "wait for a turn"
+    assert done == ["work", wait, wait, wait, "work", wait]
+
+
 def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     refuse_other_number(1)
     with pytest.raises(UserError, match=r"launch.processes: .* \(found 4, and 1 was started\)"):

@@ -99,6 +99,17 @@ class Ranks:
         self.on_main(lambda: made.append(work()), what)
         return made[0] if made else work()
 
+    def in_turn(self, work: Callable[[], T], what: str = "its turn") -> T:
+        """Do it on every rank, on those of a machine one after the other."""
+        turns = max(self.everyone(self.local_world, what))
+        made: list[T] = []
+        for turn in range(turns):
+            if turn == self.rank % self.local_world:
+                made.append(work())
+            if turns > 1:
+                self.wait(what)
+        return made[0]
+
     def wait(self, what: str = "each other") -> None:
         """Hold until every rank is here."""
         if self.world > 1:

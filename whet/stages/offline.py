@@ -30,7 +30,7 @@ from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import Measure, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
-from whet.stages.parts import check_parts
+from whet.stages.parts import check_parts, loaded_in_parts
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
 from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
@@ -55,12 +55,19 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
     )
     rows = context.ranks.main_first(partial(read_rows, stage, context, tokenizer), "the rows, rendered")
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)
-    # Who holds a part takes it from the host's memory: the whole may not fit on the device.
-    model = load_trainable(stage, context if parallel.holding is None else on_host(context), checkpoints, dtype)
     asked = train.micro_batch_tokens
-    budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
+
+    def load() -> tuple[Trained, TokenScorer | RowScorer]:
+        # Who holds a part takes it from the host's memory: the whole may not fit on the device.
+        model = load_trainable(stage, context if parallel.holding is None else on_host(context), checkpoints, dtype)
+        return model, scorer_of(stage, model, budget_of(model))
+
+    def budget_of(model: Trained) -> Budget:
+        return Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
+
+    model, scorer = loaded_in_parts(load, context, parallel)
+    budget = budget_of(model)
     freed = FreedMemory(budget.packed * activation_bytes(unwrapped(model), dtype))
-    scorer = scorer_of(stage, model, budget)
     work = work_of(stage, Ground(context=context, rows=rows, scorer=scorer, parallel=parallel))
     with MetricsFile(context.paths.metrics, keeps=parallel.is_main) as metrics:
         position = Loop(

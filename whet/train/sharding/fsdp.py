@@ -43,7 +43,7 @@ from whet.train.state import load_state
 class FsdpHolding:
     """One model in parts."""
 
-    looks = learns = switches = True
+    looks = learns = switches = divides_alone = True
 
     def __init__(self, config: Fsdp, device: torch.device, dtype: torch.dtype, ranks: Ranks) -> None:
         """Raises RunError where there is no GPU to offload from."""
@@ -53,11 +53,17 @@ class FsdpHolding:
                 fix="leave it out",
             )  # fmt: skip
         self._config, self._device, self._dtype, self._ranks = config, device, dtype, ranks
+        self._mesh = init_device_mesh(device.type, (ranks.world,))
+        self._divided = False
+
+    def divide(self, scorer: torch.nn.Module) -> None:
+        if not self._divided:
+            self._shard(scorer, self._mesh)
+        self._divided = True
 
     def hold(self, scorer: torch.nn.Module, train: Train) -> tuple[Score, torch.optim.Optimizer]:
         check_plain(train, self._dtype, "fsdp")
-        mesh = init_device_mesh(self._device.type, (self._ranks.world,))
-        self._shard(scorer, mesh)
+        self.divide(scorer)
         self._modules = [module for module in scorer.modules() if isinstance(module, FSDPModule)]
         for module in self._modules:
             module.set_gradient_divide_factor(1.0)

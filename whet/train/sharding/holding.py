@@ -44,6 +44,15 @@ class Holding(Protocol):
         """Whether a pass may leave the adapter out."""
         ...
 
+    @property
+    def divides_alone(self) -> bool:
+        """Whether `divide` works, which needs no other rank."""
+        ...
+
+    def divide(self, scorer: torch.nn.Module) -> None:
+        """Give up what is not this rank's, before `hold`: another rank of the machine may want the room."""
+        ...
+
     def hold(self, scorer: torch.nn.Module, train: Train) -> tuple[Score, torch.optim.Optimizer]:
         """Take over the model, and make the optimiser of what trains. Returns what the loop calls for a pass.
 

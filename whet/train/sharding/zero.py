@@ -53,6 +53,11 @@ class ZeroHolding:
         # ZeRO-3 hangs where some passes leave the adapter out and others do not.
         return self._stage == 2
 
+    divides_alone = False
+
+    def divide(self, scorer: torch.nn.Module) -> None:
+        """DeepSpeed divides on all ranks at once, in `hold`."""
+
     def hold(self, scorer: torch.nn.Module, train: Train) -> tuple[Score, torch.optim.Optimizer]:
         check_plain(train, self._dtype, "deepspeed")
         optimizer = build_optimizer(scorer, train)
