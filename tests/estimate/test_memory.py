@@ -42,6 +42,19 @@ def test_an_adapter_costs_its_own_weights() -> None:
     assert "gradients on their way" not in found
 
 
+def test_four_bits_leave_embeddings_and_norms_alone() -> None:
+    """1280 weights of linear layers at half a byte, 720 others at 2; one layer of 8 x 16 is whole for its product."""
+    found = training(setting(trains="adapter", rank=2, arithmetic="bf16", four_bits=0.5))
+    assert found["frozen weights"] == 0.5 * 1280 + 2 * 720
+    assert found["a weight in full for its product"] == 2 * 8 * 16
+    assert parts(memory_of(setting(trains="adapter", rank=2, four_bits=0.5)), "loading")["weights"] == 640 + 4 * 720
+
+
+def test_activations_on_the_host_are_not_the_devices() -> None:
+    here, away = (training(setting(on_cpu=False, offload_activations=away)) for away in (False, True))
+    assert 0 < away["activations"] < here["activations"]
+
+
 def test_eight_bits_leave_the_embedding_alone() -> None:
     found = training(setting(optimizer="adamw_8bit"))
     assert found["optimiser state"] == pytest.approx(8 * 640 + (2 + 8 / 256) * 1360)

@@ -200,3 +200,15 @@ def printed(repository: Path, module: str, *words: str) -> str:
         [sys.executable, "-m", module, *words], stdout=subprocess.PIPE, text=True, check=True,
         env=os.environ | {"PYTHONPATH": str(repository)},
     ).stdout  # fmt: skip
+
+
+def test_a_base_in_four_bits_is_counted_in_four_bits(tiny_checkpoint: Path, folder: Path) -> None:
+    model = {"path": str(tiny_checkpoint), "device": "cpu", "quantization": {"double": False}}
+    (plain,), (narrow,) = estimate(tiny_checkpoint, SFT), estimate(tiny_checkpoint, SFT, model=model)
+    assert (plain.setting.four_bits, narrow.setting.four_bits) == (0.0, 0.5625)
+    weights = sum(product.inputs * product.outputs * product.count for product in narrow.setting.shape.products)
+    before, after = (
+        next(part.bytes for part in memory_of(one.setting).moments[0].parts if part.name == "frozen weights")
+        for one in (plain, narrow)
+    )
+    assert before - after == (4 - 0.5625) * weights

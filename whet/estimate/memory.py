@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from whet.estimate.activations import backward_bytes, head_bytes, kept_bytes, pass_bytes
 from whet.estimate.setting import Beside, Setting
+from whet.schema.shape import sum_of
 
 MIB = 1 << 20
 WORKING = 25 * MIB
@@ -136,10 +137,9 @@ def _weights(setting: Setting, copies: int) -> Iterator[Part]:
 
 
 def _frozen_bytes(setting: Setting) -> float:
+    """Embeddings, norms and the LM head are not in 4 bits, nor are experts, whose weights are no linear layers."""
     shape = setting.shape
-    if not setting.four_bits:
-        return float(setting.item * shape.parameters)
-    narrow = shape.multiplied
+    narrow = sum_of(shape.products) if setting.four_bits else 0
     return setting.four_bits * narrow + setting.item * (shape.parameters - narrow)
 
 
@@ -179,6 +179,9 @@ def _training(setting: Setting) -> Iterator[Part]:
     yield Part(name="gradients on their way", bytes=copies * _gradients_on_their_way(setting))
     if setting.ranks > 1 and not setting.sharded:
         yield Part(name="gradients between ranks", bytes=min(BUCKET, 8.0 * setting.trainable))
+    if setting.four_bits:
+        largest = max((product.inputs * product.outputs for product in setting.shape.products), default=0)
+        yield Part(name="a weight in full for its product", bytes=float(setting.item * largest))
     kept, backward = kept_bytes(setting), backward_bytes(setting)
     on_device = 0.0 if setting.offload_activations else copies * kept
     yield Part(name="activations", bytes=on_device + backward)
@@ -228,8 +231,8 @@ def _room(length: int) -> int:
 def _loading(setting: Setting, always: tuple[Part, ...]) -> Iterator[Moment]:
     """A checkpoint in another type is mapped while it is converted."""
     mapped = Part(name="checkpoint, mapped", bytes=float(setting.file_bytes))
-    width = 4 if setting.trains == "all" else setting.item
-    loaded = Part(name="weights", bytes=float(width * setting.shape.parameters))
+    whole = 4.0 * setting.shape.parameters
+    loaded = Part(name="weights", bytes=whole if setting.trains == "all" else _frozen_bytes(setting))
     yield Moment(name="loading", parts=(*always, loaded, mapped))
     if setting.beside:
         besides = [Part(name=b.part, bytes=_beside_bytes(setting, b)) for b in setting.beside]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from whet.config.model import Lora
+from whet.config.model import Lora, Quantization
 from whet.config.stage import OnlineStage, RewardStage, SftStage, TrainStage
 from whet.estimate.memory import memory_of
 from whet.estimate.result import Change
@@ -30,8 +30,8 @@ def changes_for(situation: Situation) -> tuple[Change, ...]:
     chosen: list[Change] = []
     peak = memory_of(setting_of(situation)).peak.bytes
     for step in (
-        _smaller_batches, _recompute, _fewer_answers, _reference_on_cpu, _narrow_weights, _small_state, _shard,
-        _adapter, _offload, _shorter_rows,
+        _smaller_batches, _recompute, _offload_activations, _fewer_answers, _reference_on_cpu, _narrow_weights,
+        _small_state, _shard, _adapter, _four_bits, _offload, _shorter_rows,
     ):  # fmt: skip
         best: tuple[_Idea, float] | None = None
         for idea in step(situation):
@@ -72,6 +72,12 @@ def _recompute(situation: Situation) -> Iterator[_Idea]:
     if not situation.stage.train.gradient_checkpointing:
         then = _with_train(situation, gradient_checkpointing=True)
         yield _Idea("train.gradient_checkpointing=true", "the same gradient, about a third more time", then)
+
+
+def _offload_activations(situation: Situation) -> Iterator[_Idea]:
+    if not situation.place.on_cpu and not situation.stage.train.activation_offload:
+        then = _with_train(situation, activation_offload=True)
+        yield _Idea("train.activation_offload=true", "the same gradient, activations travel to the host and back", then)
 
 
 def _fewer_answers(situation: Situation) -> Iterator[_Idea]:
@@ -127,6 +133,14 @@ def _adapter(situation: Situation) -> Iterator[_Idea]:
     if setting_of(situation).trains == "all":
         then = replace(situation, model=situation.model.model_copy(update={"lora": Lora()}))
         yield _Idea("model.lora={}", "an adapter of rank 16 trains instead of all weights", then)
+
+
+def _four_bits(situation: Situation) -> Iterator[_Idea]:
+    """Parts of weights in 4 bits are not trained beside."""
+    adapted = setting_of(situation).trains == "adapter"
+    if adapted and situation.model.quantization is None and situation.place.sharding == "none":
+        then = replace(situation, model=situation.model.model_copy(update={"quantization": Quantization()}))
+        yield _Idea("model.quantization={}", "the frozen base in 4 bits (QLoRA), its numbers rounded", then)
 
 
 def _offload(situation: Situation) -> Iterator[_Idea]:

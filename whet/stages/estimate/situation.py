@@ -36,6 +36,7 @@ from whet.models.memory import (
     SHARE,
     Budget,
     budget_within,
+    quantised_bytes,
 )
 from whet.schema.shape import ModelShape
 from whet.stages.estimate.batches import offline_batches, online_batch, rows_as_one
@@ -97,6 +98,8 @@ def setting_of(situation: Situation) -> Setting:
         value_model=isinstance(stage, PpoStage) and isinstance(stage.value, ModelValue),
         decoding=decoding, pass_tokens=batches[0].tokens if _reads_reference(stage) or decoding else 0,
         file_bytes=situation.file_bytes, libraries=place.libraries,
+        four_bits=quantised_bytes(model.quantization) if model.quantization is not None else 0.0,
+        offload_activations=stage.train.activation_offload and not place.on_cpu,
         ranks=place.ranks, sharding=place.sharding, cpu_offload=place.cpu_offload,
     )  # fmt: skip
     return max((replace(setting, micro_batch=batch) for batch in batches), key=kept_bytes)
