@@ -81,5 +81,5 @@ class _Gated(torch.autograd.Function):
         for_gate, for_up = torch.empty_like(gates), torch.empty_like(ups)
         for tile in row_tiles(gates):
             torch.mul(grads[tile], silu(gates[tile]), out=for_up[tile])
-            for_gate[tile] = torch.ops.aten.silu_backward(grads[tile] * ups[tile], gates[tile])
+            torch.ops.aten.silu_backward.grad_input(grads[tile] * ups[tile], gates[tile], grad_input=for_gate[tile])
         return for_gate.view(grad.shape), for_up.view(grad.shape)

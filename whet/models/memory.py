@@ -23,8 +23,8 @@ LEAST, MOST = 1024, 65536
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 """glibc's names (malloc.h), and the size up to which a block stays with the process."""
 CPU_TOKENS, CPU_TOKENS_OF_LARGE = 768, 1024
-"""Tokens that keep a CPU's cores busy, more at once cost memory and gain nothing; and of a large model, whose weights do
-not stay in the caches: the more tokens meet them, the less often they are read (0.6B: a tenth of a step)."""
+"""Tokens that keep a CPU's cores busy, more at once cost memory and gain nothing; and of a large model, whose weights
+do not stay in the caches: the more tokens meet them, the less often they are read (0.6B: a tenth of a step)."""
 LARGE = 1 << 20
 """Bytes of a token's activations from which on a model is large: some 200M weights in bf16."""
 KEPT_WIDTHS, KEPT_INNER, KEPT_HEADS = 16, 6, 10
