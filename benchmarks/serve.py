@@ -7,8 +7,8 @@ ask for the same number of tokens, in turn:
 
     bench    `vllm bench serve`, which streams tokens, as its users do
     engine   whet's engine, and a store that has every answer on disk as it comes
-    reject   the stage in a process of its own: reading, asking, judging, sorting into files. All its seconds count but
-             those of attaching to the server
+    reject   the stage as a plan runs it: reading, asking, judging, sorting into files. All its seconds count but those
+             of attaching to the server
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import argparse
 import json
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from io import StringIO
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
@@ -30,10 +31,10 @@ from typing import Any, Literal
 from benchmarks.figures import Spread, spread
 from benchmarks.generate import checkpoint_of
 from benchmarks.machine import describe_machine
-from benchmarks.rounds import ROOT
 from benchmarks.shapes import SHAPES
 from benchmarks.table import save
 from whet.config.engine import Vllm
+from whet.config.load import load_plan
 from whet.data.render import Renderer
 from whet.demo import playground
 from whet.demo.plan import BASE
@@ -44,6 +45,7 @@ from whet.rollout.vllm import BASE as SERVED
 from whet.rollout.vllm import Checkpoint, VllmEngine
 from whet.schema.records import Message
 from whet.schema.rollouts import Request, Sampling
+from whet.stages.pipeline import run_plan
 
 Side = Literal["bench", "engine", "reject"]
 PLAYGROUND = "playground"
@@ -69,7 +71,7 @@ def add_options(serve: argparse.ArgumentParser) -> None:
     add = serve.add_argument
     add("--python", required=True, help="interpreter of the environment that has vLLM")
     add("--model", choices=[PLAYGROUND, *(name for name in SHAPES if name != "vl")], default=PLAYGROUND)
-    add("--prompts", type=int, default=64)
+    add("--prompts", type=int, default=256)
     add("--samples", type=int, default=4, help="answers to each prompt")
     add("--tokens", type=int, default=64, help="tokens of each answer, exactly")
     add("--concurrency", type=int, default=32, help="requests that are open at the same time")
@@ -93,11 +95,10 @@ def serve(options: argparse.Namespace, work: Path) -> None:
     }
     speeds: dict[Side, list[float]] = {side: [] for side in sides}
     try:
-        by_engine(engine, asked[: options.concurrency], work / "warm")
+        measured(sides["reject"], work)  # imports, and whatever the server does once
         for number in range(1, options.rounds + 1):
             for side, measure in sides.items():
-                with tempfile.TemporaryDirectory(dir=work) as folder:
-                    speeds[side].append(measure(Path(folder)))
+                speeds[side].append(measured(measure, work))
                 print(f"round {number} {side:<7}{speeds[side][-1]:8.1f} tokens/s", flush=True)
     finally:
         engine.close()
@@ -105,6 +106,12 @@ def serve(options: argparse.Namespace, work: Path) -> None:
     print("\n" + describe(figures))
     if options.save:
         print(f"kept in {save(options.save, entry(options, figures))}")
+
+
+def measured(measure: Callable[[Path], float], work: Path) -> float:
+    """With a folder of its own."""
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        return measure(Path(folder))
 
 
 def requests(model: str, prompts: Sequence[str], options: argparse.Namespace) -> list[Request]:
@@ -118,7 +125,6 @@ def requests(model: str, prompts: Sequence[str], options: argparse.Namespace) ->
 
 
 def by_engine(engine: VllmEngine, asked: Sequence[Request], folder: Path) -> float:
-    folder.mkdir(exist_ok=True)
     begun = time.perf_counter()
     stream = RolloutStore(folder / "rollouts.jsonl").stream(engine, asked, chunk=1)
     tokens = sum(completion.num_tokens for completion in stream)
@@ -132,16 +138,19 @@ def by_reject(engine: VllmEngine, model: Path, prompts: Path, options: argparse.
     }  # fmt: skip
     rollout = {
         "group_size": options.samples, "max_new_tokens": options.tokens, "min_new_tokens": options.tokens,
-        "engine": attached,
+        "temperature": 1.0, "top_p": 1.0, "engine": attached,
     }  # fmt: skip
-    words = [
-        sys.executable, "-m", "whet", "reject", f"run={folder / 'run'}", f"model.path={model}", "model.device=cpu",
-        "reward.type=numeric", f"data.files={prompts}", f"rollout={json.dumps(rollout)}",
-    ]  # fmt: skip
-    _call(words, {TOKEN: _token(engine)}, "whet reject", cwd=ROOT)
-    summary = json.loads((folder / "run" / "summary.json").read_text(encoding="utf-8"))
-    (stage,) = summary["stages"]
-    groups = (folder / "run" / "stages" / "01-reject" / "groups.jsonl").read_text(encoding="utf-8").splitlines()
+    plan = {
+        "run": str(folder), "model": {"path": str(model), "device": "cpu"},
+        "stages": [{
+            "kind": "reject", "data": {"files": [str(prompts)]}, "rollout": rollout,
+            "reward": {"type": "custom", "path": "whet.demo.playground:check"},
+        }],
+    }  # fmt: skip
+    os.environ[TOKEN] = _token(engine)
+    with redirect_stdout(StringIO()):
+        (stage,) = run_plan(load_plan(plan))["stages"]
+    groups = (folder / "stages" / "01-reject" / "groups.jsonl").read_text(encoding="utf-8").splitlines()
     lengths = [answer["num_tokens"] for group in groups for answer in json.loads(group)["answers"]]
     if lengths != [options.tokens] * (options.prompts * options.samples):
         raise RunError("the stage has other answers than asked for", found=f"lengths {lengths[:8]}")
@@ -163,7 +172,10 @@ def by_bench(
         "--num-prompts", str(len(asked)), "--max-concurrency", str(options.concurrency), "--temperature", "1.0",
         "--disable-tqdm", "--save-result", "--result-dir", str(folder), "--result-filename", "bench.json",
     ]  # fmt: skip
-    _call(words, {"OPENAI_API_KEY": _token(engine), "HF_HUB_OFFLINE": "1"}, "vllm bench serve")
+    environment = {**os.environ, "OPENAI_API_KEY": _token(engine), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RunError("vllm bench serve failed", found=(done.stderr or done.stdout).strip().splitlines()[-1])
     result = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
     if result["total_output_tokens"] != len(asked) * options.tokens:
         raise RunError("vllm bench serve got other answers than asked for", found=f"{result['total_output_tokens']}")
@@ -172,13 +184,6 @@ def by_bench(
 
 def _token(engine: VllmEngine) -> str:
     return engine.headers["Authorization"].removeprefix("Bearer ")
-
-
-def _call(words: Sequence[str], environment: Mapping[str, str], what: str, cwd: Path | None = None) -> None:
-    told = {**os.environ, **environment}
-    done = subprocess.run(words, cwd=cwd, env=told, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RunError(f"{what} failed", found=(done.stderr or done.stdout).strip().splitlines()[-1])
 
 
 def summarise(speeds: Mapping[Side, Sequence[float]]) -> list[SideFigures]:
