@@ -4,6 +4,7 @@ PYTHON ?= python3
 SEED ?= 0
 ARGS ?=
 WORKERS ?= auto
+RAY ?= ray
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
@@ -62,10 +63,10 @@ test-verl: .venv/.verl
 	PYTHONPATH=.venv/verl $(BIN)/python -m pytest -m "not gpu" tests/oracles/test_policy_verl.py \
 	  tests/integration/test_verl.py tests/launch/test_reward_function.py
 
-# A plan on a Ray cluster of two nodes on this machine, beside the same plan without Ray; a rank and an engine killed.
-# Not part of `.ci/run`.
+# A plan on a Ray cluster of two nodes on this machine, beside the same plan without Ray; a rank and an engine killed; and
+# the whole demo, a quarter of an hour, which `make test-ray RAY="ray and not slow"` and `.ci/run` leave out.
 test-ray: .venv/.ray
-	$(BIN)/python -m pytest -m ray tests/integration
+	$(BIN)/python -m pytest -m "$(RAY)" tests/integration
 
 # Our formulas against the other peers' own functions, and the optional optimisers for real; installs them, which nothing
 # else needs.

@@ -22,8 +22,9 @@ import pytest
 import yaml
 
 from whet.demo import playground
-from whet.demo.plan import BASE, CHECKER, accuracy, judge, prompts
+from whet.demo.plan import BASE, CHECKER, accuracy, demo_plan, judge, prompts, write_inputs
 from whet.runs.files import read_json, read_jsonl, write_jsonl, write_text
+from whet.runs.layout import RunPaths
 
 pytestmark = pytest.mark.ray
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -33,7 +34,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 RANK, ACTOR = "ray::RayTrainWorker", "ray::Answerer"
 """How the processes of a cluster are called."""
-PATIENCE = 900.0
+PATIENCE = 1800.0
 """Seconds after which a run that does not end is a failure."""
 
 
@@ -113,10 +114,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plain(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    """The plan by two ranks that torchrun starts, each generating for itself."""
     folder = tmp_path_factory.mktemp("plain") / "run"
+    return wait(without_ray(plan, folder), folder)
+
+
+def without_ray(plan: Path, folder: Path) -> subprocess.Popen[str]:
+    """The plan by two ranks that torchrun starts, each generating for itself."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
-    return wait(start([*launcher, "-m", "whet", "run", str(plan), f"run={folder}"], folder), folder)
+    return start([*launcher, "-m", "whet", "run", str(plan), f"run={folder}"], folder)
 
 
 def on_ray(plan: Path, address: str, folder: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -178,6 +183,19 @@ def test_the_plan_ends_as_without_ray(plan: Path, plain: Ran, address: str, tmp_
     assert_whole(ran)
     assert "grpo  8/8 100%" in ran.said and ran.said.count("grpo  8/8 100%") == 1
     assert not pids(RANK) and not pids(ACTOR)
+
+
+@pytest.mark.slow
+def test_the_whole_demo_ends_as_without_ray(address: str, tmp_path: Path) -> None:
+    inputs, plan = RunPaths(tmp_path / "demo").inputs, tmp_path / "demo.yaml"
+    write_inputs(inputs, 0)
+    write_text(plan, yaml.safe_dump(demo_plan(tmp_path / "demo", 0)))
+    plain = wait(without_ray(plan, tmp_path / "plain"), tmp_path / "plain")
+    assert plain.code == 0, plain.said
+    ran = wait(on_ray(plan, address, tmp_path / "run"), tmp_path / "run")
+    assert ran.code == 0, ran.said
+    assert ran.evaluation == plain.evaluation and len(ran.evaluation) >= 8
+    print([(one["stage"], one["task"], one["value"]) for one in ran.evaluation if one["metric"] == "accuracy"])
 
 
 def test_a_rank_and_an_actor_killed_lose_nothing(plan: Path, plain: Ran, address: str, tmp_path: Path) -> None:
