@@ -34,12 +34,16 @@ SERVED = (
     "date |",
     "|---|---|---|---|---|---|---|---|---|---|",
 )
+RANKED = (
+    "| task | model | records a step | precision | trains | ranks | s/step | times as fast as one | date |",
+    "|---|---|---|---|---|---|---|---|---|",
+)
 ESTIMATED = (
     "| plan | parameters | trained | tokens of the largest micro-batch | estimated MB | measured MB | off | date |",
     "|---|---|---|---|---|---|---|---|",
 )
 """Heads of the tables in README.md."""
-OTHERS = ("grpo", "generate", "serve", "estimate")
+OTHERS = ("grpo", "generate", "serve", "ranks", "estimate")
 """Results that are no comparison of training."""
 
 
@@ -90,8 +94,8 @@ def save(name: str, entry: Mapping[str, Any], folder: Path = RESULTS) -> Path:
 
 
 def render_results(folder: Path = RESULTS) -> str:
-    """All kept results as Markdown: for every machine tables of training, online RL, generation, serving
-    and estimates."""
+    """All kept results as Markdown: for every machine tables of training, online RL, generation, serving,
+    ranks and estimates."""
     entries = [
         entry for path in sorted(folder.glob("*.json")) for entry in json.loads(path.read_text(encoding="utf-8"))
     ]
@@ -103,11 +107,13 @@ def render_results(folder: Path = RESULTS) -> str:
         learned = [line for entry in here if entry["task"] == "grpo" for line in grpo_lines_of(entry)]
         generated = [line for entry in here if entry["task"] == "generate" for line in generate_lines_of(entry)]
         served = [line for entry in here if entry["task"] == "serve" for line in serve_lines_of(entry)]
+        ranked = [line for entry in here if entry["task"] == "ranks" for line in rank_lines_of(entry)]
         estimated = [line for entry in here if entry["task"] == "estimate" for line in estimate.lines_of(entry)]
         blocks += ["\n".join([*TRAINED, *trained])] if trained else []
         blocks += ["\n".join([*LEARNED, *learned])] if learned else []
         blocks += ["\n".join([*GENERATED, *generated])] if generated else []
         blocks += ["\n".join([*SERVED, *served])] if served else []
+        blocks += ["\n".join([*RANKED, *ranked])] if ranked else []
         blocks += ["\n".join([*ESTIMATED, *estimated])] if estimated else []
     return "\n\n".join(blocks) if blocks else "Nothing is kept yet."
 
@@ -163,6 +169,16 @@ def serve_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
             entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"],
             entry["concurrency"], side["side"], f"{side['tokens_per_second']:.0f}", _kept(side["ratio"]),
             entry["date"],
+        ]  # fmt: skip
+        yield "| " + " | ".join(map(str, cells)) + " |"
+
+
+def rank_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
+    """Rows of one comparison of numbers of ranks."""
+    for way in entry["sides"]:
+        cells = [
+            entry["task"], entry["model"], entry["batch_size"], entry["precision"], way["trains"], way["ranks"],
+            f"{way['step_seconds']:.3g}", _kept(way["speedup"]), entry["date"],
         ]  # fmt: skip
         yield "| " + " | ".join(map(str, cells)) + " |"
 

@@ -120,7 +120,7 @@ def plain(plan: Path, tmp_path_factory: pytest.TempPathFactory) -> Ran:
 
 def without_ray(plan: Path, folder: Path) -> subprocess.Popen[str]:
     """The plan by two ranks that torchrun starts, each generating for itself."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     return start([*launcher, "-m", "whet", "run", str(plan), f"run={folder}"], folder)
 
 
@@ -222,5 +222,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(plan: Path, address: str, tmp_pat
     folder = tmp_path / "run"
     ran = wait(on_ray(plan, address, folder, "sft.data.files=[gone.jsonl]"), folder)
     assert ran.code == 2, ran.said
-    assert ran.said.splitlines()[-1].startswith("error: gone.jsonl: ") and ran.said.count("error: ") == 1, ran.said
+    assert ran.said.splitlines()[-1].startswith("error: rank 0: gone.jsonl: "), ran.said
+    assert ran.said.count("error: ") == 1, ran.said
     assert "Traceback" not in ran.said

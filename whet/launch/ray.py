@@ -36,6 +36,8 @@ from whet.runs.files import writing
 
 LISTEN_SECONDS = 0.2
 """Between two looks at the board."""
+SETTLE_SECONDS = 60.0
+"""That Ray Train is given to end by itself."""
 SEEN_WITHIN = 30.0
 """Seconds after which shared storage shows a new file on every node."""
 
@@ -66,7 +68,11 @@ def run_on_ray(plan: Plan, launch: Ray, *, fresh: bool = False, until: str | Non
             board = ray.remote(num_cpus=0)(Board).remote()
             job = Job(plan=plan, fresh=fresh, until=until, directory=os.getcwd(), mark=mark, board=board)
             per_rank = _per_rank(ray, launch, plan.model.device)
-            _wait_for(ray, board, _Fit(ray, launch, per_rank, job))
+            fit = _Fit(ray, launch, per_rank, job)
+            try:
+                _wait_for(ray, board, fit)
+            finally:
+                fit.settle()
     finally:
         ray.shutdown()
 
@@ -90,6 +96,11 @@ class _Fit:
                 _trainer(self._ray, self._launch, self._per_rank, self._job, folder).fit()
         except Exception as error:  # it is for the driver's thread to say
             self._error = error
+
+    def settle(self) -> None:
+        """Let it come to its end: ranks that find a refusal on the board end at once. Ray ends the whole process, with
+        an exit code of its own, where a thread still asks it for something after the shutdown."""
+        self._thread.join(SETTLE_SECONDS)
 
     def check(self) -> None:
         """Raises what went wrong, in the user's words where it is the user's to mend."""
