@@ -5,6 +5,7 @@ A mistake of the user's is one line on stderr and exit code 2; a defect of whet 
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -48,6 +49,8 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _main(args: Sequence[str] | None) -> int:
+    # peft imports it where it is installed, and it says which kernels it misses; whet does not use them.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = app(list(args) if args is not None else None, prog_name="whet", standalone_mode=False)
     except UserError as error:
