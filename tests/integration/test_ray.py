@@ -19,12 +19,18 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 import yaml
 
+from whet.config.model import Model
+from whet.config.reward import RewardHead
 from whet.demo import playground
 from whet.demo.plan import BASE, CHECKER, accuracy, demo_plan, judge, prompts, write_inputs
+from whet.models.load import load_tokenizer
+from whet.models.reward import load_reward_model, save_reward_model
 from whet.runs.files import read_json, read_jsonl, write_jsonl, write_text
 from whet.runs.layout import RunPaths
+from whet.schema.artifacts import ModelRef
 
 pytestmark = pytest.mark.ray
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -216,6 +222,32 @@ def test_a_rank_and_an_actor_killed_lose_nothing(plan: Path, plain: Ran, address
     assert "engine: actor 0 is lost" in ran.said and "dpo: done before, inputs unchanged" in ran.said
     assert ran.evaluation == plain.evaluation
     assert_whole(ran)
+
+
+def test_scores_of_actors_are_those_of_one_model(address: str, tmp_path: Path) -> None:
+    """Two actors, of which one is killed: the same lines in the same order."""
+    model, rows = tmp_path / "reward", tmp_path / "pairs.jsonl"
+    ref = ModelRef(path=str(BASE))
+    made = load_reward_model(ref, Model(path=str(BASE), lora=None), RewardHead(), dtype=torch.float32, trainable=True)
+    save_reward_model(made, load_tokenizer(str(BASE)), model)
+    write_jsonl(rows, [{"prompt": f"Name {n}.", "completion": "pear " * (n % 97 + 1)} for n in range(3_000)])
+    command = [sys.executable, "-m", "whet", "score", str(rows), "--model", str(model), "--device", "cpu", "--out"]
+    actors = ["--actors", "2", "--address", address]
+    here = wait(start([*command, str(tmp_path / "here.jsonl")], tmp_path / "here"), tmp_path / "here")
+    assert here.code == 0, here.said
+    process = start([*command, str(tmp_path / "there.jsonl"), *actors], tmp_path / "there")
+    part = tmp_path / "there.jsonl.part"
+    until(lambda: part.exists() and part.stat().st_size > 0, process)
+    os.kill(pids("ray::ScoreActor")[0], signal.SIGKILL)
+    there = wait(process, tmp_path / "there")
+    assert there.code == 0, there.said
+    ours, theirs = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("there", "here"))
+    assert [row["line"] for row in ours] == [row["line"] for row in theirs] == list(range(1, 3_001))
+    assert [row["scores"][0] for row in ours] == pytest.approx([row["scores"][0] for row in theirs], abs=1e-4)
+    crowd = wait(
+        start([*command, "more.jsonl", "--actors", "99", "--address", address], tmp_path / "n"), tmp_path / "n"
+    )
+    assert crowd.code == 2 and "the cluster has no room for so many" in crowd.said, crowd.said
 
 
 def test_a_mistake_is_one_line_and_exit_code_2(plan: Path, address: str, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from whet.data.render import Renderer
 from whet.errors import DataError
 from whet.models.load import load_tokenizer
 from whet.models.reward import load_reward_model, save_reward_model
+from whet.models.scoring import RowScorer
 from whet.schema.artifacts import ModelRef
 from whet.schema.records import NOWHERE
 from whet.stages import score as scoring
@@ -272,7 +273,7 @@ def test_a_score_that_is_no_number_is_refused(
     def broken(*_: Any) -> torch.Tensor:
         return torch.full((2,), float("nan"))
 
-    monkeypatch.setattr(scoring.RowScorer, "forward", broken)
+    monkeypatch.setattr(RowScorer, "forward", broken)
     code, _, err = score(write("pairs.jsonl", pairs(1)), "--out", "scores.jsonl")
     assert code == 2 and "pairs.jsonl:1: gives nan as a score" in err
     assert not Path("scores.jsonl").exists()

@@ -25,7 +25,7 @@ def launch(kind: str, folder: Path, ranks: int) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("kind", ["sft", "coupled pairs"])
+@pytest.mark.parametrize("kind", [pytest.param("sft", marks=pytest.mark.slow), "coupled pairs"])
 def test_two_ranks_are_one(kind: str, tmp_path: Path) -> None:
     kind = kind.split()[0]
     for ranks in (1, 2):

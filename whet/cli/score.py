@@ -30,6 +30,10 @@ def score(
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that go through the model at once.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
+    actors: Annotated[int, typer.Option(min=0, help="Share the rows among so many models on a Ray cluster.")] = 0,
+    address: Annotated[
+        str | None, typer.Option(help="The cluster: auto, or HOST:PORT; by default one of this machine's own.")
+    ] = None,
 ) -> None:
     """Score the answers of a file with a reward model.
 
@@ -39,6 +43,8 @@ def score(
         raise UserError("which reward model?", field="--model", fix="name its checkpoint, adapter or stage folder")
     _check_choice("--precision", precision, PRECISIONS)
     _check_choice("--device", device, DEVICES)
+    if address is not None and not actors:
+        raise UserError("has no meaning without actors", field="--address", fix="add --actors N, or leave it out")
     data = data_section(keys)
     for name in UNUSED:
         if name in data.model_fields_set:
@@ -48,7 +54,7 @@ def score(
 
     score_file(
         file, resolve(model, adapter), data, out=out, device=device, precision=precision, batch_tokens=batch_tokens,
-        with_content=with_content,
+        with_content=with_content, actors=actors, address=address,
     )  # fmt: skip
 
 

@@ -12,39 +12,29 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-import torch
-
 from whet.config.data import Data
 from whet.config.model import Model
-from whet.config.reward import RewardHead
 from whet.data.ledger import Ledger
-from whet.data.pack import pack_groups
-from whet.data.pictures import PictureReader
-from whet.errors import DataError, ModelError
-from whet.models.backbone import unwrapped
+from whet.errors import DataError
 from whet.models.four_bit import trained_on
-from whet.models.load import compute_dtype, load_tokenizer, pick_device
-from whet.models.memory import token_budget
-from whet.models.placed import Placed
-from whet.models.reward import load_reward_model
-from whet.models.scoring import RowScorer
+from whet.models.load import load_tokenizer
 from whet.runs.files import json_line, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import ModelRef
 from whet.stages.measure.interval import wilson
 from whet.stages.rendering import render_with
-from whet.stages.score_rows import ScoreRow, batches, read_rows, windows
+from whet.stages.score_actors import ScoreActors
+from whet.stages.score_rows import ScoreRow, read_rows, windows
+from whet.stages.scorer import Scorer, Scores, Scoring
 
 WINDOW_BATCHES = 32
 """Batches whose rows are sorted together by length."""
-DIGITS = 7
-"""Significant digits of a score: those of fp32."""
 
 
 @dataclass(slots=True)
@@ -116,44 +106,33 @@ class Summary:
 
 def score_file(
     file: str, ref: ModelRef, data: Data, *, out: Path | None, device: str, precision: str,
-    batch_tokens: int | None, with_content: bool,
+    batch_tokens: int | None, with_content: bool, actors: int = 0, address: str | None = None,
 ) -> Summary:  # fmt: skip
     """Score every answer of a file into `out`, else to standard output; progress and summary go to standard error.
 
-    `out` appears when it is complete; until then its lines are in `OUT.part`. Raises ModelError where the model is no
-    reward model, DataError where `out` exists or a row cannot be used (see `read_rows`).
+    `out` appears when it is complete; until then its lines are in `OUT.part`. With `actors` so many models on the Ray
+    cluster at `address` share the rows. Raises ModelError where the model is no reward model, DataError where `out`
+    exists or a row cannot be used (see `read_rows`).
     """
     if out is not None and out.exists():
         raise DataError("exists already, and is not overwritten", file=str(out), fix="choose another name or remove it")
     config = Model.model_validate(
         {"path": ref.path, "adapter": ref.adapter, "device": device, "quantization": trained_on(ref.adapter)}
     )
-    placed = Placed(
-        lambda place: _loaded(ref, config, place, precision), pick_device(device), fall_back=device == "auto",
-        what="the reward model",
-    )  # fmt: skip
+    scoring = Scoring(ref=ref, model=config, precision=precision, batch_tokens=batch_tokens)
     tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
     renderer = render_with(tokenizer, ref.path, config, system=data.system)
-
-    def budget(scorer: RowScorer) -> int:
-        dtype = compute_dtype(precision, placed.device)
-        return batch_tokens or token_budget(unwrapped(scorer.model), placed.device, dtype).packed
-
-    placed.use(budget)  # what is wrong with the model is said before a row is read
-    summary, notes, started = Summary(), Ledger(), time.monotonic()
-    rows = read_rows(file, data, renderer, notes, with_content=with_content)
-    with _lines_of(out) as handle, Progress("score", total=None) as progress:
-        for window in windows(rows, WINDOW_BATCHES * placed.use(budget)):
-            scores = placed.use(
-                lambda scorer, rows=window: score_rows(  # type: ignore[misc]
-                    scorer, rows, budget(scorer), placed.device, renderer.reader
-                )
-            )
-            for row, said in zip(window, scores, strict=True):
-                summary.add(row, said)
-            handle.writelines(json_line(line_of(row, said)) for row, said in zip(window, scores, strict=True))
-            handle.flush()
-            progress.update(len(window), note=f"mean {summary.mean:.3g}")
+    with _scorers(scoring, actors, address) as scorers:
+        budget = scorers.budget()  # what is wrong with the model is said before a row is read
+        summary, notes, started = Summary(), Ledger(), time.monotonic()
+        rows = read_rows(file, data, renderer, notes, with_content=with_content)
+        with _lines_of(out) as handle, Progress("score", total=None) as progress:
+            for window, scores in scorers.scored(windows(rows, WINDOW_BATCHES * budget)):
+                for row, said in zip(window, scores, strict=True):
+                    summary.add(row, said)
+                handle.writelines(json_line(line_of(row, said)) for row, said in zip(window, scores, strict=True))
+                handle.flush()
+                progress.update(len(window), note=f"mean {summary.mean:.3g}")
     if notes.thinned:
         notes.note(f"fewer pictures than they have, by data.max_images: {len(notes.thinned):,} rows")
     for line in (*notes.notes, *summary.lines(time.monotonic() - started)):
@@ -161,31 +140,27 @@ def score_file(
     return summary
 
 
-def _loaded(ref: ModelRef, config: Model, place: torch.device, precision: str) -> RowScorer:
-    there = config.model_copy(update={"device": place.type})
-    model = load_reward_model(ref, there, RewardHead(), dtype=compute_dtype(precision, place))
-    return RowScorer(model).eval()
+class Here:
+    """One model, in this process."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self._scorer = Scorer(scoring)
+
+    def budget(self) -> int:
+        return self._scorer.budget()
+
+    def scored(self, rows: Iterable[list[ScoreRow]]) -> Iterator[tuple[list[ScoreRow], Scores]]:
+        return ((window, self._scorer.score(window)) for window in rows)
+
+    def close(self) -> None:
+        """The model goes with the process."""
 
 
-def score_rows(
-    scorer: RowScorer,
-    rows: Sequence[ScoreRow],
-    budget: int,
-    device: torch.device,
-    reader: PictureReader | None = None,
-) -> list[tuple[float, ...] | None]:
-    """The scores of each row's answers, None for a row without. Raises ModelError for a score that is no number."""
-    scores: list[tuple[float, ...] | None] = [None] * len(rows)
-    groups = {place: row.group for place, row in enumerate(rows) if row.group is not None}
-    places = list(groups)
-    for batch in batches([groups[place].num_tokens for place in places], budget):
-        here = [places[number] for number in batch]
-        packed = pack_groups([groups[place] for place in here], reader)
-        with torch.inference_mode():
-            said = iter(scorer(packed.to(device)).tolist())
-        for place in here:
-            scores[place] = tuple(_rounded(next(said), rows[place]) for _ in groups[place].response_ids)
-    return scores
+@contextmanager
+def _scorers(scoring: Scoring, actors: int, address: str | None) -> Iterator[Here | ScoreActors]:
+    made = ScoreActors(scoring, actors=actors, address=address) if actors else Here(scoring)
+    with closing(made):
+        yield made
 
 
 def line_of(row: ScoreRow, scores: Sequence[float] | None) -> dict[str, Any]:
@@ -214,14 +189,6 @@ def _lines_of(out: Path | None) -> Iterator[IO[str]]:
         with part.open("w", encoding="utf-8") as handle:
             yield handle
         part.replace(out)
-
-
-def _rounded(score: float, row: ScoreRow) -> float:
-    if not math.isfinite(score):
-        raise ModelError(
-            f"gives {score} as a score", file=row.origin.file, line=row.origin.line, fix="use --precision fp32"
-        )
-    return float(f"{score:.{DIGITS}g}")
 
 
 def _template_of(ref: ModelRef) -> str | None:
