@@ -43,12 +43,25 @@ def test_any_number_of_rows_gives_the_plain_product(rows: int, bias: bool) -> No
 @needs_packing
 def test_a_row_does_not_know_its_neighbours() -> None:
     torch.manual_seed(0)
-    packed = PackedLinear(torch.randn(3000, 512).bfloat16(), None)
+    plain = torch.nn.Linear(512, 3000, bias=False, dtype=torch.bfloat16)
+    packed = PackedLinear(plain.weight, None)
     x = torch.randn(64, 512).bfloat16()
     whole = packed(x)
-    for rows in range(least_rows(WEIGHT), 64, 5):
+    for rows in range(least_rows(plain), 64, 5):
         assert torch.equal(packed(x[:rows]), whole[:rows])
         assert torch.equal(packed(x[-rows:]), whole[-rows:])
+
+
+@needs_packing
+def test_products_too_small_for_onednn_take_more_rows() -> None:
+    """torch leaves 16 x 16 x 16 multiplications and fewer to a routine that rounds otherwise."""
+    made = [torch.nn.Linear(inputs, outputs, dtype=torch.bfloat16) for inputs, outputs in ((32, 16), (64, 48))]
+    small, large = (least_rows(layer) for layer in made)
+    assert small >= 9 and large == least_rows(torch.nn.Linear(512, 512, dtype=torch.bfloat16))
+    torch.manual_seed(0)
+    for _ in range(200):
+        x = torch.randn(40, 32).bfloat16()
+        assert torch.equal(made[0](x[:small]), made[0](x)[:small])
 
 
 @needs_packing

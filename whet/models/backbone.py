@@ -40,6 +40,8 @@ from whet.schema.packed import Packed, Tree
 from whet.schema.pictures import Media
 
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
+ONEDNN_ABOVE = 16**3
+"""Rows times inputs times outputs of a bf16 product (ATen's `mkldnn_gemm_min_size`)."""
 
 Stepper = Callable[[Tensor, KeyValues], Tensor]
 Layers = Callable[[Tensor, Tensor, KeyValues], Tensor]
@@ -62,7 +64,7 @@ class Backbone:
         self._vision = Vision.of(self._whole)
         self._window = _window(self._whole)
         self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
-        self.least_rows = least_rows(next(self._whole.parameters()))
+        self.least_rows = least_rows(self._whole)
         """Rows that are decoded together at least, some of them filling."""
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
@@ -289,11 +291,16 @@ def _window(whole: PreTrainedModel) -> int | None:
     return config.get("sliding_window") if slides else None
 
 
-def least_rows(weight: Tensor) -> int:
-    """Rows from which on products with such a weight round alike; a sample must not know its neighbours.
+def least_rows(model: torch.nn.Module) -> int:
+    """Rows from which on the model's products round alike; a sample must not know its neighbours.
 
-    Found by trying: fp32 on a CPU from 8 rows on, and bf16 always, unless the processor has AMX, whose tiles take over
-    at 37 rows.
+    Found by trying: fp32 on a CPU from 8 rows on; bf16 there as soon as oneDNN computes all of them, which torch leaves
+    to another routine up to `ONEDNN_ABOVE` multiplications. With AMX, whose tiles take over at 37 rows, from 40.
     """
-    tiles = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-    return 40 if weight.device.type == "cpu" and weight.dtype == torch.bfloat16 and tiles() else 8
+    parameters = list(model.parameters())
+    if parameters[0].device.type != "cpu" or parameters[0].dtype != torch.bfloat16:
+        return 8
+    if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return 40
+    smallest = min((parameter.numel() for parameter in parameters if parameter.ndim == 2), default=ONEDNN_ABOVE)
+    return max(8, ONEDNN_ABOVE // smallest + 1)
