@@ -48,3 +48,9 @@ def test_the_first_to_fail_decides(
 
 def test_those_ended_because_of_another_do_not_count() -> None:
     assert exit_code({0: failure(0, 1, 110), 1: failure(1, 2, 100)}) == 2
+
+
+def test_what_a_rank_has_told_stands(capsys: pytest.CaptureFixture[str]) -> None:
+    """gloo aborts a rank whose peer has ended: that is no news."""
+    assert exit_code({0: failure(0, -signal.SIGABRT, 100), 1: failure(1, 2, 103)}, told=2) == 2
+    assert capsys.readouterr().err == ""

@@ -16,6 +16,7 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, start_processes
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
+from whet.ranks.life import code_told
 from whet.ranks.watchdog import FAILED, GO_ON, LAUNCHED
 
 HOST = "127.0.0.1"
@@ -43,7 +44,7 @@ def start_ranks(words: Sequence[str], processes: int) -> int:
         return 128 + number
     finally:
         ranks.close(signal.SIGTERM, CLOSE_SECONDS)
-    return exit_code(result.failures) if result is not None else 0
+    return exit_code(result.failures, code_told(store)) if result is not None else 0
 
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:
@@ -56,11 +57,13 @@ def environment(rank: int, processes: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def exit_code(failures: Mapping[int, ProcessFailure]) -> int:
+def exit_code(failures: Mapping[int, ProcessFailure], told: int | None = None) -> int:
     """The code of the ranks that failed first; those ended because of them do not count. Names ranks that a signal
-    ended."""
+    ended, unless a rank has `told` why the run ends, and with which code: libraries abort where a peer is gone."""
     if not failures:
         return 0
+    if told is not None:
+        return told
     first = min(failure.timestamp for failure in failures.values())
     early = {rank: failure.exitcode for rank, failure in failures.items() if failure.timestamp <= first + 1}
     said = [code for code in early.values() if code > 0]

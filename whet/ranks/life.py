@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch.distributed.distributed_c10d import Store
 
 
+SAID = "whet/said"
 STARTING = 600.0
 """Seconds that a rank may at least take to come: libraries are loaded, on a busy machine from a slow disk."""
 
@@ -71,6 +72,11 @@ def doing(one: Seen) -> str:
     return one.sign.phase + (f", waiting for {one.sign.waits_for}" if one.sign.waits_for else "")
 
 
+def code_told(store: Store) -> int | None:
+    """The exit code of a job whose user has been told why it ends; None as long as nobody has."""
+    return int(store.get(SAID)) if store.check([SAID]) else None
+
+
 class Signs:
     """The store, as far as signs of life and the end of a job go. Each thread has one of its own."""
 
@@ -106,8 +112,8 @@ class Signs:
 
     def say(self, code: int) -> None:
         """The user has been told, and every process is to end with this exit code."""
-        self._store.set("whet/said", str(code))
+        self._store.set(SAID, str(code))
 
     def said(self) -> int | None:
         """The exit code, once the user has been told why: nobody may end before, as the first end ends all."""
-        return int(self._store.get("whet/said")) if self._store.check(["whet/said"]) else None
+        return code_told(self._store)
