@@ -264,3 +264,10 @@ def test_a_judges_template_becomes_a_file_to_be_changed(whet: Whet) -> None:
     assert again.code == 2 and "is there already" in again.error
     wrong = whet("judge-template", "pairwize")
     assert wrong.code == 2 and "did you mean pairwise" in wrong.error
+
+
+def test_deepspeeds_word_for_the_rank_is_let_pass(whet: Whet, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert whet("--local_rank=0", "explain", "train.epochs").code == 2
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    assert whet("--local_rank=0", "explain", "train.epochs").code == 0

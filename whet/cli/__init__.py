@@ -51,8 +51,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def _main(args: Sequence[str] | None) -> int:
     # peft imports it where it is installed, and it says which kernels it misses; whet does not use them.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    words = [word for word in (sys.argv[1:] if args is None else args) if not _is_launchers(word)]
     try:
-        code = app(list(args) if args is not None else None, prog_name="whet", standalone_mode=False)
+        code = app(words, prog_name="whet", standalone_mode=False)
     except UserError as error:
         return _complain(str(error), 2)
     except Ended as ended:
@@ -66,6 +67,11 @@ def _main(args: Sequence[str] | None) -> int:
     if code == INTERRUPTED:  # typer turns Ctrl-C inside a command into this exit code
         return _complain("interrupted; what is written stays, and the same command goes on from there", INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _is_launchers(word: str) -> bool:
+    """DeepSpeed's launcher puts `--local_rank=N` in front of all words; LOCAL_RANK says the same."""
+    return among_ranks() and word.startswith("--local_rank=")
 
 
 def _complain(text: str, code: int) -> int:
