@@ -60,6 +60,11 @@ class SideFigures:
     """Every timed step of every round."""
 
 
+def shown(spread: Spread | None, digits: int) -> str:
+    """Median, lowest and highest; nothing for the side that others are compared with."""
+    return "" if spread is None else f"{spread.median:.{digits}f} ({spread.low:.{digits}f} to {spread.high:.{digits}f})"
+
+
 def work_of(training: Training, warmup: int, shape: Shape) -> Work:
     """Tokens and FLOPs of the timed steps."""
     rows = json.loads(Path(training.rows).read_text(encoding="utf-8"))

@@ -23,7 +23,7 @@ from statistics import median
 from typing import Any
 
 from benchmarks.estimate import SIZES
-from benchmarks.figures import Spread, spread
+from benchmarks.figures import Spread, shown, spread
 from benchmarks.machine import describe_machine
 from benchmarks.rounds import ROOT
 from benchmarks.shapes import build_model
@@ -116,8 +116,7 @@ def describe(ways: Sequence[Way]) -> str:
     """Aligned text."""
     lines = [f"{'trains':10}{'ranks':10}{'s/step':>8}  times as fast as one"]
     for way in ways:
-        told = f"{way.speedup.median:.2f} ({way.speedup.low:.2f} to {way.speedup.high:.2f})" if way.speedup else ""
-        lines.append(f"{way.trains:10}{way.ranks:10}{way.step_seconds:8.2f}  {told}".rstrip())
+        lines.append(f"{way.trains:10}{way.ranks:10}{way.step_seconds:8.2f}  {shown(way.speedup, 2)}".rstrip())
     return "\n".join(lines)
 
 

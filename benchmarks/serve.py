@@ -28,7 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from benchmarks.figures import Spread, spread
+from benchmarks.figures import Spread, shown, spread
 from benchmarks.generate import checkpoint_of
 from benchmarks.machine import describe_machine
 from benchmarks.shapes import SHAPES
@@ -202,8 +202,7 @@ def describe(figures: Sequence[SideFigures]) -> str:
     """Aligned text."""
     lines = [f"{'side':8}{'tokens/s':>10}  of vllm bench serve's"]
     for side in figures:
-        told = f"{side.ratio.median:.3f} ({side.ratio.low:.3f} to {side.ratio.high:.3f})" if side.ratio else ""
-        lines.append(f"{side.side:8}{side.tokens_per_second:10.1f}  {told}".rstrip())
+        lines.append(f"{side.side:8}{side.tokens_per_second:10.1f}  {shown(side.ratio, 3)}".rstrip())
     return "\n".join(lines)
 
 

@@ -11,8 +11,9 @@ import sys
 import sysconfig
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
-from whet.errors import ConfigError, RunError
+from whet.errors import ConfigError, RunError, UserError
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -82,6 +83,16 @@ def described(resources: dict[str, float]) -> str:
 def room(ray: ModuleType) -> str:
     """What the cluster has to give, in words."""
     return f"{described(ray.available_resources())} free of {described(ray.cluster_resources())}"
+
+
+def answer_of(ray: ModuleType, reference: Any) -> Any:
+    """What an actor has returned. Raises the UserError that it raised, and one of `lost_errors` where it is gone."""
+    try:
+        return ray.get(reference)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError):
+            raise error.cause from None
+        raise
 
 
 def lost_errors(ray: ModuleType) -> tuple[type[Exception], ...]:

@@ -26,10 +26,10 @@ from typing import Any
 import torch
 
 from whet.config.engine import Native, Ray, Vllm
-from whet.errors import ConfigError, RunError, UserError
+from whet.errors import ConfigError, RunError
 from whet.rollout.answerer import Answerer, Role, Weights
 from whet.rollout.build import Answering, Served
-from whet.rollout.cluster import connect, described, lost_errors, room
+from whet.rollout.cluster import answer_of, connect, described, lost_errors, room
 from whet.rollout.probe import TEXT, Seen, check_sync, trainer_logprobs
 from whet.rollout.vllm import Followed
 from whet.schema.rollouts import Completion, Request
@@ -193,11 +193,7 @@ class RayEngine:
     def _get(self, reference: Any) -> Any:
         """What an actor has returned. Raises _Lost, or the UserError that it raised."""
         try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
+            return answer_of(self._ray, reference)
         except lost_errors(self._ray) as error:
             raise _Lost(_first_words(error)) from None
 

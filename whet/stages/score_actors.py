@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from whet.errors import ConfigError, RunError, UserError
-from whet.rollout.cluster import connect, described, lost_errors, room
+from whet.errors import ConfigError, RunError
+from whet.rollout.cluster import answer_of, connect, described, lost_errors, room
 from whet.stages.score_rows import ScoreRow
 from whet.stages.scorer import Scorer, Scores, Scoring
 
@@ -108,11 +108,7 @@ class ScoreActors:
     def _get(self, reference: Any) -> Any:
         """Raises the UserError that an actor raised, and RunError for one that was lost too often."""
         try:
-            return self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise error.cause from None
-            raise
+            return answer_of(self._ray, reference)
         except lost_errors(self._ray) as error:
             raise RunError(
                 "an actor is lost again and again", field="--actors", found=" ".join(str(error).split())[:160],
