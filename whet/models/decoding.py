@@ -1,7 +1,7 @@
 """Keys and values of rows that are being decoded, and their attention: a prompt once for all its samples.
 
-    prompts    G groups, each a prompt          keys [G, k, d, P]   values [G, k, P, d]    P the longest prompt
-    own        M rows, each in a group          keys [M, k, d, S]   values [M, k, S, d]    S the longest answer so far
+    prompts    G groups, each a prompt          keys and values [G, k, P, d]    P the longest prompt
+    own        M rows, each in a group          keys and values [M, k, S, d]    S the longest answer so far
 
 A step appends one token to every row. Its query meets the prompt in one product for all rows of the group, so a prompt
 is read from memory once a step however many samples it has, and its own tokens in another; one softmax covers both.
@@ -100,14 +100,12 @@ class KeyValues:
         longest = _room(max(self._prompt_lengths))
         for number in captured.keys:
             keys, values = _padded(captured.keys[number], longest), _padded(captured.values[number], longest)
-            keys = keys.transpose(2, 3).contiguous()
             layer = self._layers.get(number)
             if layer is None:
-                kv, width = keys.shape[1], keys.shape[2]
-                own_keys, own_values = keys.new_zeros(0, kv, width, STRIDE), keys.new_zeros(0, kv, STRIDE, width)
+                own_keys, own_values = (x.new_zeros(0, x.shape[1], STRIDE, x.shape[3]) for x in (keys, values))
                 self._layers[number] = _Layer(keys, values, own_keys, own_values)
                 continue
-            layer.prompt_keys = torch.cat([_wider(layer.prompt_keys, 3, longest), keys])
+            layer.prompt_keys = torch.cat([_wider(layer.prompt_keys, 2, longest), keys])
             layer.prompt_values = torch.cat([_wider(layer.prompt_values, 2, longest), values])
 
     def keep(self, rows: Sequence[int]) -> None:
@@ -119,12 +117,12 @@ class KeyValues:
             which = torch.tensor(rows, device=layer.own_keys.device, dtype=torch.int64)
             used = which[which < len(layer.own_keys)]  # rows that have just entered have nothing yet
             longest = _room(max((self._lengths[row] for row in rows), default=0))
-            layer.own_keys = layer.own_keys[used][..., :longest].contiguous()
+            layer.own_keys = layer.own_keys[used][:, :, :longest].contiguous()
             layer.own_values = layer.own_values[used][:, :, :longest].contiguous()
             if not whole:
                 which = torch.tensor(groups, device=which.device, dtype=torch.int64)
                 longest = _room(max((self._prompt_lengths[group] for group in groups), default=1))
-                layer.prompt_keys = layer.prompt_keys[which][..., :longest].contiguous()
+                layer.prompt_keys = layer.prompt_keys[which][:, :, :longest].contiguous()
                 layer.prompt_values = layer.prompt_values[which][:, :, :longest].contiguous()
         self._prompt_lengths = [self._prompt_lengths[group] for group in groups]
         self._shifts = [self._shifts[group] for group in groups]
@@ -134,9 +132,9 @@ class KeyValues:
         """Make room for one more token of every row; every layer's `attend` follows, then `end`."""
         room = _room(max(self._lengths) + 1)
         for layer in self._layers.values():
-            layer.own_keys = _wider(_wider(layer.own_keys, 0, self.num_rows), 3, room)
+            layer.own_keys = _wider(_wider(layer.own_keys, 0, self.num_rows), 2, room)
             layer.own_values = _wider(_wider(layer.own_values, 0, self.num_rows), 2, room)
-            room = layer.own_keys.shape[3]
+            room = layer.own_keys.shape[2]
         device = next(iter(self._layers.values())).own_keys.device
         self._step = _Step.of(self._groups, self._prompt_lengths, self._lengths, room, device)
 
@@ -155,14 +153,14 @@ class KeyValues:
         heads, asked, width = query.shape
         query, key, value = query[:, :num], key[:, :num], value[:, :num]
         if step.place is None:
-            memory.own_keys[step.rows, :, :, step.lengths] = key.transpose(0, 1)
+            memory.own_keys[step.rows, :, step.lengths] = key.transpose(0, 1)
             memory.own_values[step.rows, :, step.lengths] = value.transpose(0, 1)
         else:
-            memory.own_keys[:, :, :, step.place] = key.transpose(0, 1)
+            memory.own_keys[:, :, step.place] = key.transpose(0, 1)
             memory.own_values[:, :, step.place] = value.transpose(0, 1)
         q = query.transpose(0, 1).reshape(num, kv, heads // kv, width)
-        own = _products(q, memory.own_keys)
-        prompt = step.to_rows(_products(step.to_groups(q), memory.prompt_keys))
+        own = _products(q, memory.own_keys.transpose(2, 3))
+        prompt = step.to_rows(_products(step.to_groups(q), memory.prompt_keys.transpose(2, 3)))
         scores = torch.cat([prompt, own], dim=-1)
         if cap is None:
             scores = torch.add(step.mask, scores, alpha=scale)
