@@ -59,6 +59,14 @@ def sft(whet: Whet, tiny_checkpoint: Path) -> Whet:
     return lambda *args: whet("sft", "run=r", model, data, "train.max_steps=1", "train.precision=fp32", *args)
 
 
+@pytest.mark.parametrize("words", [("run=elsewhere",), ("--vision", "seed=1")])
+def test_demo_takes_folder_and_seed_as_options(whet: Whet, words: tuple[str, ...]) -> None:
+    result = whet("demo", *words)
+    key = words[-1].partition("=")[0]
+    assert (result.code, f"--{key} VALUE" in result.error) == (2, True)
+    assert not Path("runs").exists()
+
+
 def test_help_loads_nothing_heavy_and_answers_at_once() -> None:
     code = (
         "import sys\nfrom whet.cli import main\n"

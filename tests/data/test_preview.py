@@ -14,6 +14,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.data.drawn import draw
+from whet.cli import main
 from whet.config.data import Data
 from whet.data.preview import preview
 from whet.data.thumbnail import SIDE, thumbnail
@@ -46,6 +47,21 @@ def test_where_the_image_tokens_stand(rows: str, tiny_vlm_checkpoint: Path) -> N
     assert "<|vision_start|>[image 2×2 = 4 tokens dogs.jpg]<|vision_end|>" in text
     assert "«So.<|im_end|>»" in text and "image_pad" not in text
     assert "user: [image cat.png]Which [b]<script>?[image dogs.jpg]" in shown(rows, None)
+
+
+def test_limits_of_pixels(rows: str, tiny_vlm_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--max-pixels` is what `model.vision.max_pixels` is in a plan."""
+    said, limits = dict[str, str](), ["--min-pixels", "784", "--max-pixels", "1600"]
+    for command in ("preview", "check"):
+        with pytest.raises(SystemExit) as caught:
+            main(["data", command, rows, "--model", str(tiny_vlm_checkpoint), *limits])
+        assert caught.value.code == 0
+        said[command] = capsys.readouterr().out
+    assert "[image 1×1 = 1 token cat.png]" in said["preview"]
+    assert "median 42" in said["check"], "two tokens for two pictures"
+    with pytest.raises(SystemExit) as caught:
+        main(["data", "preview", rows, "--max-pixels", "1600"])
+    assert caught.value.code == 2 and "add --model DIR" in capsys.readouterr().err
 
 
 def test_pairs_with_pictures(tmp_path: Path, tiny_vlm_checkpoint: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from tests.data.drawn import draw
 from tests.rollout.stub import Stub
 from whet.config.data import Data
-from whet.config.model import Lora, Model
+from whet.config.model import Lora, Model, Vision
 from whet.data.sources import read_records
 from whet.errors import ModelError, UserError
 from whet.models.load import load_model, load_tokenizer, save_trained
@@ -154,8 +154,11 @@ def test_a_model_behind_a_server(talk, monkeypatch, tmp_path):
     assert stub.bodies[0]["model"] == "m" and said.count("answer ") == 2
 
 
-@pytest.mark.parametrize("words", [{"server": "localhost"}, {"server": "http://a/v1", "adapter": "x"}])
-def test_a_server_is_a_url_and_has_no_adapters_of_ours(talk, words):
+@pytest.mark.parametrize("words", [
+    {"server": "localhost"}, {"server": "http://a/v1", "adapter": "x"},
+    {"server": "http://a/v1", "vision": Vision(max_pixels=784)},
+])  # fmt: skip
+def test_a_server_is_a_url_and_has_a_model_of_its_own(talk, words):
     with pytest.raises(UserError, match="--server"):
         talk("exit", **words)
 
@@ -172,11 +175,12 @@ def test_pictures_go_with_the_next_message(talk, monkeypatch, tiny_vlm_checkpoin
     (tmp_path / "words.png").write_text("just some words")
     said = talk(
         f"/image {tmp_path / 'cat.png'}", "what is it?", "and now?", f"/image {tmp_path / 'words.png'}",
-        "/image nowhere.png", "/save", model=tiny_vlm_checkpoint,
+        "/image nowhere.png", "/save", model=tiny_vlm_checkpoint, vision=Vision(max_pixels=1600, min_pixels=784),
     )  # fmt: skip
     assert "cat.png (90×70) goes with your next message." in said
     assert "(the picture is none that can be read: " in said and "(the picture is missing: " in said
-    assert [[Path(picture.source).name for picture in request.pictures] for request in asked] == [["cat.png"]] * 2
+    shown = [[(Path(picture.source).name, picture.num_tokens) for picture in request.pictures] for request in asked]
+    assert shown == [[("cat.png", 1)]] * 2
     (row,) = read_jsonl(tmp_path / "rows" / "chat.jsonl")
     assert row["images"] == [str(tmp_path / "cat.png")] and row["messages"][0]["content"] == "<image>what is it?"
 

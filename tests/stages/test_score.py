@@ -311,3 +311,5 @@ def test_pictures_are_seen(tiny_vlm_checkpoint: Path, tmp_path: Path, score: Sco
     assert code == 0 and first == pytest.approx(again, abs=1e-5) and first == pytest.approx(thinned, abs=1e-5)
     assert first != pytest.approx(other, abs=1e-4) and first != pytest.approx(text, abs=1e-4)
     assert "fewer pictures than they have, by data.max_images: 1 rows" in err
+    _, small, _ = score(str(path), "--max-pixels", "800", "--min-pixels", "784", model=tmp_path / "reward")
+    assert small[0]["scores"] == pytest.approx(text, abs=1e-5) and small[1]["scores"] != pytest.approx(first, abs=1e-4)

@@ -15,7 +15,7 @@ import typer
 from typer.exceptions import TyperException
 
 from whet import __version__
-from whet.cli.data import data_app, help_when_alone
+from whet.cli.data import MaxPixels, MinPixels, data_app, help_when_alone, vision_section
 from whet.cli.estimate import estimate
 from whet.cli.export import export_app
 from whet.cli.score import score
@@ -245,6 +245,8 @@ def chat(
     save: Annotated[Path, typer.Option(help="File that /save adds a training row to.")] = Path("chat.jsonl"),
     server: Annotated[str | None, typer.Option(metavar="URL", help="Ask the model of this name at a server.")] = None,
     token_env: Annotated[str | None, typer.Option(help="Environment variable with the server's key.")] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Talk to a model.
 
@@ -257,6 +259,7 @@ def chat(
     talk(
         model, adapter=adapter, system=system, temperature=temperature, top_p=top_p, max_new_tokens=max_new_tokens,
         seed=seed, compare=compare, precision=precision, save=save, server=server, token_env=token_env,
+        vision=vision_section(min_pixels, max_pixels),
     )  # fmt: skip
 
 
@@ -279,6 +282,9 @@ def demo(
     """Watch the whole loop on a small model that ships with whet."""
     if vision and rounds is not None:
         raise UserError("one demo at a time", field="--rounds", fix="leave out --vision or --rounds")
+    for word in args or ():
+        if (key := word.partition("=")[0].strip()) in ("run", "seed"):  # its inputs are made before there is a plan
+            raise UserError("is an option of the demo", field=key, found=repr(word), fix=f"--{key} VALUE")
     name = "runs/demo-vision" if vision else "runs/demo" if rounds is None else "runs/demo-rounds"
     folder = run or Path(name if seed == 0 else f"{name}-{seed}")
     if vision:

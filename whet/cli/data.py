@@ -13,12 +13,15 @@ from whet.errors import UserError
 
 if TYPE_CHECKING:
     from whet.config.data import Data
+    from whet.config.model import Vision
 
 data_app = typer.Typer(help="Look at a data file: check, preview, convert; fetch public ones.", rich_markup_mode=None)
 
 DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.")]
 DataKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Data keys, e.g. format=alpaca.")]
 Tokenizer = Annotated[str | None, typer.Option("--model", help="Checkpoint whose tokenizer and chat template to use.")]
+MinPixels = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture, as a plan's model.vision.min_pixels.")]
+MaxPixels = Annotated[int | None, typer.Option(min=1, help="The same, model.vision.max_pixels.")]
 
 
 @data_app.callback(invoke_without_command=True)
@@ -31,6 +34,7 @@ def help_when_alone(context: typer.Context) -> None:
 @data_app.command("check")
 def check(
     file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
+    min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:  # fmt: skip
     """Say what is in a file and which rows are bad.
@@ -39,7 +43,7 @@ def check(
     """
     from whet.data import doctor
 
-    found = doctor.check(file, data_section(keys), model)
+    found = doctor.check(file, data_section(keys), model, _limits(model, min_pixels, max_pixels))
     if as_json:
         print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
     else:
@@ -51,13 +55,14 @@ def check(
 @data_app.command("preview")
 def preview(
     file: DataFile, keys: DataKeys = None, model: Tokenizer = None,
+    min_pixels: MinPixels = None, max_pixels: MaxPixels = None,
     num: Annotated[int, typer.Option(min=1, help="How many rows.")] = 3,
     html: Annotated[Path | None, typer.Option(help="Write a page with thumbnails instead.")] = None,
 ) -> None:  # fmt: skip
     """Show rows as rendered, the trained tokens marked, and where pictures stand."""
     from whet.data.doctor import preview as show
 
-    show(file, data_section(keys), model, num, page=html)
+    show(file, data_section(keys), model, num, page=html, vision=_limits(model, min_pixels, max_pixels))
 
 
 @data_app.command("convert")
@@ -147,3 +152,18 @@ def data_section(keys: Sequence[str] | None) -> Data:
     from whet.config.load import load_data
 
     return load_data(list(keys or ()))
+
+
+def vision_section(min_pixels: int | None, max_pixels: int | None) -> Vision:
+    """The `model.vision` section that the two options make."""
+    from whet.config.model import Vision
+
+    return Vision(min_pixels=min_pixels, max_pixels=max_pixels)
+
+
+def _limits(model: str | None, min_pixels: int | None, max_pixels: int | None) -> Vision:
+    """The same, for a checkpoint that must be named."""
+    if model is None and (min_pixels or max_pixels):
+        field = "--max-pixels" if max_pixels else "--min-pixels"
+        raise UserError("has no meaning without a checkpoint", field=field, fix="add --model DIR, or leave it out")
+    return vision_section(min_pixels, max_pixels)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from whet.cli.data import DataFile, DataKeys, data_section
+from whet.cli.data import DataFile, DataKeys, MaxPixels, MinPixels, data_section, vision_section
 from whet.errors import ConfigError, UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -34,6 +34,8 @@ def score(
     address: Annotated[
         str | None, typer.Option(help="The cluster: auto, or HOST:PORT; by default one of this machine's own.")
     ] = None,
+    min_pixels: MinPixels = None,
+    max_pixels: MaxPixels = None,
 ) -> None:
     """Score the answers of a file with a reward model.
 
@@ -54,7 +56,7 @@ def score(
 
     score_file(
         file, resolve(model, adapter), data, out=out, device=device, precision=precision, batch_tokens=batch_tokens,
-        with_content=with_content, actors=actors, address=address,
+        with_content=with_content, actors=actors, address=address, vision=vision_section(min_pixels, max_pixels),
     )  # fmt: skip
 
 

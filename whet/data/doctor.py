@@ -36,6 +36,8 @@ from whet.schema.records import RecordKind
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from whet.config.model import Vision
+
 __all__ = ["Lengths", "Report", "check", "convert", "preview", "print_report"]
 
 ANY_KIND: tuple[RecordKind, ...] = ("conversation", "preference", "rating", "ranking", "scored", "prompt")
@@ -69,13 +71,13 @@ class Report:
         return self.problem is None and self.ledger.kept > 0 and (self.drops_bad_rows or not self.bad_rows)
 
 
-def check(path: str, data: Data, tokenizer_path: str | None = None) -> Report:
+def check(path: str, data: Data, tokenizer_path: str | None = None, vision: Vision | None = None) -> Report:
     """Read every row and report. Never raises for what is wrong with the data: that is `problem` and `bad_rows`.
 
     Large files are read by several processes, and some bytes a row are remembered. Raises ModelError where the
     tokenizer cannot be loaded.
     """
-    length_of = LengthOf(load_renderer(tokenizer_path, data.system)) if tokenizer_path else None
+    length_of = LengthOf(load_renderer(tokenizer_path, data.system, vision)) if tokenizer_path else None
     report = Report(
         path=path, max_length=data.max_length, max_images=data.max_images, drops_bad_rows=data.on_bad_row == "drop"
     )

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from whet.config.model import Vision
     from whet.data.render import Renderer
 
 MOST_READ = 100_000
@@ -38,6 +39,7 @@ def preview(
     num: int = 3,
     console: Console | None = None,
     page: Path | None = None,
+    vision: Vision | None = None,
 ) -> None:
     """Print the first `num` records as training would see them; without a tokenizer, their turns.
 
@@ -49,7 +51,7 @@ def preview(
     console = console or Console(soft_wrap=True)
     if page is not None and page.exists():
         raise DataError("exists already, and is not overwritten", file=str(page), fix="choose another name")
-    renderer = load_renderer(tokenizer_path, data.system) if tokenizer_path else None
+    renderer = load_renderer(tokenizer_path, data.system, vision) if tokenizer_path else None
     ledger = Ledger()
     records = stream_records(
         data, ("conversation", "preference", "rating", "ranking", "scored", "prompt"), ledger,

@@ -11,6 +11,7 @@ from whet.schema.records import Conversation, Message, Preference, Prompt, Ranki
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from whet.config.model import Vision
     from whet.data.render import Renderer
 
 
@@ -34,15 +35,18 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_renderer(path: str, system: str | None) -> Renderer:
-    """How a checkpoint writes records, pictures included: by its own chat template and its processor's own limits.
+def load_renderer(path: str, system: str | None, vision: Vision | None = None) -> Renderer:
+    """How a checkpoint writes records, pictures included: by its own chat template, and its processor's limits of
+    pixels where `vision` has none.
 
-    A plan's `model.chat_template` and `model.vision` are not known here; with them training writes other rows.
+    A plan's `model.chat_template` is not known here; with it training writes other rows.
     """
     from whet.data.pictures import picture_reader
     from whet.data.render import Renderer
 
-    return Renderer(load_tokenizer(path), system=system, reader=picture_reader(path))
+    least, most = (None, None) if vision is None else (vision.min_pixels, vision.max_pixels)
+    reader = picture_reader(path, min_pixels=least, max_pixels=most)
+    return Renderer(load_tokenizer(path), system=system, reader=reader)
 
 
 def texts_of(record: Record) -> tuple[Sequence[Message], Sequence[str]]:

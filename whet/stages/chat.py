@@ -21,7 +21,7 @@ import torch
 from peft import PeftModel
 
 from whet.config.engine import Http
-from whet.config.model import Model
+from whet.config.model import Model, Vision
 from whet.data.convert import writer_of
 from whet.data.decode import BadPicture, size_of
 from whet.data.picture_files import bytes_of
@@ -65,6 +65,7 @@ def chat(
     save: Path,
     server: str | None = None,
     token_env: str | None = None,
+    vision: Vision | None = None,
 ) -> None:
     """Talk until `exit`, `quit` or the end of the input. With `server` the model is the one of that name there.
 
@@ -74,6 +75,8 @@ def chat(
     if server is not None:
         if compare or adapter is not None:
             raise UserError("a server has a model of its own", field="--server", fix="leave out --adapter, --compare")
+        if vision is not None and vision != Vision():
+            raise UserError("a server has limits of its own", field="--server", fix="leave out --min/max-pixels")
         with closing(http_engine(served(server, model, token_env))) as engine:
             spoken = ServerSpeaker(engine=engine, sampling=sampling, seed=seed)
             Conversation(speaker=spoken, save=save, system=system).run(lines())
@@ -81,7 +84,9 @@ def chat(
     ref = resolve(model, adapter)
     if compare and ref.adapter is None:
         raise UserError("nothing to compare with", field="--compare", fix="name an adapter: --adapter DIR")
-    config = Model(path=ref.path, adapter=ref.adapter, quantization=trained_on(ref.adapter))
+    config = Model(
+        path=ref.path, adapter=ref.adapter, quantization=trained_on(ref.adapter), vision=vision or Vision()
+    )  # fmt: skip
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
     renderer = renderer_of(ref.path, config)
     speaker = Speaker(

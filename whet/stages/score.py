@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from whet.config.data import Data
-from whet.config.model import Model
+from whet.config.model import Model, Vision
 from whet.data.ledger import Ledger
 from whet.errors import DataError
 from whet.models.four_bit import trained_on
@@ -107,6 +107,7 @@ class Summary:
 def score_file(
     file: str, ref: ModelRef, data: Data, *, out: Path | None, device: str, precision: str,
     batch_tokens: int | None, with_content: bool, actors: int = 0, address: str | None = None,
+    vision: Vision | None = None,
 ) -> Summary:  # fmt: skip
     """Score every answer of a file into `out`, else to standard output; progress and summary go to standard error.
 
@@ -117,7 +118,13 @@ def score_file(
     if out is not None and out.exists():
         raise DataError("exists already, and is not overwritten", file=str(out), fix="choose another name or remove it")
     config = Model.model_validate(
-        {"path": ref.path, "adapter": ref.adapter, "device": device, "quantization": trained_on(ref.adapter)}
+        {
+            "path": ref.path,
+            "adapter": ref.adapter,
+            "device": device,
+            "quantization": trained_on(ref.adapter),
+            "vision": vision or Vision(),
+        }
     )
     scoring = Scoring(ref=ref, model=config, precision=precision, batch_tokens=batch_tokens)
     tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
