@@ -65,12 +65,12 @@ def kept_bytes(setting: Setting) -> float:
         return 4.0 * batch.targets * shape.width
     stream = 4 if setting.casts else setting.item
     last_norm = stream * shape.width * (1 if setting.trains != "all" else 3)
-    own = batch.tokens * layer_bytes(setting)
+    own = batch.length * layer_bytes(setting)
     if setting.on_cpu:
         own += _segment_bytes(setting)
-    inputs = batch.tokens * shape.width * stream * shape.layers
+    inputs = batch.length * shape.width * stream * shape.layers
     layers = inputs + own if batch.recompute else own * shape.layers  # recomputed, one layer at a time is whole
-    return layers + batch.tokens * last_norm + _casts(setting)
+    return layers + batch.length * last_norm + _casts(setting)
 
 
 def _segment_bytes(setting: Setting) -> float:
@@ -92,7 +92,7 @@ def backward_bytes(setting: Setting) -> float:
     if setting.trains == "head":
         return 0.0
     shape = setting.shape
-    return setting.micro_batch.tokens * setting.item * (3.0 * shape.inner + 2 * shape.width + shape.attention_width)
+    return setting.micro_batch.length * setting.item * (3.0 * shape.inner + 2 * shape.width + shape.attention_width)
 
 
 def head_bytes(setting: Setting) -> float:

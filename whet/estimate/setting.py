@@ -28,6 +28,12 @@ class MicroBatch:
     """Summed over all branches: the tokens of a branch and of its prompt."""
     pairs: int = 0
     """Queries times keys, summed over all segments, half-empty squares counted as the kernel computes them."""
+    filling: int = 0
+    """Tokens behind them that are there to make the length a round one."""
+
+    @property
+    def length(self) -> int:
+        return self.tokens + self.filling
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

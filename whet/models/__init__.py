@@ -9,6 +9,6 @@ from transformers.utils import logging
 logging.disable_progress_bar()
 # peft asks transformers for it by its old name; nothing a user of whet can act on.
 warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
-# oneDNN keeps a compiled kernel of half a megabyte for each shape of a product, 1024 of them, and packed rows are of
-# all lengths: most are never wanted again. A row's own shapes, which its layers share, are a hundred or so.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+# oneDNN keeps a compiled kernel of up to half a megabyte for each shape of a product, 1024 of them. Rows of rounded
+# lengths (`whet.models.repeated`) make a few hundred that come again, and others that do not.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "512")

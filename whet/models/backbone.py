@@ -27,6 +27,7 @@ from whet.models.activations import KEEPING_ALL, Activations, recomputing
 from whet.models.attention import NAME, Layout
 from whet.models.decoding import Captured, KeyValues
 from whet.models.gate import fuse_gates
+from whet.models.head import product_dtype
 from whet.models.inputs import Inputs, inputs_of
 from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
@@ -34,6 +35,7 @@ from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
 from whet.models.offload import offloading
 from whet.models.positions import prompt_shifts
+from whet.models.repeated import ROWS, TOKENS, missing
 from whet.models.rows import from_trees, row_places
 from whet.models.vision import Vision, language_layers
 from whet.schema.packed import Packed, Tree
@@ -89,7 +91,7 @@ class Backbone:
         self._try_pictures(packed.media)
         with self._keeping(packed):
             inputs = self._inputs(packed, embedded)
-            return self._padded(inputs, packed.trees) if padded else self._run(inputs, trees=Layout(packed.trees))
+            return self._padded(inputs, packed.trees) if padded else self._packed(inputs, packed.trees)
 
     @contextmanager
     def _keeping(self, packed: Packed) -> Iterator[None]:
@@ -108,7 +110,7 @@ class Backbone:
         """[T, H] of prompts without branches, and their keys and values to decode from."""
         self._try_pictures(packed.media)
         captured = Captured(sizes=tuple(tree.prompt for tree in packed.trees), shifts=self._shifts(packed))
-        return self._run(self._inputs(packed), trees=Layout(packed.trees, captured)), captured
+        return self._packed(self._inputs(packed), packed.trees, captured, least=self.least_rows), captured
 
     def padded_prompts(self, packed: Packed, place: Tensor) -> tuple[Tensor, Any, Tensor]:
         """The same for prompts with pictures where rows are padded, on the left: their tokens stand at place [R, L] of
@@ -129,12 +131,13 @@ class Backbone:
     def stepper(self) -> Stepper:
         """What decodes a token a row with the weights as they are now.
 
-        From ids [M], each row's newest token, which takes its place in the memory, to [M, H], or `least_rows` if more.
+        From ids [M], each row's newest token, which takes its place in the memory, to [M, H] and what fills them up to
+        `least_rows` and a multiple of `ROWS`.
         """
         layers: Layers = LeanStep(self._whole) if self._is_lean else self._step
 
         def step(ids: Tensor, memory: KeyValues) -> Tensor:
-            filling = (0, max(0, self.least_rows - len(ids)))
+            filling = (0, self._filling(len(ids), self.least_rows, ROWS))
             # A row that has ended goes on until it leaves, and a table of positions ends where the model does.
             positions = torch.tensor(memory.positions, device=ids.device).clamp_max_(self._last_position)
             memory.begin()
@@ -187,6 +190,23 @@ class Backbone:
             **inputs.one_row(), attention_mask=mask, use_cache=False, **known
         ).last_hidden_state
         return hidden[0]
+
+    def _packed(
+        self, inputs: Inputs, trees: tuple[Tree, ...], captured: Captured | None = None, least: int = 1
+    ) -> Tensor:
+        """[T, H], behind them rows of filling on the way where a CPU's products want them: one more tree, which none of
+        the others sees."""
+        num = len(inputs.ids)
+        filling = self._filling(num, least, TOKENS)
+        if not filling:
+            return self._run(inputs, trees=Layout(trees, captured))
+        return self._run(inputs.filled(filling), trees=Layout((*trees, Tree(num, filling)), captured))[:num]
+
+    def _filling(self, num: int, least: int, round_to: int) -> int:
+        weight = self.embeddings.weight
+        assert isinstance(weight, Tensor), "embeddings have one"
+        full = max(num, least)
+        return full + missing(full, product_dtype(weight), weight.device, round_to) - num
 
     def _padded(self, inputs: Inputs, trees: tuple[Tree, ...]) -> Tensor:
         places = row_places(trees).to(inputs.ids.device)  # [R, L], -1 is padding

@@ -31,19 +31,11 @@ class Captured:
     """Layer to one [k, P, d] for each prompt."""
     values: dict[int, tuple[Tensor, ...]] = field(default_factory=dict)
 
-    def first(self, num: int) -> Captured:
-        """Without the prompts after the first `num`."""
-        return Captured(
-            sizes=self.sizes[:num],
-            shifts=self.shifts[:num],
-            keys={layer: parts[:num] for layer, parts in self.keys.items()},
-            values={layer: parts[:num] for layer, parts in self.values.items()},
-        )
-
     def take(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """key and value [k, T, d] of the packed row."""
-        self.keys[layer] = torch.split(key, [*self.sizes], dim=1)
-        self.values[layer] = torch.split(value, [*self.sizes], dim=1)
+        """key and value [k, T, d] of the packed row, prompts first."""
+        num = sum(self.sizes)
+        self.keys[layer] = torch.split(key[:, :num], [*self.sizes], dim=1)
+        self.values[layer] = torch.split(value[:, :num], [*self.sizes], dim=1)
 
 
 @dataclass(slots=True)

@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from whet.models.head_sums import TILE_TOKENS, TILE_VOCABULARY, Sums, Tile, slices
+from whet.models.repeated import missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +90,15 @@ def head_scores(
     """
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     asked = _Asked(head, needs_grad, statistics or entropy_gradient, entropy_gradient and needs_grad)
+    num, filling = len(targets), missing(len(targets), product_dtype(hidden), hidden.device)
+    if filling:
+        hidden, targets = pad(hidden, (0, 0, 0, filling)), pad(targets, (0, filling))
     logprobs, entropy, top1 = _HeadScores.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, targets, asked
     )
-    return TokenScores(logprobs=logprobs, entropy=entropy, top1=top1)
+    return TokenScores(
+        logprobs=logprobs[:num], entropy=None if entropy is None else entropy[:num], top1=top1[:num]
+    )  # fmt: skip
 
 
 class _HeadScores(torch.autograd.Function):

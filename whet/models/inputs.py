@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from whet.errors import ModelError
 from whet.models.positions import grid_positions
@@ -38,6 +39,13 @@ class Inputs:
             "position_ids": self.positions.unsqueeze(-2),
             **self._deep(),
         }
+
+    def filled(self, num: int) -> Inputs:
+        """With so many tokens behind them, which stand nowhere and say nothing."""
+        return replace(
+            self, ids=pad(self.ids, (0, num)), positions=pad(self.positions, (0, num)),
+            embedded=None if self.embedded is None else pad(self.embedded, (0, 0, 0, num)),
+        )  # fmt: skip
 
     def rows(self, place: Tensor) -> dict[str, Any]:
         """The same for the tokens at place [R, L], -1 where a row is padded on the right."""

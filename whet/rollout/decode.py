@@ -82,14 +82,14 @@ class Decoder:
         self._draw(self._rows, logits, self._numbers)
 
     def _prefill(self, groups: Sequence[Sequence[Row]]) -> None:
-        packed = pack_prompts([group[0].request for group in groups], self._reader, self._backbone.least_rows)
+        packed = pack_prompts([group[0].request for group in groups], self._reader)
         trees = packed.trees
         with self._evaluating():
             hidden, captured = self._backbone.prompts(packed.to(self._device))
             ends = torch.tensor([tree.start + tree.prompt - 1 for tree in trees], device=self._device)
             ends = torch.cat([ends, ends.new_zeros(max(0, self._backbone.least_rows - len(ends)))])
             logits = self._logits(hidden[ends])
-        self._memory.enter(captured.first(len(groups)), [len(group) for group in groups])
+        self._memory.enter(captured, [len(group) for group in groups])
         rows = [row for group in groups for row in group]
         which = torch.tensor([number for number, group in enumerate(groups) for _ in group], device=self._device)
         numbers = streams(rows, self._device)
@@ -119,17 +119,16 @@ class Decoder:
         self._rows = [self._rows[place] for place in stay]
 
 
-def pack_prompts(requests: Sequence[Request], reader: PictureReader | None, least: int = 1) -> Packed:
-    """The prompts of requests end to end, and where they are fewer than `least` tokens, one more of filling."""
+def pack_prompts(requests: Sequence[Request], reader: PictureReader | None) -> Packed:
+    """The prompts of requests end to end."""
     prompts = [request.prompt_ids for request in requests]
-    filling = max(0, least - sum(map(len, prompts)))
-    trees, start = [], 0
-    for size in [*map(len, prompts), *([filling] if filling else [])]:
+    trees, start = list[Tree](), 0
+    for size in map(len, prompts):
         trees.append(Tree(start, size))
         start += size
-    ids = torch.tensor([token for prompt in prompts for token in prompt] + [0] * filling)
+    ids = torch.tensor([token for prompt in prompts for token in prompt])
     shown = [(request.prompt_ids, request.pictures) for request in requests]
-    return from_trees(ids, tuple(trees), media_of(trees[: len(prompts)], shown, reader))
+    return from_trees(ids, tuple(trees), media_of(trees, shown, reader))
 
 
 def _wide(numbers: torch.Tensor, width: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,8 @@ from whet.config.stage import OfflineStage, OnlineDpoStage, OnlineStage
 from whet.data.rendered import Rendered, RenderedGroup
 from whet.estimate.setting import MicroBatch
 from whet.models.memory import Budget
-from whet.models.tree_attention import BLOCK
+from whet.models.tree_attention import segments_of
+from whet.schema.packed import Tree
 from whet.stages.estimate.lengths import Lengths
 from whet.train.feed import OfflineFeed
 
@@ -101,6 +101,5 @@ def _of_row(row: Rendered | RenderedGroup) -> tuple[int, int, int, int]:
 
 def _pairs(before: int, own: int) -> int:
     """Queries times keys as `whet.models.tree_attention` computes them, block by block."""
-    count = max(1, -(-own // BLOCK))
-    edges = [own * i // count for i in range(count + 1)]
-    return sum((end - start) * (before + end) for start, end in pairwise(edges))
+    segment = segments_of((Tree(0, before, (own,)) if before else Tree(0, own),))[-1]
+    return sum((block.stop - block.start) * num_seen for block, num_seen in segment.blocks())

@@ -38,6 +38,7 @@ from whet.models.memory import (
     budget_within,
     quantised_bytes,
 )
+from whet.models.repeated import TOKENS
 from whet.schema.shape import ModelShape
 from whet.stages.estimate.batches import offline_batches, online_batch, rows_as_one
 from whet.stages.estimate.lengths import Lengths
@@ -85,7 +86,7 @@ def setting_of(situation: Situation) -> Setting:
     shape, trains = situation.shape(model.path, model), _trains(situation)
     arithmetic = _arithmetic(stage.train.arithmetic, on_cpu=place.on_cpu)
     budget = _budget(situation, shape, 4 if arithmetic == "fp32" else 2)
-    batches = _batches(situation, budget)
+    batches = tuple(_filled(batch, place, arithmetic) for batch in _batches(situation, budget))
     decoding = _decoding(stage, situation, shape, 4 if arithmetic == "fp32" else 2)
     setting = Setting(
         shape=shape, on_cpu=place.on_cpu, arithmetic=arithmetic, trains=trains,
@@ -103,6 +104,12 @@ def setting_of(situation: Situation) -> Setting:
         ranks=place.ranks, sharding=place.sharding, cpu_offload=place.cpu_offload,
     )  # fmt: skip
     return max((replace(setting, micro_batch=batch) for batch in batches), key=kept_bytes)
+
+
+def _filled(batch: MicroBatch, place: Place, arithmetic: str) -> MicroBatch:
+    """With what a CPU's narrow products want behind it (`whet.models.repeated`)."""
+    rounded = place.on_cpu and arithmetic != "fp32"
+    return replace(batch, filling=-batch.tokens % TOKENS if rounded else 0)
 
 
 def _trains(situation: Situation) -> Trains:
