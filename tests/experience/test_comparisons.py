@@ -77,6 +77,17 @@ def test_the_order_of_prompts_is_drawn(in_tmp: Path) -> None:
         assert row["images"][int(row["reference"][6]) - 1].endswith("b.png")
 
 
+def test_prompts_may_be_asked_in_both_orders(in_tmp: Path) -> None:
+    file = write(in_tmp / "p.jsonl", [pictured(n) for n in range(20)])
+    compare([file], in_tmp / "one", Splitting(held_out=0))
+    compare([file], in_tmp / "both", Splitting(held_out=0, orders="both"))
+    one, both = (rows_in(in_tmp / name / "prompts.jsonl") for name in ("one", "both"))
+    assert both[::2] == one, "the order that is drawn comes first"
+    assert [row["item"] for row in both[1::2]] == [row["item"] for row in one]
+    assert all(row["images"] == other["images"][::-1] for row, other in zip(both[::2], both[1::2], strict=True))
+    assert Counter(row["reference"] for row in both) == {"Image 1 is better": 20, "Image 2 is better": 20}
+
+
 def test_a_row_is_the_same_item_whatever_its_order(in_tmp: Path) -> None:
     swapped = {"caption": "1 stars", "images": ["1b.png", "1a.png"], "better": 1}
     tie = pictured(2, better="tie")
@@ -271,4 +282,7 @@ def test_the_command(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "2 read, 2 kept; 0 in cold_start.jsonl, 2 in prompts.jsonl, 0 in held_out.jsonl" in capsys.readouterr().out
     assert run("--out", "out") == 2
     assert "exists already" in capsys.readouterr().err
-    assert (run("--out", "other", "--ties", "maybe"), run()) == (2, 2)
+    assert (run("--out", "other", "--ties", "maybe"), run("--out", "other", "--orders", "all"), run()) == (2, 2, 2)
+    capsys.readouterr()
+    assert run("--out", "other", "--held-out", "0", "--orders", "both") == 0
+    assert "4 in prompts.jsonl" in capsys.readouterr().out

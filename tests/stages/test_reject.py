@@ -145,6 +145,22 @@ def test_files_and_numbers(tmp_path: Path, tiny_checkpoint: Path, capsys: pytest
     assert "48 answers to 12 prompts" in said and "1 without a score (1: no answer: none was given)" in said
 
 
+def test_prompts_that_go_together_are_solved_together(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    """Prompt 3 is never answered rightly: the other one of its pair is unsolved with it, whichever comes first."""
+    rows = read_jsonl(write_inputs(tmp_path) / "prompts.jsonl")
+    for pairs, unsolved in (([0, 1, 1, 0], [3, 0]), ([0, 1, 2, 2], [3, 2]), ([0, 1, 2, 3], [3])):
+        shared = [row | {"item": [item]} for row, item in zip(rows, pairs, strict=False)]
+        (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shared))
+        out = tmp_path / f"out{pairs[3]}{pairs[2]}"
+        run(stage(tmp_path, accept={"together": "item"}), tiny_checkpoint, out)
+        told = [[int(row["reference"]) // 2 for row in read_jsonl(out / f"{name}solved.jsonl")] for name in ("un", "")]
+        assert told == [unsolved, [n for n in range(4) if n not in unsolved]]
+        assert read_json(out / "reject.json")["rows"]["unsolved.jsonl"] == len(unsolved)
+    (tmp_path / "prompts.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(DataError, match=r"prompts\.jsonl:1.*accept\.together"):
+        run(stage(tmp_path, accept={"together": "item"}), tiny_checkpoint, tmp_path / "without")
+
+
 def test_the_files_are_read_as_what_they_are(tmp_path: Path, tiny_checkpoint: Path) -> None:
     run(stage(write_inputs(tmp_path)), tiny_checkpoint, tmp_path / "out")
     kinds: dict[str, RecordKind] = {

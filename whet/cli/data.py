@@ -112,6 +112,7 @@ def compare(
     held_out: Annotated[float, typer.Option(min=0, max=1, help="Share of the items kept for evaluation.")] = 0.1,
     ties: Annotated[str, typer.Option(help="drop or keep items whose candidates are equally good.")] = "drop",
     image_folder: Annotated[str | None, typer.Option(help="Where relative paths of pictures start.")] = None,
+    orders: Annotated[str, typer.Option(help="drawn or both: how often a prompt asks about its item.")] = "drawn",
     template: Annotated[str | None, typer.Option(help="File with {question}, {first} and {second}.")] = None,
     seed: Annotated[int, typer.Option(help="Which items are held out, and the order of candidates.")] = 42,
 ) -> None:
@@ -123,9 +124,11 @@ def compare(
         raise UserError("where to?", field="--out", fix="name the folder to write into, e.g. --out data/compared")
     if ties not in ("drop", "keep"):
         raise UserError("must be drop or keep", field="--ties", found=repr(ties))
+    if orders not in ("drawn", "both"):
+        raise UserError("must be drawn or both", field="--orders", found=repr(orders))
     splitting = Splitting(
         held_out=held_out, ties="keep" if ties == "keep" else "drop", image_folder=image_folder, template=template,
-        seed=seed,
+        orders="both" if orders == "both" else "drawn", seed=seed,
     )  # fmt: skip
     print(f"{out}: {split(files, out, splitting).describe()}; the lines are in {ACCOUNT}")
 

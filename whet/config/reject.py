@@ -22,6 +22,9 @@ class Accept(Section):
     """Keep answers of the same text once; case, width of characters and blanks make no difference."""
     cut: bool = False
     """Also keep right answers that ended at `rollout.max_new_tokens`: who learns from them does not learn to stop."""
+    together: str | None = None
+    """Column whose value some prompts share: they are solved when each of them is. `item` keeps both orders of a
+    comparison together, so that unsolved.jsonl has no more of one than of the other."""
     pairs_per_prompt: int = Field(1, ge=0)
     """Most pairs of a right and a wrong answer in preference.jsonl, each answer in one of them only."""
 

@@ -12,6 +12,8 @@ Items (`candidates.py`) become questions with a verdict as their reference, "Ima
 and in compare.json is what became of every row, with the lines of those that were left out.
 
 Annotators and file formats have habits (the better one first), so the order of an item without a judgement is drawn.
+It may be asked in both (`orders`): a model that prefers a place is right in one of them by chance alone, and what it
+gets wrong, which online RL is given, would teach it to prefer the other place.
 """
 
 from __future__ import annotations
@@ -70,6 +72,8 @@ class Splitting:
     """What becomes of items whose candidates are equally good."""
     image_folder: str | None = None
     """Where relative paths of pictures start; None for the folder of each file, else the working directory."""
+    orders: Literal["drawn", "both"] = "drawn"
+    """Whether an item of prompts.jsonl is asked in one order, which is drawn, or in both, a row each."""
     template: str | None = None
     """Text file of what is asked; None takes the one for images or that for answers."""
     seed: int = 42
@@ -81,7 +85,7 @@ class Compared:
 
     ledger: Ledger
     rows: dict[str, int]
-    """Rows of each file; an item that is held out has two."""
+    """Rows of each file; an item that is asked in both orders has two."""
     contradicted: Lines = field(default_factory=Lines)
     """Rows of judgements left out because their verdict is not the row's; the items are kept."""
 
@@ -145,8 +149,11 @@ def rows_of(
     elif item.judgement is not None:
         yield "cold_start.jsonl", asked(item, form, folder)
     else:
-        swap = draw(item, splitting.seed, "order") < 0.5
-        yield "prompts.jsonl", asked(item.swapped() if swap else item, form, folder)
+        orders = [item, item.swapped()]
+        if draw(item, splitting.seed, "order") < 0.5:
+            orders.reverse()
+        for one in orders if splitting.orders == "both" else orders[:1]:
+            yield "prompts.jsonl", asked(one, form, folder)
 
 
 def draw(item: Item, seed: int, purpose: str) -> float:

@@ -7,18 +7,22 @@
     unsolved.jsonl     the same                          prompts with answers, none of them right
 
 Every row has the `key` of its prompt, the `origin` it was read from, and the `sample` it is. Prompts of whose answers
-none has a score are in neither of the last two: nothing is known of them.
+none has a score are in neither of the last two: nothing is known of them. Prompts that go together (`accept.together`)
+are unsolved when one of them is.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO, Any
 
 from whet.config.reject import Accept
 from whet.data.convert import writer_of
+from whet.errors import DataError
 from whet.experience.accept import Fates, pair_up
 from whet.experience.sampled import Sampled, line_of
 from whet.runs.files import replacing
@@ -67,8 +71,11 @@ def prompt_row(group: Sampled, fates: Fates) -> Row:
 class RejectFiles:
     """The files, written group by group; `close` gives them their names."""
 
-    def __init__(self, handles: dict[str, IO[str]], accept: Accept) -> None:
-        self._handles, self._accept = handles, accept
+    def __init__(self, handles: dict[str, IO[str]], accept: Accept, waiting: IO[str]) -> None:
+        """`waiting` keeps rows of which it is not yet known where they belong."""
+        self._handles, self._accept, self._waiting = handles, accept, waiting
+        self._failed = set[str]()
+        """Values that unsolved prompts share with others."""
         self.rows = dict.fromkeys(FILES, 0)
         """Rows written so far, by file."""
 
@@ -80,7 +87,32 @@ class RejectFiles:
         for row in preference_rows(group, fates, self._accept.pairs_per_prompt):
             self._write("preference.jsonl", row)
         if fates.scored:
-            self._write("solved.jsonl" if fates.right else "unsolved.jsonl", prompt_row(group, fates))
+            row, together = prompt_row(group, fates), self._accept.together
+            if together is not None and together not in row:
+                origin = group.prompt.origin
+                raise DataError(
+                    "has no such column", file=origin.file, line=origin.line, field="accept.together", found=together,
+                    fix="leave it out, or give every prompt the column",
+                )  # fmt: skip
+            if (shared := self._shared(row)) is None:
+                self._write("solved.jsonl" if fates.right else "unsolved.jsonl", row)
+            elif fates.right:
+                self._waiting.write(line_of(row))
+            else:
+                self._failed.add(shared)
+                self._write("unsolved.jsonl", row)
+
+    def settle(self) -> None:
+        """Say of the solved prompts whether those that go with them are."""
+        self._waiting.seek(0)
+        for line in self._waiting:
+            row = json.loads(line)
+            self._write("unsolved.jsonl" if self._shared(row) in self._failed else "solved.jsonl", row)
+
+    def _shared(self, row: Row) -> str | None:
+        """What the prompt shares with those that go together with it."""
+        together = self._accept.together
+        return None if together is None else json.dumps(row[together], sort_keys=True)
 
     def _write(self, name: str, row: Row) -> None:
         self._handles[name].write(line_of(row))
@@ -95,7 +127,9 @@ def reject_files(folder: Path, accept: Accept) -> Iterator[RejectFiles]:
             left.unlink()
     with ExitStack() as stack:
         handles = {name: stack.enter_context(replacing(folder / name)) for name in FILES}
-        yield RejectFiles(handles, accept)
+        files = RejectFiles(handles, accept, stack.enter_context(TemporaryFile("w+", encoding="utf-8")))
+        yield files
+        files.settle()
 
 
 def _said(group: Sampled, place: int) -> Message:
