@@ -22,7 +22,10 @@ def test_by_hand() -> None:
     assert pair.caption == "two red stars and one blue circle"
     assert (fit(pair.wanted, one), fit(pair.wanted, two)) == (2, 3), "a second blue circle is worth nothing"
     assert (pair.better, pair.distance) == (2, 1)
-    thoughts = "red star: one and two of two. blue circle: two and one of one. Total: two and three."
+    thoughts = (
+        "red star: one and two of two. Total: one and two. "
+        "blue circle: two and one of one. Total: two and three: more in 2."
+    )
     assert reasons(pair) == thoughts
     assert judgement(pair) == f"<think>{thoughts}</think><answer>Image 2 is better</answer>"
 

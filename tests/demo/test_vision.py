@@ -16,7 +16,7 @@ from whet.runs.files import read_jsonl
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, num in (("JUDGED", 12), ("PROMPTS", 16), ("HELD_OUT", 6), ("QUESTIONS", 6)):
+    for name, num in (("JUDGED", 12), ("PROMPTED", 8), ("HELD_OUT", 6), ("ANSWERED", 5), ("QUESTIONS", 6)):
         monkeypatch.setattr(vision, f"NUM_{name}", num)
 
 
@@ -25,15 +25,16 @@ def test_inputs(tmp_path: Path) -> None:
     folder = tmp_path / "inputs"
     vision.write_inputs(folder, seed=0)
     cold, prompts = read_jsonl(folder / "train/cold_start.jsonl"), read_jsonl(folder / "train/prompts.jsonl")
-    held_out, questions = read_jsonl(folder / "test/held_out.jsonl"), read_jsonl(folder / "questions.jsonl")
-    assert (len(cold), len(prompts), len(held_out), len(questions)) == (12, 16, 12, 6)
+    held_out, questions = read_jsonl(folder / "test/held_out.jsonl"), read_jsonl(folder / "test/questions.jsonl")
+    answered = read_jsonl(folder / "train/answered.jsonl")
+    assert [*map(len, (cold, prompts, answered, held_out, questions))] == [12, 16, 5, 12, 6]
     assert all(read_verdict(row["messages"][1]["content"]) for row in cold)
     assert all(parse_verdict(row["reference"]) for row in [*prompts, *held_out])
-    seen = {Path(image).name for row in [*cold, *prompts] for image in row["images"]}
+    seen = {Path(image).name for row in [*cold, *prompts, *answered] for image in row["images"]}
     unseen = {Path(image).name for row in [*held_out, *questions] for image in row["images"]}
     assert seen.isdisjoint(unseen)
     assert {image.name for image in (folder / "pictures").iterdir()} == seen | unseen
-    assert all((folder / "train" / image).is_file() for row in cold for image in row["images"])
+    assert all((folder / "train" / image).is_file() for row in [*cold, *answered] for image in row["images"])
 
 
 @pytest.mark.usefixtures("small")
@@ -48,7 +49,7 @@ def test_inputs_killed_half_way_are_written_anew(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "inputs").exists()
     vision.write_inputs(tmp_path / "inputs", seed=0)
     assert [path.name for path in tmp_path.iterdir()] == ["inputs"]
-    assert (tmp_path / "inputs/questions.jsonl").is_file()
+    assert (tmp_path / "inputs/test/questions.jsonl").is_file()
 
 
 @pytest.mark.usefixtures("small")

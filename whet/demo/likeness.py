@@ -4,8 +4,8 @@ Three things can be asked: what a picture shows, how many of something there are
 caption better. The last one is answered as UnifiedReward-Think does (2505.03318), reasons first:
 
     Which picture fits better: two red stars and one blue circle?
-    <think>red star: one and two of two. blue circle: one and one of one. Total: two and three.</think>
-    <answer>Image 2 is better</answer>
+    <think>red star: one and two of two. Total: one and two. blue circle: one and one of one. Total: two and three:
+    more in 2.</think><answer>Image 2 is better</answer>
 
 How well a picture fits is how many of the things asked for it has. A scene belongs to one split for ever (`scenes.py`),
 and an item's two scenes belong to the same: pictures of held-out items are in no training, not even in pretraining.
@@ -84,14 +84,16 @@ def of_split(rng: Random, things: Sequence[Thing], split: Split) -> Scene:
 
 
 def reasons(pair: Pair) -> str:
-    """What a careful reader notes: each thing wanted, in the first and in the second picture; then how many fit."""
-    first, second = pair.scenes
-    notes = [
-        f"{thing}: {NUMBERS[first.counts[thing]]} and {NUMBERS[second.counts[thing]]} of {NUMBERS[num]}."
-        for thing, num in pair.wanted.items()
-    ]
-    fits = [NUMBERS[fit(pair.wanted, scene)] for scene in pair.scenes]
-    return " ".join([*notes, f"Total: {fits[0]} and {fits[1]}."])
+    """What a careful reader notes: each thing wanted, in the first and in the second picture, and how many fit so far;
+    then which is more."""
+    notes = list[str]()
+    so_far = dict[Thing, int]()
+    for thing, num in pair.wanted.items():
+        so_far[thing] = num
+        there = " and ".join(NUMBERS[scene.counts[thing]] for scene in pair.scenes)
+        fits = " and ".join(NUMBERS[fit(so_far, scene)] for scene in pair.scenes)
+        notes.append(f"{thing}: {there} of {NUMBERS[num]}. Total: {fits}")
+    return f"{'. '.join(notes)}: more in {pair.better}."
 
 
 def judgement(pair: Pair) -> str:

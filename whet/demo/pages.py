@@ -1,9 +1,9 @@
 """Pages with pictures: what the base checkpoint of the picture playground is pretrained on.
 
 Remarks on one picture or on two: what one shows, how many of something there are. Some pages say what to look for and
-then how often it is there, some put a remark between marks, some are questions with their answers. Nowhere are two
-pictures compared, nothing is added up, and no verdict is given: that is what the demo teaches. Only scenes of the
-training split occur.
+then how often it is there, some put a remark between marks, some are questions with their answers. A few have no
+picture and tell of numbers: sums, and which of two is more. Nowhere are two pictures compared, and no verdict is given:
+that is what the demo teaches. Only scenes of the training split occur.
 
 A page is a list of texts and scenes, in the order in which a reader meets them.
 """
@@ -24,6 +24,8 @@ NUM_TEXTS = 2000  # for the tokenizer: enough to meet every word often
 
 def page(rng: Random, scene: Callable[[], Scene]) -> Page:
     """One page about scenes that `scene` gives."""
+    if rng.random() < 0.1:
+        return [numbers(rng), PAD]
     kind = rng.random()
     if kind < 0.15:
         parts = questions(rng, scene())
@@ -38,6 +40,21 @@ def page(rng: Random, scene: Callable[[], Scene]) -> Page:
         shown: Page = ["Image 1: ", one, "\nImage 2: ", two, "\n"]
         parts = [*shown, lines(rng, [one, two])] if kind < 0.5 else search(rng, [one, two], shown)
     return [*parts, PAD]
+
+
+def numbers(rng: Random) -> str:
+    """Facts about small numbers, a line each: "one plus two is three.", "one and two: more in 2." """
+    lines = []
+    for _ in range(8):
+        first, second = rng.randrange(len(NUMBERS)), rng.randrange(len(NUMBERS))
+        total, names = first + second, f"{NUMBERS[first]} {{}} {NUMBERS[second]}"
+        if total < len(NUMBERS) and rng.random() < 0.5:
+            lines.append(f"{names.format('plus')} is {NUMBERS[total]}.")
+        elif first == second:
+            lines.append(f"{names.format('and')}: equal.")
+        else:
+            lines.append(f"{names.format('and')}: more in {1 if first > second else 2}.")
+    return "\n".join(lines)
 
 
 def search(rng: Random, scenes: list[Scene], shown: Page) -> Page:

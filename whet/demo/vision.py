@@ -31,7 +31,10 @@ from whet.runs.layout import RunPaths
 
 BASE = files("whet.demo").joinpath("base_vision")
 """The small base checkpoint that ships; how it was made: `python -m whet.demo.pretrain_vision`."""
-NUM_JUDGED, NUM_PROMPTS, NUM_HELD_OUT, NUM_QUESTIONS = 600, 1500, 400, 200
+NUM_JUDGED, NUM_PROMPTED, NUM_HELD_OUT = 300, 750, 400
+"""Items: with a reasoned judgement, with nothing but a verdict, and held out. The last two are asked in both orders."""
+NUM_ANSWERED, NUM_QUESTIONS = 150, 200
+"""Questions about single pictures: to learn with the judgements, lest seeing be forgotten, and held out."""
 PAPER = {"base": (67.5, 70.9), "cold_start": (66.9, 68.6), "refined": (72.1, 72.0), "grpo": (73.8, 72.5)}
 """What the paper's models reach at the same stages, in per cent: VLRewardBench overall, GenAI-Bench images. Its base is
 UnifiedReward, which preferences have trained already, without reasoning."""
@@ -54,16 +57,17 @@ def fill_inputs(folder: Path, seed: int) -> None:
     """Preferences as a user would bring them, made into the files of the stages by `whet data compare`'s own function;
     and questions about single pictures, which show how well the model sees."""
     items = [item(folder, pair, judged=number < NUM_JUDGED)
-             for number, pair in enumerate(pairs("train", NUM_JUDGED + NUM_PROMPTS, seed))]  # fmt: skip
+             for number, pair in enumerate(pairs("train", NUM_JUDGED + NUM_PROMPTED, seed))]  # fmt: skip
     held_out = [item(folder, pair, judged=False) for pair in pairs("heldout", NUM_HELD_OUT, seed)]
     write_jsonl(folder / "items.jsonl", items)
     write_jsonl(folder / "held_out_items.jsonl", held_out)
     write_text(folder / "question.txt", PREFERENCE + "\n")
     template = str(folder / "question.txt")
     for file, target, share in (("items", "train", 0.0), ("held_out_items", "test", 1.0)):
-        splitting = Splitting(held_out=share, template=template, seed=seed)
+        splitting = Splitting(held_out=share, template=template, orders="both", seed=seed)
         compare([str(folder / f"{file}.jsonl")], folder / target, splitting)
-    write_jsonl(folder / "questions.jsonl", questions(folder, seed))
+    write_jsonl(folder / "train/answered.jsonl", questions(folder, "train", NUM_ANSWERED, seed))
+    write_jsonl(folder / "test/questions.jsonl", questions(folder, "heldout", NUM_QUESTIONS, seed))
 
 
 def pairs(split: Split, num: int, seed: int) -> list[Pair]:
@@ -91,13 +95,18 @@ def picture(folder: Path, scene: Scene) -> str:
     return name
 
 
-def questions(folder: Path, seed: int) -> list[Row]:
-    """What held-out pictures show, and how many of something there are."""
-    rng, rows = Random(f"questions {seed}"), []
-    for _ in range(NUM_QUESTIONS):
-        scene, asked, answer, kind = picture_question(rng, "heldout")
-        turn = {"role": "user", "content": f"<image>\n{asked}"}
-        rows.append({"messages": [turn], "images": [picture(folder, scene)], "reference": answer, "task": kind})
+def questions(folder: Path, split: Split, num: int, seed: int) -> list[Row]:
+    """What pictures of a split show, and how many of something there are; with the answer where it is to be learnt."""
+    rng, rows = Random(f"questions {split} {seed}"), []
+    for _ in range(num):
+        scene, asked, answer, kind = picture_question(rng, split)
+        row: Row = {"images": [f"../{picture(folder, scene)}"]}
+        turns = [{"role": "user", "content": f"<image>\n{asked}"}]
+        if split == "train":
+            row["messages"] = [*turns, {"role": "assistant", "content": answer}]
+        else:
+            row |= {"messages": turns, "reference": answer, "task": kind}
+        rows.append(row)
     return rows
 
 
@@ -114,23 +123,25 @@ REWARD = {
 def vision_plan(run: Path, seed: int) -> dict[str, Any]:
     """The demo as a plan, in the words of a plan file."""
     folder = RunPaths(run).inputs
+    learnt = [str(folder / "train/cold_start.jsonl"), str(folder / "train/answered.jsonl")]
     sampling = {"max_new_tokens": 80, "temperature": 1.0, "top_p": 1.0, "batch_size": 128}
     cold_start = {
         "kind": "sft",
         "name": "cold_start",
-        "data": {"files": [str(folder / "train/cold_start.jsonl")]},
-        "train": {"batch_size": 32, "epochs": 6, "learning_rate": 2e-3, "warmup_ratio": 0.05},
+        "data": {"files": learnt},
+        "train": {"batch_size": 16, "epochs": 6, "learning_rate": 2e-3, "warmup_ratio": 0.05},
     }
     reject = {
         "kind": "reject",
         "data": {"files": [str(folder / "train/prompts.jsonl")]},
         "rollout": {"group_size": 1, **sampling},
         "reward": {"type": "verdict"},
+        "accept": {"together": "item"},
     }
     refined = {
         "kind": "sft",
         "name": "refined",
-        "data": {"files": ["@reject/accepted.jsonl", str(folder / "train/cold_start.jsonl")]},
+        "data": {"files": ["@reject/accepted.jsonl", *learnt]},
         "train": {"batch_size": 32, "epochs": 2, "learning_rate": 5e-4, "warmup_ratio": 0.05},
     }
     pair = {
@@ -143,7 +154,7 @@ def vision_plan(run: Path, seed: int) -> dict[str, Any]:
         "data": {"files": ["@pair/preference.jsonl"]},
         # Right and wrong say nearly the same: without the likelihood of the right ones (2404.19733) both lose it.
         "objective": {"type": "sigmoid", "beta": 0.1, "nll_weight": 1.0},
-        "train": {"batch_size": 32, "epochs": 1, "learning_rate": 2e-5, "warmup_ratio": 0.1},
+        "train": {"batch_size": 32, "epochs": 1, "learning_rate": 5e-6, "warmup_ratio": 0.1},
     }
     grpo = {
         "kind": "grpo",
@@ -152,7 +163,7 @@ def vision_plan(run: Path, seed: int) -> dict[str, Any]:
         "rollout": {"group_size": 8, "max_new_tokens": 80, "batch_size": 128},
         "reward": REWARD,
         "objective": {"type": "grpo", "kl_weight": 0.0},
-        "train": {"batch_size": 16, "max_steps": 60, "learning_rate": 2e-4},
+        "train": {"batch_size": 16, "max_steps": 180, "learning_rate": 1e-4},
     }
     evaluate = {
         "kind": "evaluate",
@@ -163,7 +174,7 @@ def vision_plan(run: Path, seed: int) -> dict[str, Any]:
                 "by": "distance", "max_new_tokens": 80, "batch_size": 128,
             },
             {
-                "type": "exact", "name": "seeing", "data": {"files": [str(folder / "questions.jsonl")]},
+                "type": "exact", "name": "seeing", "data": {"files": [str(folder / "test/questions.jsonl")]},
                 "by": "task", "max_new_tokens": 24, "batch_size": 128,
             },
         ],
