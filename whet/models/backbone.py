@@ -203,9 +203,8 @@ class Backbone:
         return self._run(inputs.filled(filling), trees=Layout((*trees, Tree(num, filling)), captured))[:num]
 
     def _filling(self, num: int, least: int, round_to: int) -> int:
-        weight = self.embeddings.weight
-        assert isinstance(weight, Tensor), "embeddings have one"
-        full = max(num, least)
+        """Rows behind `num` of them, for products that round alike and have a shape that was there before."""
+        weight, full = next(self._whole.parameters()), max(num, least)
         return full + missing(full, product_dtype(weight), weight.device, round_to) - num
 
     def _padded(self, inputs: Inputs, trees: tuple[Tree, ...]) -> Tensor:
