@@ -75,7 +75,8 @@ def test_a_few_steps_of_every_stage(tmp_path: Path, capsys: pytest.CaptureFixtur
     short = [f"stages.{name}.train.max_steps=1" for name in ("cold_start", "refined", "dpo", "grpo")]
     rejecting = [
         f"stages.{name}.{key}" for name in ("reject", "again")
-        for key in (f"reward={stars}", "accept.cut=true", "rollout.max_new_tokens=12", "rollout.temperature=1.5")
+        for key in (f"reward={stars}", "accept.cut=true", "rollout.max_new_tokens=12", "rollout.temperature=1.5",
+                    "rollout.group_size=4")
     ]  # fmt: skip
     vision.run_vision(
         tmp_path / "run", 0,
