@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ class Shapes(TorchDispatchMode):
         super().__init__()
         self.plain, self.batched = set[int](), set[int]()
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         tensors = [x for x in args if isinstance(x, Tensor) and x.dtype == torch.bfloat16]
         if name in ("mm", "addmm", "linear"):

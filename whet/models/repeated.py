@@ -1,7 +1,7 @@
 """Shapes that come again: lengths are rounded up where every other one would cost a CPU a kernel of its own.
 
 oneDNN compiles a kernel for each shape of a product in bf16 and forgets all but the latest few hundred. That takes one
-to four milliseconds, as long as the product itself, and packed rows are of all lengths: a fifth of the time of a small
+to four milliseconds, as long as the product itself, and packed rows are of all lengths: a sixth of the time of a small
 model's training. With filling behind them there are a dozen lengths, and memory that was freed fits what comes next.
 """
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from whet.config.engine import Native
 from whet.config.judge import Asking
 from whet.config.model import Model
@@ -38,7 +40,7 @@ from whet.models.memory import (
     budget_within,
     quantised_bytes,
 )
-from whet.models.repeated import TOKENS
+from whet.models.repeated import missing
 from whet.schema.shape import ModelShape
 from whet.stages.estimate.batches import offline_batches, online_batch, rows_as_one
 from whet.stages.estimate.lengths import Lengths
@@ -108,8 +110,8 @@ def setting_of(situation: Situation) -> Setting:
 
 def _filled(batch: MicroBatch, place: Place, arithmetic: str) -> MicroBatch:
     """With what a CPU's narrow products want behind it (`whet.models.repeated`)."""
-    rounded = place.on_cpu and arithmetic != "fp32"
-    return replace(batch, filling=-batch.tokens % TOKENS if rounded else 0)
+    dtype = torch.float32 if arithmetic == "fp32" else torch.bfloat16
+    return replace(batch, filling=missing(batch.tokens, dtype, torch.device("cpu" if place.on_cpu else "cuda")))
 
 
 def _trains(situation: Situation) -> Trains:
