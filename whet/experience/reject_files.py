@@ -112,7 +112,7 @@ class RejectFiles:
     def _shared(self, row: Row) -> str | None:
         """What the prompt shares with those that go together with it."""
         together = self._accept.together
-        return None if together is None else json.dumps(row[together], sort_keys=True)
+        return None if together is None else json.dumps(row[together], sort_keys=True, default=str)
 
     def _write(self, name: str, row: Row) -> None:
         self._handles[name].write(line_of(row))
