@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import silu
 
 from tests.models.packed import build, with_adapter
-from whet.models import tiles
+from whet.models import gate
 from whet.models.gate import FusedGate, _Gated, fuse_gates
 
 IDS = torch.arange(1, 41).view(2, 20)
@@ -16,7 +16,7 @@ IDS = torch.arange(1, 41).view(2, 20)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", ["qwen3", "llama", "mistral"])
 def test_nothing_changes(name: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tiles, "TILE", 48 * 7)  # several tiles, the last of them shorter
+    monkeypatch.setattr(gate, "TILE", 48 * 7)  # several tiles, the last of them shorter
     plain, fused = (with_adapter(build(name)).to(dtype) for _ in range(2))
     fuse_gates(fused)
     assert sum(isinstance(module, FusedGate) for module in fused.modules()) == 2

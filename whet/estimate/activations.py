@@ -54,8 +54,8 @@ def _adapter_bytes(setting: Setting) -> float:
 
 
 def _own_attention(setting: Setting) -> bool:
-    """Whether short segments go through `whet.models.tree_attention`: where queries are bf16 as they come."""
-    return setting.on_cpu and setting.arithmetic == "bf16" and not setting.casts
+    """Whether short segments go through `whet.models.tree_attention`: where products are bf16."""
+    return setting.on_cpu and setting.arithmetic == "bf16"
 
 
 def kept_bytes(setting: Setting) -> float:

@@ -117,6 +117,8 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return out, None
+    # Under autocast angles and norms that train may be wider than products; SDPA would cast them just so.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     if trees.captured is not None:
         trees.captured.take(module.layer_idx, key.squeeze(0), value.squeeze(0))  # type: ignore[arg-type]
     if query.is_cuda and dropout == 0.0:

@@ -36,6 +36,7 @@ from whet.models.norm import fuse_norms
 from whet.models.offload import offloading
 from whet.models.positions import prompt_shifts
 from whet.models.repeated import ROWS, TOKENS, missing
+from whet.models.rotary import fuse_rotary
 from whet.models.rows import from_trees, row_places
 from whet.models.vision import Vision, language_layers
 from whet.schema.packed import Packed, Tree
@@ -227,6 +228,7 @@ class Backbone:
             return f"{type(self._whole).__name__} has layers of {', '.join(sorted(kinds))}"
         self._whole.set_attn_implementation(NAME)
         if self._probe_agrees():
+            fuse_rotary(self._whole)
             return None
         self._whole.set_attn_implementation(implementation)
         return f"{type(self._whole).__name__} gives other numbers for packed rows"
@@ -275,7 +277,7 @@ class Backbone:
         return hidden[0]
 
     def _agree(self, ours: Tensor, theirs: Tensor) -> bool:
-        narrow = next(self._whole.parameters()).dtype in (torch.bfloat16, torch.float16)
+        narrow = product_dtype(next(self._whole.parameters())) in (torch.bfloat16, torch.float16)
         return bool((ours - theirs).norm() <= (0.05 if narrow else 1e-3) * theirs.norm())
 
 

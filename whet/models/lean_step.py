@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from whet.models.decoding import KeyValues
 from whet.models.packed_linear import PackedLinear
+from whet.models.rotary import signed, turn
 from whet.models.vision import language_layers
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3", "qwen2_5_vl_text", "qwen3_vl_text")
@@ -106,13 +107,12 @@ class LeanStep:
         """[T, H] of each row's newest token, ids [T] at positions [T]; the memory has begun its step."""
         x: Tensor = self._embed(ids)
         wide = x.new_empty(0, dtype=self._norm.gain.dtype)  # the type of the angles
-        cosine, sine = (part[0].unsqueeze(1) for part in self._rotary(wide, positions.unsqueeze(0)))  # [T, 1, d]
-        half = sine.shape[-1] // 2
-        sine = torch.cat([-sine[..., :half], sine[..., half:]], dim=-1)
+        cosine, sine = (part[0] for part in self._rotary(wide, positions.unsqueeze(0)))  # [T, d]
+        sine = signed(sine)
         for number, layer in enumerate(self._layers):
             n = layer.before_attention(x).to(x.dtype)
             both = torch.cat([layer.query(n), layer.key(n)], dim=-1).view(len(x), self._heads + self._kv, -1)
-            turned = _turn(layer.heads(both) if layer.heads is not None else both.to(sine.dtype), cosine, sine)
+            turned = turn(layer.heads(both) if layer.heads is not None else both.to(sine.dtype), cosine, sine)
             query, key = torch.split(turned.to(x.dtype), [self._heads, self._kv], dim=1)
             value = layer.value(n).view(len(x), self._kv, -1)
             seen = memory.attend(
@@ -149,9 +149,3 @@ def _joined(attention: Any, heads: int, kv: int) -> Norm:
 
 def _product(layer: torch.nn.Module) -> PackedLinear | PlainLinear:
     return layer if isinstance(layer, PackedLinear) else PlainLinear(layer)
-
-
-def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """Rotary positions (2104.09864): x [T, n, d], cosine and sine [T, 1, d], the first half of the sine negative."""
-    swapped = torch.unflatten(x, -1, (2, -1)).flip(-2).flatten(-2)
-    return torch.addcmul(x * cosine, swapped, sine)

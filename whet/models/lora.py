@@ -111,4 +111,5 @@ class _AdaptedProduct(torch.autograd.Function):
         for_x = None
         if ctx.needs_input_grad[0]:
             for_x = torch.mm(grad, dense(ctx.weight)).addmm_(for_low, a).view(ctx.shape)
-        return for_x, None, None, torch.mm(for_low.t(), rows), torch.mm(grad.t(), low).mul_(ctx.scale), None
+        # Both with the few rows first: oneDNN is faster at it than the other way round.
+        return for_x, None, None, torch.mm(for_low.t(), rows), torch.mm(low.t(), grad).mul_(ctx.scale).t(), None

@@ -60,11 +60,16 @@ class FreedMemory:
     Activations are gigabytes that are freed and wanted again seconds later; getting each page anew from the kernel
     costs a CPU about a tenth of its training time. But steps differ in length, so what is kept goes to pieces that fit
     nothing, and grows from step to step: beyond the limit all of it is given back.
+
+    What was given back stays in the library's books as free. So what is kept is told from the memory that the process
+    has: by the books alone it would be over the limit from then on, and every page would come anew for good.
     """
 
     def __init__(self, limit: float) -> None:
         """`limit` in bytes; what one step's activations take is a good one. The switch is the process's, for good."""
         self._limit = limit
+        self._others = 0
+        """Bytes the process had beside its blocks in use when free ones had last been given back."""
         self._library = _glibc()
         if self._library is not None:
             self._library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
@@ -73,12 +78,17 @@ class FreedMemory:
 
     def settle(self) -> None:
         """To be called whenever much has been freed."""
-        if self._library is not None and self._library.mallinfo2().fordblks > self._limit:
+        if self._library is None:
+            return
+        blocks = self._library.mallinfo2()
+        kept = min(blocks.fordblks, resident_bytes() - blocks.uordblks - self._others)
+        if kept > self._limit:
             self._library.malloc_trim(0)
+            self._others = resident_bytes() - self._library.mallinfo2().uordblks
 
 
 class _MallInfo(ctypes.Structure):
-    """glibc's struct mallinfo2 (malloc.h); `fordblks` is the number of free bytes."""
+    """glibc's struct mallinfo2 (malloc.h); `uordblks` and `fordblks` are the bytes in use and free."""
 
     _fields_ = [(name, ctypes.c_size_t) for name in (
         "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from whet.models.tiles import row_tiles
 
+TILE = 1 << 20
+"""Numbers that are fp32 at once on a CPU: its operations are so light here that more of them cost more than a cache
+that is too small."""
+
 
 def fuse_norms(model: torch.nn.Module) -> None:
     """Let the model's RMS norms compute in one step. Which they are is tried out, not looked up by name alone."""
@@ -32,13 +36,27 @@ class FusedNorm(torch.nn.Module):
     shift: float
 
     def forward(self, x: Tensor) -> Tensor:
-        # transformers computes in fp32 whatever comes, and gives back the wider of the two types.
-        plain = not self.weight.requires_grad and torch.promote_types(x.dtype, self.weight.dtype) == x.dtype
-        if not plain or x.dtype == torch.float64:
+        if not self.fuses(x):
             theirs: Tensor = super().forward(x)
             return theirs
-        out: Tensor = _Normalised.apply(x, self.weight.float() + self.shift, _epsilon(self))  # type: ignore[no-untyped-call]
+        out: Tensor = _Normalised.apply(x, self.gain(), self.epsilon)  # type: ignore[no-untyped-call]
         return out
+
+    def fuses(self, x: Tensor) -> bool:
+        """Whether this is what is computed for x."""
+        # transformers computes in fp32 whatever comes, and gives back the wider of the two types.
+        plain = not self.weight.requires_grad and torch.promote_types(x.dtype, self.weight.dtype) == x.dtype
+        return plain and x.dtype != torch.float64
+
+    def gain(self) -> Tensor:
+        """[n] in fp32."""
+        return self.weight.float() + self.shift
+
+    @property
+    def epsilon(self) -> float:
+        epsilon = _epsilon(self)
+        assert epsilon is not None, "every norm that was fused has one"
+        return epsilon
 
 
 @cache
@@ -74,22 +92,34 @@ class _Normalised(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         out, scale = torch.empty_like(rows), gain.new_empty(len(rows), 1)
-        for tile in row_tiles(rows):
-            wide = rows[tile].float()
-            size = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).square_().div_(x.shape[-1])
-            scale[tile] = size.add_(epsilon).rsqrt_()
-            out[tile] = (wide * scale[tile]).mul_(gain)  # of an fp32 input `wide` is a view
+        for tile in row_tiles(rows, TILE):
+            wide = rows[tile].to(torch.float32, copy=True)
+            scale[tile] = normalise_(wide, gain, epsilon)
+            out[tile] = wide
         ctx.save_for_backward(x, gain, scale)
         return out.view(x.shape)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         x, gain, scale = ctx.saved_tensors
         rows, grads = x.reshape(-1, x.shape[-1]), grad.reshape(-1, x.shape[-1])
         out = torch.empty_like(rows)
-        for tile in row_tiles(rows):
-            wide, g, r = rows[tile].float(), grads[tile] * gain, scale[tile]
-            # dx = r (g - x r^2 mean(g x)), with r = 1 / rms
-            drift = (g * wide).mean(dim=-1, keepdim=True).mul_(r).mul_(r).neg_()
-            out[tile] = g.addcmul_(wide, drift).mul_(r)
+        for tile in row_tiles(rows, TILE):
+            wide = grads[tile].to(torch.float32, copy=True)
+            out[tile] = unnormalise_(wide, rows[tile].float(), gain, scale[tile])
         return out.view(x.shape), None, None
+
+
+def normalise_(x: Tensor, gain: Tensor, epsilon: float) -> Tensor:
+    """Replace x [..., n] in fp32 by x r gain. Returns r = 1 / rms(x), [..., 1]."""
+    size = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
+    scale: Tensor = size.add_(epsilon).rsqrt_()
+    x.mul_(scale).mul_(gain)
+    return scale
+
+
+def unnormalise_(grad: Tensor, x: Tensor, gain: Tensor, scale: Tensor) -> Tensor:
+    """Turn the gradient of x r gain into that of x, in its place: r (g - x r^2 mean(g x)) with g = grad gain."""
+    g = grad.mul_(gain)
+    drift = (g * x).mean(dim=-1, keepdim=True).mul_(scale).mul_(scale).neg_()
+    return g.addcmul_(x, drift).mul_(scale)

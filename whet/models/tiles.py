@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-TILE = 1 << 18
-"""Numbers of a tile: 1 MiB in fp32, half of the second-level cache of a server's core."""
 
-
-def row_tiles(rows: Tensor) -> list[slice]:
-    """Slices that cover the rows of [N, n]; one of all where a device hides its caches."""
-    step = max(1, TILE // rows.shape[-1]) if rows.device.type == "cpu" else max(1, len(rows))
+def row_tiles(rows: Tensor, numbers: int) -> list[slice]:
+    """Slices of about so many numbers that cover the rows of [N, n]; one of all where a device hides its caches."""
+    step = max(1, numbers // rows.shape[-1]) if rows.device.type == "cpu" else max(1, len(rows))
     return [slice(start, start + step) for start in range(0, len(rows), step)]
