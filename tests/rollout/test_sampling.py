@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from whet.rollout.sampling import draw, truncate, uniforms
+from whet.rollout.sampling import draw, truncate_, uniforms
 from whet.schema.rollouts import Sampling
 
 LOGITS = torch.log(torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2]))
@@ -16,6 +16,14 @@ LOGITS = torch.log(torch.tensor([0.4, 0.05, 0.3, 0.05, 0.2]))
 
 def sampling(temperature: float = 1.0, top_p: float = 1.0, top_k: int = 0) -> Sampling:
     return Sampling(max_new_tokens=1, temperature=temperature, top_p=top_p, top_k=top_k)
+
+
+def truncated(scores: torch.Tensor, setting: Sampling) -> torch.Tensor:
+    """The scores, and what is no longer drawn at minus infinity."""
+    scores = scores.clone()
+    least = truncate_(scores, setting)
+    assert bool((scores[scores.isfinite()] >= least.expand_as(scores)[scores.isfinite()]).all())
+    return scores
 
 
 def test_a_stream_is_a_function_of_seed_and_key() -> None:
@@ -36,18 +44,18 @@ def test_the_distribution_is_inverted_in_vocabulary_order(uniform: float, token:
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:
-    kept = truncate(LOGITS[None], sampling(top_p=0.85)).isfinite()[0].tolist()
+    kept = truncated(LOGITS[None], sampling(top_p=0.85)).isfinite()[0].tolist()
     assert kept == [True, False, True, False, True]
-    assert truncate(LOGITS[None], sampling(top_p=0.65)).isfinite()[0].tolist() == [True, False, True, False, False]
+    assert truncated(LOGITS[None], sampling(top_p=0.65)).isfinite()[0].tolist() == [True, False, True, False, False]
 
 
 def test_top_k_keeps_the_likeliest() -> None:
-    assert truncate(LOGITS[None], sampling(top_k=2)).isfinite()[0].tolist() == [True, False, True, False, False]
+    assert truncated(LOGITS[None], sampling(top_k=2)).isfinite()[0].tolist() == [True, False, True, False, False]
 
 
 def test_top_p_counts_within_top_k() -> None:
     """After top-k 2 the probabilities are 4/7 and 3/7: 0.5 is reached by the first alone."""
-    assert truncate(LOGITS[None], sampling(top_k=2, top_p=0.5)).isfinite()[0].tolist() == [
+    assert truncated(LOGITS[None], sampling(top_k=2, top_p=0.5)).isfinite()[0].tolist() == [
         True,
         False,
         False,
@@ -59,7 +67,7 @@ def test_top_p_counts_within_top_k() -> None:
 def test_a_flat_nucleus_wider_than_the_probe_is_sorted_out() -> None:
     scores = torch.randn(4, 500, generator=torch.Generator().manual_seed(0)) * 0.01
     scores[0, 7] = 20.0
-    kept = truncate(scores, sampling(top_p=0.9)).isfinite()
+    kept = truncated(scores, sampling(top_p=0.9)).isfinite()
     assert kept[0].sum() == 1
     for row in (1, 2, 3):
         probabilities = torch.softmax(scores[row].double(), -1).sort(descending=True).values
@@ -90,7 +98,7 @@ def test_only_barred_rows_are_kept_from_the_banned_ids() -> None:
 
 
 def test_min_p_keeps_what_is_likely_beside_the_likeliest() -> None:
-    kept = truncate(LOGITS[None], Sampling(max_new_tokens=1, min_p=0.45)).isfinite()[0].tolist()
+    kept = truncated(LOGITS[None], Sampling(max_new_tokens=1, min_p=0.45)).isfinite()[0].tolist()
     assert kept == [True, False, True, False, True], "0.2 / 0.4 is kept, 0.05 / 0.4 is not"
 
 
@@ -104,6 +112,47 @@ def test_a_large_vocabulary_is_inverted_in_its_order() -> None:
     drawn = draw(logits, sampling(), uniform)
     assert drawn.ids.tolist() == expected.clamp_max(logits.shape[1] - 1).tolist()
     torch.testing.assert_close(drawn.logprobs, logits.log_softmax(-1).gather(1, drawn.ids[:, None])[:, 0])
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("shift", [-3000.0, -60.0, 60.0, 3000.0])
+def test_logits_far_from_zero_are_drawn_as_others(shift: float, temperature: float) -> None:
+    """Where exp(logit) is 0 or infinite in fp32; other rows beside them do not notice."""
+    generator = torch.Generator().manual_seed(0)
+    logits = (torch.randn(16, 1200, generator=generator) * 4).round()  # whole numbers, which a shift does not round
+    uniform = torch.rand(16, dtype=torch.float64, generator=generator)
+    plain = draw(logits, sampling(temperature), uniform)
+    far = torch.arange(16)[:, None] % 2 * shift
+    mixed = draw(logits + far, sampling(temperature), uniform)
+    assert mixed.ids.tolist() == plain.ids.tolist()
+    torch.testing.assert_close(mixed.logprobs, plain.logprobs, rtol=0, atol=2e-3)
+    near = torch.arange(16) % 2 == 0
+    for told, expected in ((mixed.logprobs, plain.logprobs), (mixed.policy_logprobs, plain.policy_logprobs)):
+        assert torch.equal(told[near], expected[near])
+
+
+@pytest.mark.parametrize("setting", [
+    Sampling(max_new_tokens=1), Sampling(max_new_tokens=1, temperature=0.7, top_p=0.9),
+    Sampling(max_new_tokens=1, top_k=40), Sampling(max_new_tokens=1, min_p=0.05),
+    Sampling(max_new_tokens=1, temperature=0),
+])  # fmt: skip
+@pytest.mark.parametrize("banned", [(), (3, 700, 2600)])
+def test_a_row_does_not_know_its_neighbours(setting: Sampling, banned: tuple[int, ...]) -> None:
+    """Rows alone and together, barred and not, blocks whole and short, to the bit."""
+    generator = torch.Generator().manual_seed(5)
+    logits = (3 * torch.randn(24, 5 * 512 + 77, generator=generator)).bfloat16()
+    logits[::5] += 400.0
+    uniform, barred = torch.rand(24, dtype=torch.float64, generator=generator), torch.arange(24) % 3 == 0
+    together = draw(logits, setting, uniform, banned, barred)
+    for row in range(24):
+        part = slice(row, row + 1)
+        alone = draw(logits[part], setting, uniform[part], banned, barred[part])
+        for told, expected in zip(
+            (alone.ids, alone.logprobs, alone.policy_logprobs),
+            (together.ids, together.logprobs, together.policy_logprobs), strict=True,
+        ):  # fmt: skip
+            assert torch.equal(told, expected[part])
+        assert not (barred[row] and int(alone.ids) in banned)
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(1.0, 1.0), (0.6, 1.0), (1.0, 0.8), (1.4, 0.9)])

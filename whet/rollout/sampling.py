@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +19,10 @@ from whet.schema.rollouts import Sampling
 
 CACHED = 1 << 20
 """Logits that are looked at together on a CPU: 4 MiB in fp32."""
-LOG2_E = math.log2(math.e)
 BLOCK = 512
 """Tokens whose weights are summed together before one of them is looked for."""
+SAFE_TOTAL = 1e-18, 1e30
+"""Sums of exp(score) between which no score that counts was lost in fp32, and none was infinite."""
 NUCLEUS_PROBE = 64
 """Tokens looked at first for the nucleus: a full sort of the vocabulary is rarely needed."""
 
@@ -71,105 +73,149 @@ def draw(
     barred = torch.ones(len(logits), dtype=torch.bool, device=logits.device) if barred is None else barred
     scratch = scratch or Scratch()
     # A few rows at a time: what is made of their logits stays in a CPU's caches.
-    rows = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
-    parts = [
-        _draw(logits[start : start + rows], sampling, uniform[start : start + rows],
-              banned, barred[start : start + rows], scratch)
-        for start in range(0, len(logits), rows)
-    ]  # fmt: skip
-    return Drawn(*(torch.cat(numbers) for numbers in zip(*parts, strict=True)))
+    size = len(logits) if logits.is_cuda else max(1, CACHED // logits.shape[-1])
+    parts = [slice(start, start + size) for start in range(0, len(logits), size)]
+    ways = [_Way(sampling, banned, barred[part]) for part in parts]
+    look = _largest if sampling.temperature == 0 else _look
+    looked = [look(logits[part], way, scratch) for part, way in zip(parts, ways, strict=True)]
+    columns = [torch.cat(column) for column in zip(*looked, strict=True)]
+    if sampling.temperature == 0:
+        return Drawn(*columns)
+    return _drawn(logits, _Way(sampling, banned, barred), uniform, *columns)
 
 
-def _draw(
-    logits: torch.Tensor,
-    sampling: Sampling,
-    uniform: torch.Tensor,
-    banned: tuple[int, ...],
-    barred: torch.Tensor,
-    scratch: Scratch,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    temperature = sampling.temperature
-    truncated = sampling.top_k > 0 or sampling.top_p < 1.0 or sampling.min_p > 0.0
-    shaped = temperature not in (0.0, 1.0) or truncated
-    normaliser = _logsumexp(scratch.take(logits)) if shaped or temperature == 0 else None
-    scores = scratch.take(logits)
-    held = _bar(scores, banned, barred) if banned else None
-    if temperature == 0:
-        assert normaliser is not None
-        ids = scores.argmax(dim=-1)
-        own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
-        return ids, torch.zeros_like(own), own - normaliser
-    if shaped:
-        scores = scores.div_(temperature)
-        scores = truncate(scores, sampling) if truncated else scores
-    largest = scores.amax(dim=-1, keepdim=True)
-    ids, total = _invert(_exp(scores, largest), uniform)
-    sampled = largest.squeeze(-1) + total.log().float()
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """From the logits of some rows to the scores that are drawn from."""
+
+    sampling: Sampling
+    banned: tuple[int, ...]
+    barred: torch.Tensor
+    """[rows]."""
+
+    @property
+    def truncates(self) -> bool:
+        return self.sampling.top_k > 0 or self.sampling.top_p < 1.0 or self.sampling.min_p > 0.0
+
+    def scores(self, wide: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
+        """Of logits in fp32, in their place, before truncation: of all ids, or of `columns` [rows, n]."""
+        if self.banned and columns is None:
+            places = torch.tensor(self.banned, device=wide.device)
+            wide[:, places] = wide[:, places].masked_fill(self.barred[:, None], -torch.inf)
+        elif self.banned and columns is not None:
+            places = torch.tensor(self.banned, device=wide.device)
+            wide.masked_fill_(torch.isin(columns, places) & self.barred[:, None], -torch.inf)
+        return wide if self.sampling.temperature in (0.0, 1.0) else wide.div_(self.sampling.temperature)
+
+    def held(self, logits: torch.Tensor) -> torch.Tensor:
+        """Logarithm of the weight [rows] that the banned ids have and do not get."""
+        theirs = logits[:, torch.tensor(self.banned, device=logits.device)].float()
+        return torch.logsumexp(theirs, dim=-1).masked_fill(~self.barred, -torch.inf)
+
+
+def _largest(logits: torch.Tensor, way: _Way, scratch: Scratch) -> tuple[torch.Tensor, ...]:
+    """What a greedy draw gives, in the order of `Drawn`."""
+    sums, offset = _weigh(lambda: scratch.take(logits))
+    ids = way.scores(scratch.take(logits)).argmax(dim=-1)
     own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
-    if normaliser is None:
-        normaliser = sampled if held is None else torch.logaddexp(sampled, held)
-    return ids, own / temperature - sampled, own - normaliser
+    return ids, torch.zeros_like(own), own - _log_total(sums, offset)
 
 
-def _bar(scores: torch.Tensor, banned: tuple[int, ...], barred: torch.Tensor) -> torch.Tensor:
-    """Keep the banned ids from barred rows, in place. Returns the logarithm of the weight [rows] that is taken away."""
-    places = torch.tensor(banned, device=scores.device)
-    theirs = scores[:, places]
-    scores[:, places] = theirs.masked_fill(barred[:, None], -torch.inf)
-    return torch.logsumexp(theirs, dim=-1).masked_fill(~barred, -torch.inf)
+def _look(logits: torch.Tensor, way: _Way, scratch: Scratch) -> tuple[torch.Tensor, ...]:
+    """What a draw needs of whole rows: sums of the blocks' weights [rows, blocks] in float64; what is taken from scores
+    before they become weights, and the least score that is left, [rows, 1] each; and the logarithm of the policy's
+    total [rows]."""
+    least = torch.full((len(logits), 1), -torch.inf, device=logits.device)
+    if way.truncates:
+        least = truncate_(way.scores(scratch.take(logits)), way.sampling)
+
+    def scores() -> torch.Tensor:
+        taken = way.scores(scratch.take(logits))
+        return taken.masked_fill_(taken < least, -torch.inf) if way.truncates else taken
+
+    sums, offset = _weigh(scores)
+    if way.truncates or way.sampling.temperature != 1.0:
+        return sums, offset, least, _log_total(*_weigh(lambda: scratch.take(logits)))
+    total = _log_total(sums, offset)
+    return sums, offset, least, torch.logaddexp(total, way.held(logits)) if way.banned else total
 
 
-def _exp(scores: torch.Tensor, largest: torch.Tensor) -> torch.Tensor:
-    """exp(scores - largest) in place; by powers of two, of which torch computes three while it computes one of e."""
-    return torch.add(largest * -LOG2_E, scores, alpha=LOG2_E, out=scores).exp2_()
+def _weigh(scores: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums over blocks [rows, blocks] of exp(score - offset), and the offset [rows, 1] of each row.
 
-
-def _logsumexp(scores: torch.Tensor) -> torch.Tensor:
-    """[rows], of scores that are overwritten."""
-    largest = scores.amax(dim=-1, keepdim=True)
-    return largest.squeeze(-1) + _exp(scores, largest).sum(dim=-1).log()
-
-
-def _invert(weights: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The token at which the cumulated weights [rows, vocabulary] pass uniform * total, and the total, both [rows].
-
-    In two steps, first over sums of blocks, then inside one block: cumulating a whole vocabulary in float64 costs more
-    than a layer of the model.
+    `scores` gives them in fp32, to be overwritten, as often as it is called. A pass over them for the largest is saved
+    where it is not needed: the offset is 0 unless a row's weights would not fit fp32, and then its largest score.
     """
+    sums = _block_sums(scores().exp_())
+    total = sums.sum(dim=-1, keepdim=True)
+    safe = (total > SAFE_TOTAL[0]) & (total < SAFE_TOTAL[1])
+    offset = torch.zeros_like(total, dtype=torch.float32)
+    if not bool(safe.all()):
+        again = scores()
+        offset = torch.where(safe, offset, again.amax(dim=-1, keepdim=True))
+        sums = _block_sums(again.sub_(offset).exp_())
+    return sums, offset
+
+
+def _block_sums(weights: torch.Tensor) -> torch.Tensor:
+    """[rows, blocks] in float64 of weights [rows, vocabulary]; the last block may be short."""
     num = weights.shape[-1] // BLOCK * BLOCK
     sums = weights[:, :num].view(len(weights), -1, BLOCK).sum(dim=-1)
     if num < weights.shape[-1]:
         sums = torch.cat([sums, weights[:, num:].sum(dim=-1, keepdim=True)], dim=-1)
-    sums = sums.double()
+    return sums.double()
+
+
+def _log_total(sums: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
+    """[rows], float32."""
+    return offset.squeeze(-1) + sums.sum(dim=-1).log().float()
+
+
+def _drawn(
+    logits: torch.Tensor, way: _Way, uniform: torch.Tensor, sums: torch.Tensor, offset: torch.Tensor,
+    least: torch.Tensor, normaliser: torch.Tensor,
+) -> Drawn:  # fmt: skip
+    """The tokens at which the cumulated weights pass uniform * total.
+
+    In two steps, first over sums of blocks, then inside one block, whose weights are computed once more: cumulating a
+    whole vocabulary in float64 costs more than a layer of the model.
+    """
     ends = sums.cumsum(dim=-1)
     total = ends[:, -1:]
-    # The largest value below the total: rounding must not carry a draw past the last token that can be drawn.
-    target = torch.minimum(uniform[:, None] * total, torch.nextafter(total, torch.zeros_like(total)))
+    target = torch.minimum(uniform[:, None] * total, _below(total))
     block = torch.searchsorted(ends, target, right=True)
-    before = (ends - sums).gather(-1, block)
-    places = block * BLOCK + torch.arange(BLOCK, device=weights.device)
-    inside = weights.gather(-1, places.clamp_max(weights.shape[-1] - 1)).double()
-    inside[places >= weights.shape[-1]] = 0.0
-    cumulative = inside.cumsum(dim=-1)
+    columns = block * BLOCK + torch.arange(BLOCK, device=logits.device)
+    scores = logits.gather(-1, columns.clamp_max(logits.shape[-1] - 1)).to(torch.float32)
+    scores = way.scores(scores, columns)
+    scores.masked_fill_((scores < least) | (columns >= logits.shape[-1]), -torch.inf)
+    cumulative = scores.sub_(offset).exp_().double().cumsum(dim=-1)
     # Sums of blocks and sums inside them round differently: never past the last token of the block that has weight.
-    last = cumulative[:, -1:]
-    rest = torch.minimum(target - before, torch.nextafter(last, torch.zeros_like(last)))
+    rest = torch.minimum(target - (ends - sums).gather(-1, block), _below(cumulative[:, -1:]))
     place = torch.searchsorted(cumulative, rest.clamp_min(0.0), right=True)
-    return (block * BLOCK + place).squeeze(-1), total.squeeze(-1)
+    ids = (block * BLOCK + place).squeeze(-1)
+    own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
+    return Drawn(ids, own / way.sampling.temperature - _log_total(sums, offset), own - normaliser)
 
 
-def truncate(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
-    """Set the scores of tokens outside top-k, top-p and min-p to minus infinity."""
-    size = scores.shape[-1]
-    if 0 < sampling.top_k < size:
+def _below(total: torch.Tensor) -> torch.Tensor:
+    """The largest number below: rounding must not carry a draw past the last token that can be drawn."""
+    return torch.nextafter(total, torch.zeros_like(total))
+
+
+def truncate_(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
+    """Set the scores of tokens outside top-k, top-p and min-p to minus infinity. Returns the least that each row may
+    have, [rows, 1]."""
+    least = torch.full_like(scores[:, :1], -torch.inf)
+    if 0 < sampling.top_k < scores.shape[-1]:
         least = scores.topk(sampling.top_k, dim=-1).values[:, -1:]
-        scores = scores.masked_fill(scores < least, float("-inf"))
+        scores.masked_fill_(scores < least, -torch.inf)
     if sampling.top_p < 1.0:
-        scores = scores.masked_fill(scores < _nucleus_edge(scores, sampling.top_p), float("-inf"))
+        least = torch.maximum(least, _nucleus_edge(scores, sampling.top_p))
+        scores.masked_fill_(scores < least, -torch.inf)
     if sampling.min_p > 0.0:
-        least = scores.amax(dim=-1, keepdim=True) + math.log(sampling.min_p)
-        scores = scores.masked_fill(scores < least, float("-inf"))
-    return scores
+        least = torch.maximum(least, scores.amax(dim=-1, keepdim=True) + math.log(sampling.min_p))
+        scores.masked_fill_(scores < least, -torch.inf)
+    return least
 
 
 def _nucleus_edge(scores: torch.Tensor, top_p: float) -> torch.Tensor:
