@@ -121,7 +121,8 @@ def render_results(folder: Path = RESULTS) -> str:
 def machine_of(entry: Mapping[str, Any]) -> str:
     """The line that names a machine and its versions."""
     machine = entry["machine"]
-    device = entry["device_name"] or f"{machine['processor']}, {machine['cores']} cores ({', '.join(machine['flags'])})"
+    cores = f"{machine['cores']} core{'s' if machine['cores'] != 1 else ''}"
+    device = entry["device_name"] or f"{machine['processor']}, {cores} ({', '.join(machine['flags'])})"
     versions = ", ".join(f"{name} {version}" for name, version in machine["packages"].items() if name != "whet")
     return f"**{device}**, {machine['memory_gb']:.0f} GB; Python {machine['python']}, {versions}."
 

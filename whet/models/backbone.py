@@ -74,7 +74,9 @@ class Backbone:
         fuse_gates(self._whole)
         self.refusal = self._why_not()
         """Why rows are padded, or None where they are packed."""
-        if self.refusal is not None:
+        if self.refusal is None:
+            fuse_rotary(self._whole)
+        else:
             warnings.warn(f"rows are padded, not packed: {self.refusal}", stacklevel=2)
 
     @property
@@ -228,7 +230,6 @@ class Backbone:
             return f"{type(self._whole).__name__} has layers of {', '.join(sorted(kinds))}"
         self._whole.set_attn_implementation(NAME)
         if self._probe_agrees():
-            fuse_rotary(self._whole)
             return None
         self._whole.set_attn_implementation(implementation)
         return f"{type(self._whole).__name__} gives other numbers for packed rows"
