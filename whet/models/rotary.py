@@ -44,14 +44,6 @@ def fuse_rotary(whole: PreTrainedModel) -> None:
 class TurningAttention(torch.nn.Module):
     """A mixin before a model's own attention layer: another forward pass for packed rows."""
 
-    q_proj: torch.nn.Module
-    k_proj: torch.nn.Module
-    v_proj: torch.nn.Module
-    o_proj: torch.nn.Module
-    head_dim: int
-    scaling: float
-    attention_dropout: float
-
     def forward(self, *args: Any, **given: Any) -> tuple[Tensor, Tensor | None]:
         if args or given.get("trees") is None or given["hidden_states"].dtype == torch.float64:
             theirs: tuple[Tensor, Tensor | None] = super().forward(*args, **given)
