@@ -49,6 +49,23 @@ def test_the_numbers_are_the_layers_own(name: str) -> None:
     assert apart(decoded(model, lean=True), decoded(model, lean=False)) < 2e-6
 
 
+@pytest.mark.parametrize("name", ["qwen3", "granite"])
+def test_under_autocast_a_second_group_enters(name: str) -> None:
+    """By the lean step and by the layers themselves: angles of fp32 weights are wider than the products."""
+    model = build(name).eval()
+    ids = torch.randint(1, VOCABULARY, (44,), generator=torch.Generator().manual_seed(2))
+    hidden = []
+    for narrow in (True, False):
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
+            backbone, memory = Backbone(model), KeyValues()
+            step = backbone.stepper()
+            memory.enter(backbone.prompts(from_trees(ids[:9], (Tree(0, 9),)))[1], [2])
+            step(ids[:2], memory)
+            memory.enter(backbone.prompts(from_trees(ids[9:], (Tree(0, 35),)))[1], [1])
+            hidden.append(step(ids[:3], memory)[:3].float())
+    assert float((hidden[0] - hidden[1]).norm() / hidden[1].norm()) < 5e-2
+
+
 @pytest.mark.parametrize("name", LEAN)
 @pytest.mark.skipif(not packs(torch.zeros(1), torch.bfloat16), reason="no bf16 products by oneDNN here")
 def test_packed_products_end_in_what_follows_them(name: str) -> None:

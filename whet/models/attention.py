@@ -107,6 +107,9 @@ def attend(
     of rows, each with its newest token.
     """
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    if trees is not None or decoding is not None:
+        # Under autocast angles and norms that train may be wider than products; SDPA would cast them just so.
+        query, key = query.to(value.dtype), key.to(value.dtype)
     if decoding is not None:
         newest = query.squeeze(0), key.squeeze(0), value.squeeze(0)
         return decoding.attend(module.layer_idx, *newest, scale, softcap).unsqueeze(0), None  # type: ignore[arg-type]
@@ -117,8 +120,6 @@ def attend(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )
         return out, None
-    # Under autocast angles and norms that train may be wider than products; SDPA would cast them just so.
-    query, key = query.to(value.dtype), key.to(value.dtype)
     if trees.captured is not None:
         trees.captured.take(module.layer_idx, key.squeeze(0), value.squeeze(0))  # type: ignore[arg-type]
     if query.is_cuda and dropout == 0.0:

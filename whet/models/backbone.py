@@ -258,8 +258,8 @@ class Backbone:
         row = from_trees(ids, (Tree(0, len(ids)),), one)
         with torch.no_grad(), evaluating(self._whole), torch.autocast(device.type, enabled=False):
             ours = self._padded(self._inputs(row), row.trees).float()
-            theirs = self._own(ids, types, one).float()
-        if not self._agree(ours, theirs):
+            agree = self._agree(ours, self._own(ids, types, one).float())
+        if not agree:
             raise ModelError(
                 f"{type(self._whole).__name__} takes pictures in a way that is not known here", field="model.path",
                 fix="take a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA checkpoint",

@@ -113,8 +113,8 @@ class LeanStep:
             n = layer.before_attention(x).to(x.dtype)
             both = torch.cat([layer.query(n), layer.key(n)], dim=-1).view(len(x), self._heads + self._kv, -1)
             turned = turn(layer.heads(both) if layer.heads is not None else both.to(sine.dtype), cosine, sine)
-            query, key = torch.split(turned.to(x.dtype), [self._heads, self._kv], dim=1)
             value = layer.value(n).view(len(x), self._kv, -1)
+            query, key = torch.split(turned.to(value.dtype), [self._heads, self._kv], dim=1)
             seen = memory.attend(
                 number, query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1), self._scale, None
             )

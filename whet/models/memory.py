@@ -81,8 +81,9 @@ class FreedMemory:
         if self._library is None:
             return
         blocks = self._library.mallinfo2()
-        kept = min(blocks.fordblks, resident_bytes() - blocks.uordblks - self._others)
-        if kept > self._limit:
+        beside = resident_bytes() - blocks.uordblks
+        self._others = min(self._others, beside)
+        if min(blocks.fordblks, beside - self._others) > self._limit:
             self._library.malloc_trim(0)
             self._others = resident_bytes() - self._library.mallinfo2().uordblks
 

@@ -115,45 +115,49 @@ class _Way:
 
 def _largest(logits: torch.Tensor, way: _Way, scratch: Scratch) -> tuple[torch.Tensor, ...]:
     """What a greedy draw gives, in the order of `Drawn`."""
-    sums, offset = _weigh(lambda: scratch.take(logits))
+    total = _policy_total(logits, scratch)
     ids = way.scores(scratch.take(logits)).argmax(dim=-1)
     own = logits.gather(-1, ids[:, None]).squeeze(-1).float()
-    return ids, torch.zeros_like(own), own - _log_total(sums, offset)
+    return ids, torch.zeros_like(own), own - total
 
 
 def _look(logits: torch.Tensor, way: _Way, scratch: Scratch) -> tuple[torch.Tensor, ...]:
     """What a draw needs of whole rows: sums of the blocks' weights [rows, blocks] in float64; what is taken from scores
     before they become weights, and the least score that is left, [rows, 1] each; and the logarithm of the policy's
     total [rows]."""
-    least = torch.full((len(logits), 1), -torch.inf, device=logits.device)
-    if way.truncates:
-        least = truncate_(way.scores(scratch.take(logits)), way.sampling)
+    scores = way.scores(scratch.take(logits))
+    least = truncate_(scores, way.sampling)
 
-    def scores() -> torch.Tensor:
+    def again() -> torch.Tensor:
         taken = way.scores(scratch.take(logits))
-        return taken.masked_fill_(taken < least, -torch.inf) if way.truncates else taken
+        return taken.masked_fill_(taken < least, -torch.inf)
 
-    sums, offset = _weigh(scores)
+    sums, offset = _weigh(scores, again)
     if way.truncates or way.sampling.temperature != 1.0:
-        return sums, offset, least, _log_total(*_weigh(lambda: scratch.take(logits)))
+        return sums, offset, least, _policy_total(logits, scratch)
     total = _log_total(sums, offset)
     return sums, offset, least, torch.logaddexp(total, way.held(logits)) if way.banned else total
 
 
-def _weigh(scores: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+def _policy_total(logits: torch.Tensor, scratch: Scratch) -> torch.Tensor:
+    """Logarithm of the total weight [rows] under the softmax of the logits as they came."""
+    return _log_total(*_weigh(scratch.take(logits), lambda: scratch.take(logits)))
+
+
+def _weigh(scores: torch.Tensor, again: Callable[[], torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     """Sums over blocks [rows, blocks] of exp(score - offset), and the offset [rows, 1] of each row.
 
-    `scores` gives them in fp32, to be overwritten, as often as it is called. A pass over them for the largest is saved
-    where it is not needed: the offset is 0 unless a row's weights would not fit fp32, and then its largest score.
+    Scores in fp32 are overwritten; `again` gives them once more. A pass over them for the largest is saved where it is
+    not needed: the offset is 0 unless a row's weights would not fit fp32, and then its largest score.
     """
-    sums = _block_sums(scores().exp_())
+    sums = _block_sums(scores.exp_())
     total = sums.sum(dim=-1, keepdim=True)
     safe = (total > SAFE_TOTAL[0]) & (total < SAFE_TOTAL[1])
     offset = torch.zeros_like(total, dtype=torch.float32)
     if not bool(safe.all()):
-        again = scores()
-        offset = torch.where(safe, offset, again.amax(dim=-1, keepdim=True))
-        sums = _block_sums(again.sub_(offset).exp_())
+        scores = again()
+        offset = torch.where(safe, offset, scores.amax(dim=-1, keepdim=True))
+        sums = _block_sums(scores.sub_(offset).exp_())
     return sums, offset
 
 
