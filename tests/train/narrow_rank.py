@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from whet.config.train import Train
-from whet.ranks.group import join_ranks
+from whet.ranks.group import join_ranks, leave_ranks
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import build_optimizer
 from whet.train.parallel import Parallel
@@ -37,6 +37,7 @@ def main(mode: str, folder: Path) -> None:
         norms.append(parallel.step(optimizer, list(layer.parameters()), 0.5))
     tensors = {"weight": layer.weight.detach(), "norms": torch.tensor(norms, dtype=torch.float64)}
     save_file(tensors, folder / f"{parallel.rank}.safetensors")
+    leave_ranks()
 
 
 if __name__ == "__main__":

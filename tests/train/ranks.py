@@ -18,7 +18,7 @@ from whet.models.attention import NAME
 from whet.models.scoring import TokenScorer
 from whet.objectives import transport
 from whet.objectives.supervised import nll
-from whet.ranks.group import join_ranks
+from whet.ranks.group import join_ranks, leave_ranks
 from whet.runs.sinks import MetricsFile
 from whet.train.bind import PairObjective
 from whet.train.checkpoint import Checkpoints
@@ -96,6 +96,7 @@ def main(kind: str, folder: Path) -> None:
         metrics=MetricsFile(own / "metrics.jsonl"),
     ).fit()  # fmt: skip
     save_file(parallel.gradients, folder / f"{kind}-{parallel.world}-{parallel.rank}.safetensors")
+    leave_ranks()
 
 
 if __name__ == "__main__":
