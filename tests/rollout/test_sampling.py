@@ -140,7 +140,7 @@ def test_logits_far_from_zero_are_drawn_as_others(shift: float, temperature: flo
 def test_a_row_does_not_know_its_neighbours(setting: Sampling, banned: tuple[int, ...]) -> None:
     """Rows alone and together, barred and not, blocks whole and short, to the bit."""
     generator = torch.Generator().manual_seed(5)
-    logits = (3 * torch.randn(24, 5 * 512 + 77, generator=generator)).bfloat16()
+    logits = (3 * torch.randn(24, 80 * 512 + 77, generator=generator)).bfloat16()
     logits[::5] += 400.0
     uniform, barred = torch.rand(24, dtype=torch.float64, generator=generator), torch.arange(24) % 3 == 0
     together = draw(logits, setting, uniform, banned, barred)

@@ -99,12 +99,12 @@ class _Way:
 
     def scores(self, wide: torch.Tensor, columns: torch.Tensor | None = None) -> torch.Tensor:
         """Of logits in fp32, in their place, before truncation: of all ids, or of `columns` [rows, n]."""
-        if self.banned and columns is None:
+        if self.banned:
             places = torch.tensor(self.banned, device=wide.device)
-            wide[:, places] = wide[:, places].masked_fill(self.barred[:, None], -torch.inf)
-        elif self.banned and columns is not None:
-            places = torch.tensor(self.banned, device=wide.device)
-            wide.masked_fill_(torch.isin(columns, places) & self.barred[:, None], -torch.inf)
+            if columns is None:
+                wide[:, places] = wide[:, places].masked_fill(self.barred[:, None], -torch.inf)
+            else:
+                wide.masked_fill_(torch.isin(columns, places) & self.barred[:, None], -torch.inf)
         return wide if self.sampling.temperature in (0.0, 1.0) else wide.div_(self.sampling.temperature)
 
     def held(self, logits: torch.Tensor) -> torch.Tensor:
@@ -224,7 +224,9 @@ def truncate_(scores: torch.Tensor, sampling: Sampling) -> torch.Tensor:
 
 def _nucleus_edge(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     """Score [rows, 1] of the last token in the smallest set of likely tokens whose probability reaches `top_p`."""
-    normaliser = torch.logsumexp(scores, dim=-1, keepdim=True)
+    # By sums of blocks: `logsumexp` rounds a long row by itself otherwise than the same row among others.
+    largest = scores.amax(dim=-1, keepdim=True)
+    normaliser = _log_total(_block_sums((scores - largest).exp_()), largest).unsqueeze(-1)
     probe = min(NUCLEUS_PROBE, scores.shape[-1])
     edge, reached = _edge(scores.topk(probe, dim=-1).values, normaliser, top_p)
     if not bool(reached.all()):
