@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from whet.models.exponential import exp_
 from whet.models.head_sums import TILE_TOKENS, TILE_VOCABULARY, Sums, Tile, slices
 from whet.models.repeated import missing
 
@@ -164,7 +165,7 @@ class _LogitGradient:
         if self.entropy is not None:
             entropy, grad = (part[rows].unsqueeze(-1) for part in self.entropy)
             surprise = (log_share + entropy).mul_(log_share.exp()).mul_(grad * tile.scale)
-        share = log_share.exp_().neg_()
+        share = exp_(log_share).neg_()
         share[tile.own(self.targets[rows])] += 1.0
         share.mul_(self.grad[rows].unsqueeze(-1) * tile.scale)
         if surprise is not None:

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from whet.models.exponential import exp_
+
 TILE_TOKENS, TILE_VOCABULARY = 512, 2048
 """Tokens and head rows of a tile: its logits, 4 MiB in fp32, stay in a CPU's caches."""
 
@@ -96,7 +98,7 @@ class Sums:
         shrink = (before - largest).exp_()
         z.sub_(largest.unsqueeze(-1))
         if self.below is not None:
-            e = z.exp()
+            e = exp_(z.clone())
             # What was counted from the old m is counted from the new one; at the start there is nothing yet to move.
             moved = (before - largest).clamp_min(-1e30)
             lower = z.mul_(e)
@@ -105,7 +107,7 @@ class Sums:
                 shifted = torch.addcmul(self.below_mean[rows], self.mean[rows], moved.unsqueeze(-1))
                 self.below_mean[rows] = shifted.mul_(shrink.unsqueeze(-1)).add_(_rows_of(tile, lower, slope))
         else:
-            e = z.exp_()
+            e = exp_(z)
         self.total[rows] = self.total[rows].mul_(shrink).add_(e.sum(dim=-1))
         self.largest[rows] = largest
         if self.mean is not None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from whet.models.exponential import exp_
 from whet.schema.rollouts import Sampling
 
 CACHED = 1 << 20
@@ -150,14 +151,14 @@ def _weigh(scores: torch.Tensor, again: Callable[[], torch.Tensor]) -> tuple[tor
     Scores in fp32 are overwritten; `again` gives them once more. A pass over them for the largest is saved where it is
     not needed: the offset is 0 unless a row's weights would not fit fp32, and then its largest score.
     """
-    sums = _block_sums(scores.exp_())
+    sums = _block_sums(exp_(scores))
     total = sums.sum(dim=-1, keepdim=True)
     safe = (total > SAFE_TOTAL[0]) & (total < SAFE_TOTAL[1])
     offset = torch.zeros_like(total, dtype=torch.float32)
     if not bool(safe.all()):
         scores = again()
         offset = torch.where(safe, offset, scores.amax(dim=-1, keepdim=True))
-        sums = _block_sums(scores.sub_(offset).exp_())
+        sums = _block_sums(exp_(scores.sub_(offset)))
     return sums, offset
 
 
@@ -192,7 +193,7 @@ def _drawn(
     scores = logits.gather(-1, columns.clamp_max(logits.shape[-1] - 1)).to(torch.float32)
     scores = way.scores(scores, columns)
     scores.masked_fill_((scores < least) | (columns >= logits.shape[-1]), -torch.inf)
-    cumulative = scores.sub_(offset).exp_().double().cumsum(dim=-1)
+    cumulative = exp_(scores.sub_(offset)).double().cumsum(dim=-1)
     # Sums of blocks and sums inside them round differently: never past the last token of the block that has weight.
     rest = torch.minimum(target - (ends - sums).gather(-1, block), _below(cumulative[:, -1:]))
     place = torch.searchsorted(cumulative, rest.clamp_min(0.0), right=True)
@@ -226,7 +227,7 @@ def _nucleus_edge(scores: torch.Tensor, top_p: float) -> torch.Tensor:
     """Score [rows, 1] of the last token in the smallest set of likely tokens whose probability reaches `top_p`."""
     # By sums of blocks: `logsumexp` rounds a long row by itself otherwise than the same row among others.
     largest = scores.amax(dim=-1, keepdim=True)
-    normaliser = _log_total(_block_sums((scores - largest).exp_()), largest).unsqueeze(-1)
+    normaliser = _log_total(_block_sums(exp_(scores - largest)), largest).unsqueeze(-1)
     probe = min(NUCLEUS_PROBE, scores.shape[-1])
     edge, reached = _edge(scores.topk(probe, dim=-1).values, normaliser, top_p)
     if not bool(reached.all()):

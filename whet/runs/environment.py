@@ -37,13 +37,18 @@ def package_version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's name; Linux keeps it in /proc, and platform.processor() is empty there."""
+    """The processor's name, with family and model, since a virtual machine's has no more than the brand.
+
+    Linux keeps them in /proc, and platform.processor() is empty there.
+    """
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
+    told = info.read_text(encoding="utf-8", errors="replace") if info.exists() else ""
+    first = dict(line.split(":", 1) for line in told.split("\n\n")[0].splitlines() if ":" in line)
+    facts = {name.strip(): value.strip() for name, value in first.items()}
+    if "model name" not in facts:
+        return platform.processor()
+    kind = [f"{part} {facts[key]}" for part, key in (("family", "cpu family"), ("model", "model")) if key in facts]
+    return f"{facts['model name']} ({', '.join(kind)})" if kind else facts["model name"]
 
 
 def commit() -> str | None:
