@@ -5,6 +5,7 @@
 
 A step appends one token to every row. Its query meets the prompt in one product for all rows of the group, so a prompt
 is read from memory once a step however many samples it has, and its own tokens in another; one softmax covers both.
+While the same rows run and their room lasts, all of this stays in place, and a step can be recorded and replayed.
 """
 
 from __future__ import annotations
@@ -51,7 +52,9 @@ class _Layer:
 class KeyValues:
     """The memory of a changing set of rows. All of a group's rows enter together."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, recordable: bool = False) -> None:
+        """`recordable`: only tensors tell a step from the one before (`whet.models.recorded`)."""
+        self._recordable = recordable
         self._layers: dict[int, _Layer] = {}
         self._prompt_lengths: list[int] = []
         self._shifts: list[int] = []
@@ -61,6 +64,11 @@ class KeyValues:
         self._lengths: list[int] = []
         """Tokens of its own that each row has."""
         self._step: _Step | None = None
+
+    @property
+    def shape(self) -> object:
+        """The same object as long as all tensors stay in place; None before the first step of a new shape."""
+        return self._step
 
     @property
     def num_rows(self) -> int:
@@ -83,7 +91,7 @@ class KeyValues:
 
     def enter(self, captured: Captured, rows: Sequence[int]) -> None:
         """Add the captured prompts as new groups, `rows[i]` rows to the i-th, behind the rows there are."""
-        first = len(self._prompt_lengths)
+        first, self._step = len(self._prompt_lengths), None
         self._prompt_lengths += captured.sizes
         self._shifts += captured.shifts
         for number, count in enumerate(rows):
@@ -102,7 +110,7 @@ class KeyValues:
 
     def keep(self, rows: Sequence[int]) -> None:
         """Let all other rows leave, and the groups that have none left."""
-        groups = list(dict.fromkeys(self._groups[row] for row in rows))
+        groups, self._step = list(dict.fromkeys(self._groups[row] for row in rows)), None
         again = {group: number for number, group in enumerate(groups)}
         whole = len(groups) == len(self._prompt_lengths)
         for layer in self._layers.values():
@@ -122,17 +130,22 @@ class KeyValues:
 
     def begin(self) -> None:
         """Make room for one more token of every row; every layer's `attend` follows, then `end`."""
-        room = _room(max(self._lengths) + 1)
+        needed = max(self._lengths) + 1
+        if self._step is not None and needed <= self._step.room:
+            self._step.advance()
+            return
+        room = _room(needed)
         for layer in self._layers.values():
             layer.own_keys = _wider(_wider(layer.own_keys, 0, self.num_rows), 2, room)
             layer.own_values = _wider(_wider(layer.own_values, 0, self.num_rows), 2, room)
             room = layer.own_keys.shape[2]
         device = next(iter(self._layers.values())).own_keys.device
         self._step = _Step.of(self._groups, self._prompt_lengths, self._lengths, room, device)
+        if self._recordable:
+            self._step.place = None
 
     def end(self) -> None:
         self._lengths = [length + 1 for length in self._lengths]
-        self._step = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float | None) -> Tensor:
         """Attention of each row's newest token: query [h, T, d], key and value [k, T, d]. Returns [T, h, d].
@@ -140,7 +153,7 @@ class KeyValues:
         What T has beyond the M rows is filling, and comes out as zeros.
         """
         step, memory = self._step, self._layers[layer]
-        assert step is not None, "between begin and end"
+        assert step is not None, "after begin"
         num, kv = self.num_rows, len(key)
         heads, asked, width = query.shape
         query, key, value = query[:, :num], key[:, :num], value[:, :num]
@@ -166,9 +179,9 @@ class KeyValues:
         return _wider(out, 0, asked)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Step:
-    """Which rows there are in one step, and what each may see."""
+    """Which rows there are, and what each may see in the step that is on."""
 
     rows: Tensor
     """[M], 0 to M - 1."""
@@ -176,6 +189,8 @@ class _Step:
     """[M] place of the new token among the row's own."""
     place: int | None
     """The same as a number, where it is one for all rows of the memory: a copy then writes what else is scattered."""
+    room: int
+    """S."""
     places: Tensor | None
     """[M] the row's place among G groups of n; None where they lie one behind the other already."""
     num_groups: int
@@ -207,10 +222,18 @@ class _Step:
         mask = torch.zeros(ahead.shape, device=device).masked_fill_(ahead, -torch.inf)
         return cls(
             rows=torch.arange(len(groups), device=device), lengths=own,
-            place=lengths[0] if len(set(lengths)) == 1 else None,
+            place=lengths[0] if len(set(lengths)) == 1 else None, room=room,
             places=None if in_order else torch.tensor(places, device=device),
             num_groups=len(prompts), per_group=most, mask=mask[:, None, None],
         )  # fmt: skip
+
+    def advance(self) -> None:
+        """To the next token of every row, in place."""
+        self.lengths.add_(1)
+        newest = self.lengths + (self.mask.shape[-1] - self.room)
+        self.mask.view(len(self.rows), -1).scatter_(1, newest[:, None], 0.0)
+        if self.place is not None:
+            self.place += 1
 
     def to_groups(self, x: Tensor) -> Tensor:
         """[M, k, g, n] to [G, k, rows g, n], rows that a group lacks as zeros."""

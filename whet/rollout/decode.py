@@ -42,7 +42,7 @@ class Decoder:
         if not model.training:
             model.eval()  # its parts too; from here on the model's own flag tells
         self._logits, self._forward = logits_function(model), backbone.stepper()
-        self._memory = KeyValues()
+        self._memory = KeyValues(recordable=backbone.on_cuda)
         self._rows: list[Row] = []
         """In the order of the memory's rows, ended ones that have not left among them."""
         self._numbers = torch.zeros(0, 0, dtype=torch.float64)
