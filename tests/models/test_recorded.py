@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import warnings
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -12,12 +11,16 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.models.packed import VOCABULARY, build
+from tests.rollout.test_decode import Letters
+from whet.errors import RunError
 from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.lean_step import LeanStep
 from whet.models.recorded import Layers, Recorded, Replay, cuda_graph
 from whet.models.rows import from_trees
+from whet.rollout.native import NativeEngine
 from whet.schema.packed import Tree
+from whet.schema.rollouts import Request, Sampling
 
 
 class Traced:
@@ -74,35 +77,88 @@ def test_replayed_steps_are_the_steps(name: str, lean: bool) -> None:
     assert 3 <= record.recorded < record.replayed / 4, "few shapes, and each of them for many steps"
 
 
-def test_what_cannot_be_recorded_is_said_once_and_runs_as_before() -> None:
+@pytest.mark.parametrize("recordable", [False, True])
+def test_a_step_that_failed_is_made_again(recordable: bool) -> None:
+    """What it wrote is written over, and no key is seen that is not there."""
     backbone = Backbone(build("qwen3").double().eval())
-    layers = LeanStep(backbone._whole)
+    layers, calls = LeanStep(backbone._whole), list[int]()
 
-    def refuse(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        raise RuntimeError("operation not permitted when stream is capturing\nand much more")
+    def failing(ids: Tensor, positions: Tensor, memory: KeyValues) -> Tensor:
+        calls.append(1)
+        hidden = layers(ids, positions, memory)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return hidden
 
-    with torch.no_grad(), warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        expected = list(steps(backbone, layers, recordable=False))
-        found = list(steps(backbone, Recorded(layers, refuse), recordable=True))
-    torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0, atol=1e-9)
-    messages = [str(warning.message) for warning in told if "kernel by kernel" in str(warning.message)]
-    assert messages == [
-        "decoding steps of this model are launched kernel by kernel: operation not permitted when stream is capturing"
+    found = []
+    with torch.no_grad():
+        for computing in (layers, failing):
+            memory = KeyValues(recordable=recordable)
+            memory.enter(backbone.prompts(from_trees(torch.arange(1, 12), (Tree(0, 11),)))[1], [2])
+            for _ in range(4):
+                try:
+                    hidden = one(backbone, computing, memory)
+                except KeyboardInterrupt:
+                    hidden = one(backbone, computing, memory)
+            found.append(hidden)
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
+
+
+def one(backbone: Backbone, layers: Layers, memory: KeyValues) -> Tensor:
+    ids, positions = torch.zeros(2, 8, dtype=torch.int64)
+    positions[: memory.num_rows] = torch.tensor(memory.positions)
+    memory.begin()
+    hidden = layers(ids + 5, positions, memory)
+    memory.end()
+    return hidden[: memory.num_rows]
+
+
+def test_the_engine_answers_the_same_from_recordings() -> None:
+    model, record = build("qwen3").eval(), Traced()
+    sampling = Sampling(max_new_tokens=40)
+    asked = [
+        Request(key=f"{prompt}#{sample}", prompt_ids=tuple(range(1, 6 + prompt)), sampling=sampling, seed=7)
+        for prompt in range(3)
+        for sample in range(3)
     ]
+    answers = [
+        [
+            (answer.ids, answer.logprobs)
+            for answer in NativeEngine(
+                model, Letters(), batch_size=6, end_ids=(5, 6), dtype=None, record=how  # type: ignore[arg-type]
+            ).generate(asked)
+        ]
+        for how in (None, record)
+    ]
+    assert answers[0] == answers[1]
+    assert record.recorded and record.replayed > 3 * record.recorded
 
 
 @pytest.mark.gpu
 def test_cuda_graphs_are_the_steps() -> None:
-    backbone = Backbone(build("qwen3").eval().cuda())
-    layers, recorded = LeanStep(backbone._whole), list[int]()
+    backbone, made = Backbone(build("qwen3").eval().cuda()), list[int]()
+    layers, replays = LeanStep(backbone._whole), list[int]()
 
     def record(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-        recorded.append(1)
-        return cuda_graph(compute)
+        replay, hidden = cuda_graph(compute)
+        made.append(1)
+
+        def counted() -> None:
+            replays.append(1)
+            replay()
+
+        return counted, hidden
 
     with torch.inference_mode():
         expected = list(steps(backbone, layers, recordable=True))
         found = list(steps(backbone, Recorded(layers, record), recordable=True))
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0, atol=1e-4)
-    assert recorded
+    assert made and len(replays) > 3 * len(made)
+
+
+@pytest.mark.gpu
+def test_what_waits_for_the_host_cannot_be_recorded() -> None:
+    x, before = torch.ones(3, device="cuda"), torch.cuda.current_stream()
+    with pytest.raises(RunError, match="cannot be recorded"):
+        cuda_graph(lambda: x * float(x.sum()))
+    assert torch.cuda.current_stream() == before and float(x.sum()) == 3.0

@@ -161,6 +161,7 @@ def test_held_out_prompts_are_measured_by_the_reward_and_name_the_best(tiny_chec
         ({"kind": "gspo", "objective": {"minibatches": 5}}, "objective.minibatches: there are more than a round has"),
         ({"kind": "grpo", "rollout": {"temperature": 0}}, "rollout.temperature: must be greater than 0 (found 0)"),
         ({"kind": "grpo", "rollout": {"staleness": 1, "top_p": 0.9}}, "staleness needs tokens from the whole"),
+        ({"kind": "grpo", "rollout": {"staleness": 1, "engine": {"type": "native", "graphs": True}}}, "engine.graphs"),
         ({"kind": "grpo", "reward": {"type": "numerik"}}, "did you mean numeric?"),
         ({"kind": "ppo", "objective": {"adaptive_kl": {"target": 1}, "kl_weight": 0}}, "start above it"),
     ],

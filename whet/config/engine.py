@@ -20,6 +20,9 @@ class Native(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of a model that does not train here: `auto` is bf16 on GPUs that have it, else fp32; see
     `train.precision` for CPUs. In online RL that key decides."""
+    graphs: bool = False
+    """On a GPU, record the kernels of a decoding step as a CUDA graph and launch them at once, as long as the same rows
+    run. Tried with a stand-in on a CPU, not yet on a GPU."""
 
 
 class _Server(Section):

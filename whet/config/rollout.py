@@ -73,6 +73,15 @@ class OnlineRollout(Rollout):
         return self
 
     @model_validator(mode="after")
+    def _nothing_runs_beside_a_recording(self) -> Self:
+        if self.staleness and isinstance(self.engine, Native) and self.engine.graphs:
+            raise ValueError(
+                "staleness trains while the engine draws, and what runs beside a CUDA graph that is recorded spoils "
+                "it: leave engine.graphs or staleness out"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _weights_can_follow(self) -> Self:
         if isinstance(self.engine, Http):
             raise ValueError("online RL trains the model that answers, and a server of type http cannot take weights")

@@ -35,7 +35,7 @@ from whet.models.mode import evaluating
 from whet.models.norm import fuse_norms
 from whet.models.offload import offloading
 from whet.models.positions import prompt_shifts
-from whet.models.recorded import Layers, Recorded, cuda_graph
+from whet.models.recorded import Layers, Record, Recorded
 from whet.models.repeated import ROWS, TOKENS, missing
 from whet.models.rotary import fuse_rotary
 from whet.models.rows import from_trees, row_places
@@ -77,11 +77,6 @@ class Backbone:
             fuse_rotary(self._whole)
         else:
             warnings.warn(f"rows are padded, not packed: {self.refusal}", stacklevel=2)
-
-    @property
-    def on_cuda(self) -> bool:
-        weight: Tensor = next(self._whole.parameters())
-        return weight.is_cuda
 
     @property
     def embeddings(self) -> torch.nn.Module:
@@ -135,15 +130,16 @@ class Backbone:
         in_grid = self._vision is not None and self._vision.in_grid
         return prompt_shifts(packed.trees, packed.media if in_grid else None)
 
-    def stepper(self) -> Stepper:
+    def stepper(self, record: Record | None = None) -> Stepper:
         """What decodes a token a row with the weights as they are now.
 
         From ids [M], each row's newest token, which takes its place in the memory, to [M, H] and what fills them up to
-        `least_rows` and a multiple of `ROWS`, valid until the next step. On CUDA the memory must be recordable.
+        `least_rows` and a multiple of `ROWS`, valid until the next step. With `record` steps are recorded and replayed;
+        the memory must be recordable.
         """
         layers: Layers = LeanStep(self._whole) if self._is_lean else self._step
-        if self.on_cuda:
-            layers = Recorded(layers, cuda_graph)
+        if record is not None:
+            layers = Recorded(layers, record)
 
         def step(ids: Tensor, memory: KeyValues) -> Tensor:
             filling = (0, self._filling(len(ids), self.least_rows, ROWS))

@@ -64,10 +64,12 @@ class KeyValues:
         self._lengths: list[int] = []
         """Tokens of its own that each row has."""
         self._step: _Step | None = None
+        self._begun = False
 
     @property
-    def shape(self) -> object:
-        """The same object as long as all tensors stay in place; None before the first step of a new shape."""
+    def arrangement(self) -> object:
+        """The same object as long as all tensors stay in place, once a step has begun."""
+        assert self._step is not None, "after begin"
         return self._step
 
     @property
@@ -131,7 +133,8 @@ class KeyValues:
     def begin(self) -> None:
         """Make room for one more token of every row; every layer's `attend` follows, then `end`."""
         needed = max(self._lengths) + 1
-        if self._step is not None and needed <= self._step.room:
+        again, self._begun = self._begun, True
+        if self._step is not None and not again and needed <= self._step.room:
             self._step.advance()
             return
         room = _room(needed)
@@ -140,12 +143,12 @@ class KeyValues:
             layer.own_values = _wider(_wider(layer.own_values, 0, self.num_rows), 2, room)
             room = layer.own_keys.shape[2]
         device = next(iter(self._layers.values())).own_keys.device
-        self._step = _Step.of(self._groups, self._prompt_lengths, self._lengths, room, device)
-        if self._recordable:
-            self._step.place = None
+        place = self._lengths[0] if len(set(self._lengths)) == 1 and not self._recordable else None
+        self._step = _Step.of(self._groups, self._prompt_lengths, self._lengths, place, room, device)
 
     def end(self) -> None:
         self._lengths = [length + 1 for length in self._lengths]
+        self._begun = False
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float | None) -> Tensor:
         """Attention of each row's newest token: query [h, T, d], key and value [k, T, d]. Returns [T, h, d].
@@ -153,7 +156,7 @@ class KeyValues:
         What T has beyond the M rows is filling, and comes out as zeros.
         """
         step, memory = self._step, self._layers[layer]
-        assert step is not None, "after begin"
+        assert step is not None and self._begun, "between begin and end"
         num, kv = self.num_rows, len(key)
         heads, asked, width = query.shape
         query, key, value = query[:, :num], key[:, :num], value[:, :num]
@@ -200,8 +203,9 @@ class _Step:
 
     @classmethod
     def of(
-        cls, groups: Sequence[int], prompts: Sequence[int], lengths: Sequence[int], room: int, device: torch.device
-    ) -> _Step:
+        cls, groups: Sequence[int], prompts: Sequence[int], lengths: Sequence[int], place: int | None, room: int,
+        device: torch.device,
+    ) -> _Step:  # fmt: skip
         seen: dict[int, int] = dict.fromkeys(range(len(prompts)), 0)
         inside = []
         for group in groups:
@@ -222,8 +226,7 @@ class _Step:
         mask = torch.zeros(ahead.shape, device=device).masked_fill_(ahead, -torch.inf)
         return cls(
             rows=torch.arange(len(groups), device=device), lengths=own,
-            place=lengths[0] if len(set(lengths)) == 1 else None, room=room,
-            places=None if in_order else torch.tensor(places, device=device),
+            place=place, room=room, places=None if in_order else torch.tensor(places, device=device),
             num_groups=len(prompts), per_group=most, mask=mask[:, None, None],
         )  # fmt: skip
 

@@ -164,8 +164,11 @@ class _LogitGradient:
         surprise = None
         if self.entropy is not None:
             entropy, grad = (part[rows].unsqueeze(-1) for part in self.entropy)
-            surprise = (log_share + entropy).mul_(log_share.exp()).mul_(grad * tile.scale)
-        share = exp_(log_share).neg_()
+            surprise = (log_share + entropy).mul_(grad * tile.scale)
+        share = exp_(log_share)
+        if surprise is not None:
+            surprise.mul_(share)
+        share.neg_()
         share[tile.own(self.targets[rows])] += 1.0
         share.mul_(self.grad[rows].unsqueeze(-1) * tile.scale)
         if surprise is not None:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from whet.models.exponential import exp_
+from whet.models.exponential import exp, exp_
 
 TILE_TOKENS, TILE_VOCABULARY = 512, 2048
 """Tokens and head rows of a tile: its logits, 4 MiB in fp32, stay in a CPU's caches."""
@@ -98,7 +98,7 @@ class Sums:
         shrink = (before - largest).exp_()
         z.sub_(largest.unsqueeze(-1))
         if self.below is not None:
-            e = exp_(z.clone())
+            e = exp(z)
             # What was counted from the old m is counted from the new one; at the start there is nothing yet to move.
             moved = (before - largest).clamp_min(-1e30)
             lower = z.mul_(e)

@@ -2,18 +2,19 @@
 
 A step is a thousand short kernels, and a GPU waits longer for Python to launch them than it computes. Which ones they
 are, and where their tensors lie, changes only when rows enter or leave or the room for their tokens grows. The first
-step of a new shape runs as usual, in which libraries choose their kernels; the second is recorded, and the others are
-launched at once. All that differs between them is read from tensors that stay in place.
+step of a new arrangement runs as usual, in which libraries choose their kernels; the second is recorded, and the others
+are launched at once. All that differs between them is read from tensors that stay in place.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from whet.errors import RunError
 from whet.models.decoding import KeyValues
 
 Layers = Callable[[Tensor, Tensor, KeyValues], Tensor]
@@ -23,39 +24,60 @@ Record = Callable[[Callable[[], Tensor]], tuple[Replay, Tensor]]
 """From a computation to what computes it again, and where its result then lies. Recording need not compute it."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Recording:
+    """What a replay reads, and where it writes."""
+
+    replay: Replay
+    ids: Tensor
+    positions: Tensor
+    hidden: Tensor
+
+
 class Recorded:
     """The same as `layers`, for a memory that is recordable."""
 
     def __init__(self, layers: Layers, record: Record) -> None:
         self._layers, self._record = layers, record
-        self._shape: object = None
-        self._replay: Replay | None = None
-        self._refused = False
+        self._arrangement: object = None
+        self._recording: _Recording | None = None
 
     def __call__(self, ids: Tensor, positions: Tensor, memory: KeyValues) -> Tensor:
         """[T, H], valid until the next call."""
-        new = memory.shape is not self._shape
-        if new or self._refused:
-            self._shape, self._replay = memory.shape, None
+        if memory.arrangement is not self._arrangement:
+            self._arrangement, self._recording = memory.arrangement, None
             return self._layers(ids, positions, memory)
-        if self._replay is None:
-            self._ids, self._positions = ids.clone(), positions.clone()
-            try:
-                self._replay, self._hidden = self._record(lambda: self._layers(self._ids, self._positions, memory))
-            except RuntimeError as error:
-                self._refused = True
-                reason = str(error).partition("\n")[0]
-                warnings.warn(f"decoding steps of this model are launched kernel by kernel: {reason}", stacklevel=2)
-                return self._layers(ids, positions, memory)
-        self._ids.copy_(ids)
-        self._positions.copy_(positions)
-        self._replay()
-        return self._hidden
+        if self._recording is None:
+            own_ids, own_positions = ids.clone(), positions.clone()
+            replay, hidden = self._record(lambda: self._layers(own_ids, own_positions, memory))
+            self._recording = _Recording(replay, own_ids, own_positions, hidden)
+        recording = self._recording
+        recording.ids.copy_(ids)
+        recording.positions.copy_(positions)
+        recording.replay()
+        return recording.hidden
 
 
 def cuda_graph(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
-    """Raises RuntimeError where a kernel waits for the host, which cannot be recorded."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        out = compute()
+    """Not while other threads of this process use the device. Raises RunError where the computation waits for the
+    host, which cannot be recorded."""
+    # torch.cuda.graph would also give all cached memory back to the driver each time.
+    graph, side = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(side):
+            graph.capture_begin()
+            try:
+                out = compute()
+            finally:
+                graph.capture_end()
+    except RuntimeError as error:
+        first = error.__context__ or error  # the end of a recording that failed is an error too
+        if isinstance(first, torch.OutOfMemoryError):
+            raise first from None
+        raise RunError(
+            "the decoding steps of this model cannot be recorded", field="rollout.engine.graphs",
+            found=str(first).partition("\n")[0], fix="leave the key out",
+        ) from error  # fmt: skip
+    torch.cuda.current_stream().wait_stream(side)
     return graph.replay, out

@@ -27,6 +27,7 @@ from whet.models.four_bit import is_quantised, trained_on
 from whet.models.load import compute_dtype, end_ids, load_model, pick_device
 from whet.models.memory import has_room_for_copy
 from whet.models.placed import Placed
+from whet.models.recorded import Record, cuda_graph
 from whet.models.snapshot import Whole
 from whet.rollout.engine import Engine
 from whet.rollout.http import http_engine
@@ -91,7 +92,8 @@ def open_engine(config: EngineConfig, served: Served, answering: Answering) -> E
 def _placed_engine(config: Native, served: Served, answering: Answering) -> Engine:
     def make(device: torch.device) -> NativeEngine:
         there = replace(served, model=served.model.model_copy(update={"device": device.type}))
-        return native_engine(load_for_generation(there, config.precision), answering)
+        loaded = load_for_generation(there, config.precision)
+        return native_engine(loaded, answering, record=_record(config, loaded))
 
     device = pick_device(served.model.device)
     if device.type == "cpu":
@@ -129,7 +131,7 @@ def policy_engine(
                 model, answering.tokenizer, batch_size=answering.batch_size,
                 end_ids=end_ids(answering.tokenizer, model, answering.end_id),
                 dtype=dtype if room or ahead or not is_quantised(model) else None,
-                pack_frozen=room, reader=answering.reader, whole=whole,
+                pack_frozen=room, reader=answering.reader, whole=whole, record=_record(config, model),
             )  # fmt: skip
         case Vllm() if is_quantised(model):
             raise ConfigError(
@@ -191,7 +193,9 @@ def engine_of_another(config: EngineConfig) -> EngineConfig:
     return Native() if attached else config
 
 
-def native_engine(model: torch.nn.Module, answering: Answering) -> NativeEngine:
+def native_engine(
+    model: torch.nn.Module, answering: Answering, *, record: Record | None = None
+) -> NativeEngine:
     """Of a model that is in memory and stays as it is. In a narrow type it answers from a copy: adapters folded in,
     and on a CPU in the order its products like best. So it does of weights in 4 bits where there is room."""
     dtype = next(model.parameters()).dtype
@@ -201,8 +205,13 @@ def native_engine(model: torch.nn.Module, answering: Answering) -> NativeEngine:
     return NativeEngine(
         model, answering.tokenizer, batch_size=answering.batch_size,
         end_ids=end_ids(answering.tokenizer, unwrapped(model), answering.end_id), dtype=dtype if copied else None,
-        pack_frozen=copied and room, reader=answering.reader,
+        pack_frozen=copied and room, reader=answering.reader, record=record,
     )  # fmt: skip
+
+
+def _record(config: Native, model: torch.nn.Module) -> Record | None:
+    """How steps are recorded, where that is asked for and there are kernels to record."""
+    return cuda_graph if config.graphs and next(model.parameters()).is_cuda else None
 
 
 def load_for_generation(served: Served, precision: str) -> torch.nn.Module:

@@ -17,6 +17,7 @@ from whet.data.pictures import PictureReader
 from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.mode import evaluating
+from whet.models.recorded import Record
 from whet.models.rows import from_trees
 from whet.models.scoring import logits_function
 from whet.ranks.pulse import beat
@@ -34,15 +35,15 @@ class Decoder:
 
     def __init__(
         self, model: PreTrainedModel, backbone: Backbone, *, end_ids: tuple[int, ...], text: Text,
-        reader: PictureReader | None = None,
+        reader: PictureReader | None = None, record: Record | None = None,
     ) -> None:  # fmt: skip
-        """`reader` loads the pictures of prompts."""
+        """`reader` loads the pictures of prompts; `record` records steps (`whet.models.recorded`)."""
         self._model, self._backbone, self._end_ids, self._text, self._reader = model, backbone, end_ids, text, reader
         self._device = next(model.parameters()).device
         if not model.training:
             model.eval()  # its parts too; from here on the model's own flag tells
-        self._logits, self._forward = logits_function(model), backbone.stepper()
-        self._memory = KeyValues(recordable=backbone.on_cuda)
+        self._logits, self._forward = logits_function(model), backbone.stepper(record)
+        self._memory = KeyValues(recordable=record is not None)
         self._rows: list[Row] = []
         """In the order of the memory's rows, ended ones that have not left among them."""
         self._numbers = torch.zeros(0, 0, dtype=torch.float64)

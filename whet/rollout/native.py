@@ -27,6 +27,7 @@ from whet.data.pictures import PictureReader
 from whet.models.backbone import Backbone, max_positions
 from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
+from whet.models.recorded import Record
 from whet.models.snapshot import Snapshot, Whole
 from whet.rollout.continuations import continuation_logprobs
 from whet.rollout.decode import Decoder
@@ -53,15 +54,18 @@ class NativeEngine:
         pack_frozen: bool = False,
         reader: PictureReader | None = None,
         whole: Whole | None = None,
+        record: Record | None = None,
     ) -> None:
         """With a `dtype` the engine generates from a copy of what differs from it: adapters folded in, weights cast.
         The copy follows the model at `sync`; `pack_frozen` copies more of it, to be faster (see `Snapshot`).
         Without a `dtype` it generates with the model as it is at every moment. `reader` loads the pictures of requests,
-        where the model takes any; `whole` gathers weights that will be in parts (see `Snapshot`)."""
+        where the model takes any; `whole` gathers weights that will be in parts (see `Snapshot`); `record` records
+        decoding steps (`whet.models.recorded`)."""
         self._snapshot = Snapshot(model, dtype, pack_frozen=pack_frozen, whole=whole) if dtype is not None else None
         self._model = self._snapshot.model if self._snapshot is not None else model
         self._backbone = Backbone(self._model)
         self._tokenizer, self._batch_size, self._end_ids, self._reader = tokenizer, batch_size, end_ids, reader
+        self._record = record
         self._pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self._max_positions = max_positions(model)
         self._most_tokens = decoding_tokens(self._model)
@@ -146,7 +150,10 @@ class NativeEngine:
 
     def _decode(self, rows: Sequence[Row], sampling: Sampling) -> Iterator[None]:
         """Decode the rows, in their order; a step between two yields."""
-        decoder = Decoder(self._model, self._backbone, end_ids=self._end_ids, text=self._text, reader=self._reader)
+        decoder = Decoder(
+            self._model, self._backbone, end_ids=self._end_ids, text=self._text, reader=self._reader,
+            record=self._record,
+        )  # fmt: skip
         waiting = deque(self._groups(rows))
         inside: list[list[Row]] = []
         while waiting or any(row.finish is None for group in inside for row in group):

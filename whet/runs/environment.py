@@ -37,7 +37,7 @@ def package_version(name: str) -> str | None:
 
 
 def processor() -> str:
-    """The processor's name, with family and model, since a virtual machine's has no more than the brand.
+    """The processor's name with family and model: in a virtual machine the name is often only the brand.
 
     Linux keeps them in /proc, and platform.processor() is empty there.
     """
