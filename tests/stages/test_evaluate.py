@@ -54,7 +54,7 @@ class Scripted:
     script = staticmethod(lambda request, prompt: "")
     stop_after: int | None = None
 
-    def __init__(self, model, tokenizer, *, batch_size, end_ids, dtype, pack_frozen, reader):
+    def __init__(self, model, tokenizer, *, batch_size, end_ids, dtype, pack_frozen, reader, record):
         self.tokenizer = tokenizer
 
     def generate(self, requests):
