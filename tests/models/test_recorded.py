@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,15 +14,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tests.models.packed import VOCABULARY, build
 from tests.rollout.test_decode import Letters
+from whet.config.engine import Native
+from whet.config.model import Model
 from whet.errors import RunError
 from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.lean_step import LeanStep
-from whet.models.recorded import Layers, Recorded, Replay, cuda_graph
+from whet.models.recorded import Record, Replay, cuda_graph
 from whet.models.rows import from_trees
+from whet.rollout.build import Answering, Served
 from whet.rollout.native import NativeEngine
+from whet.schema.artifacts import ModelRef
 from whet.schema.packed import Tree
 from whet.schema.rollouts import Request, Sampling
+from whet.stages.measure.subject import Called
 
 
 class Traced:
@@ -41,9 +48,10 @@ class Traced:
         return replay, out
 
 
-def steps(backbone: Backbone, layers: Layers, *, recordable: bool, num: int = 60) -> Iterator[Tensor]:
+def steps(backbone: Backbone, record: Record | None, *, recordable: bool, num: int = 60) -> Iterator[Tensor]:
     """Hidden states while random groups come and go, the same ones whatever computes them."""
-    memory, draw, device = KeyValues(recordable=recordable), random.Random(3), next(backbone._whole.parameters()).device
+    step, memory, draw = backbone.stepper(record), KeyValues(recordable=recordable), random.Random(3)
+    device = backbone.embeddings.weight.device
     for _ in range(num):
         if memory.num_rows < 2 or (memory.num_rows < 9 and draw.random() < 0.05):
             first, second = draw.randint(1, 40), draw.randint(1, 40)
@@ -53,24 +61,17 @@ def steps(backbone: Backbone, layers: Layers, *, recordable: bool, num: int = 60
         elif draw.random() < 0.05:
             memory.keep(sorted(draw.sample(range(memory.num_rows), memory.num_rows - 1)))
         else:
-            newest = [draw.randrange(1, VOCABULARY) for _ in range(memory.num_rows)]
-            filling = [0] * max(0, backbone.least_rows - len(newest))
-            positions = [*memory.positions, *filling]
-            memory.begin()
-            hidden = layers(
-                torch.tensor(newest + filling, device=device), torch.tensor(positions, device=device), memory
-            )
-            memory.end()
-            yield hidden[: len(newest)].clone()
+            newest = torch.tensor([draw.randrange(1, VOCABULARY) for _ in range(memory.num_rows)], device=device)
+            yield step(newest, memory)[: len(newest)].clone()
 
 
 @pytest.mark.parametrize(("name", "lean"), [("qwen3", True), ("gemma2", False), ("gpt2", False)])
 def test_replayed_steps_are_the_steps(name: str, lean: bool) -> None:
     backbone, record = Backbone(build(name).double().eval()), Traced()
-    layers: Layers = LeanStep(backbone._whole) if lean else backbone._step
     with torch.no_grad():
-        expected = list(steps(backbone, layers, recordable=False))
-        found = list(steps(backbone, Recorded(layers, record), recordable=True))
+        expected = list(steps(backbone, None, recordable=False))
+        found = list(steps(backbone, record, recordable=True))
+    assert backbone._is_lean == lean
     assert len(found) == len(expected) > 45
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-9)
@@ -78,39 +79,29 @@ def test_replayed_steps_are_the_steps(name: str, lean: bool) -> None:
 
 
 @pytest.mark.parametrize("recordable", [False, True])
-def test_a_step_that_failed_is_made_again(recordable: bool) -> None:
+def test_a_step_that_failed_is_made_again(recordable: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it wrote is written over, and no key is seen that is not there."""
-    backbone = Backbone(build("qwen3").double().eval())
-    layers, calls = LeanStep(backbone._whole), list[int]()
+    backbone, layers, failing = Backbone(build("qwen3").double().eval()), LeanStep.__call__, list[bool]()
 
-    def failing(ids: Tensor, positions: Tensor, memory: KeyValues) -> Tensor:
-        calls.append(1)
-        hidden = layers(ids, positions, memory)
-        if len(calls) == 3:
+    def interrupted(self: LeanStep, ids: Tensor, positions: Tensor, memory: KeyValues) -> Tensor:
+        hidden = layers(self, ids, positions, memory)
+        if failing.pop():
             raise KeyboardInterrupt
         return hidden
 
     found = []
     with torch.no_grad():
-        for computing in (layers, failing):
-            memory = KeyValues(recordable=recordable)
+        assert backbone._is_lean
+        monkeypatch.setattr(LeanStep, "__call__", interrupted)
+        for failures in ([False] * 4, [False, False, True, False, False]):
+            failing[:] = reversed(failures)
+            step, memory = backbone.stepper(), KeyValues(recordable=recordable)
             memory.enter(backbone.prompts(from_trees(torch.arange(1, 12), (Tree(0, 11),)))[1], [2])
-            for _ in range(4):
-                try:
-                    hidden = one(backbone, computing, memory)
-                except KeyboardInterrupt:
-                    hidden = one(backbone, computing, memory)
+            while failing:
+                with suppress(KeyboardInterrupt):
+                    hidden = step(torch.tensor([5, 6]), memory)[:2]
             found.append(hidden)
     torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-12)
-
-
-def one(backbone: Backbone, layers: Layers, memory: KeyValues) -> Tensor:
-    ids, positions = torch.zeros(2, 8, dtype=torch.int64)
-    positions[: memory.num_rows] = torch.tensor(memory.positions)
-    memory.begin()
-    hidden = layers(ids + 5, positions, memory)
-    memory.end()
-    return hidden[: memory.num_rows]
 
 
 def test_the_engine_answers_the_same_from_recordings() -> None:
@@ -134,10 +125,26 @@ def test_the_engine_answers_the_same_from_recordings() -> None:
     assert record.recorded and record.replayed > 3 * record.recorded
 
 
+@pytest.mark.parametrize("graphs", [False, True])
+def test_a_model_that_is_measured_is_recorded_where_its_engine_says_so(
+    graphs: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def asked_for(config: Native, model: torch.nn.Module) -> Record | None:
+        return cuda_graph if config.graphs else None
+
+    monkeypatch.setattr("whet.rollout.build._record", asked_for)
+    monkeypatch.setattr("whet.rollout.build.end_ids", lambda *_: (5,))
+    monkeypatch.setattr("whet.stages.measure.subject.load_for_generation", lambda *_: build("qwen3"))
+    served = Served(ref=ModelRef(path="model"), model=Model(path="model"), folder=Path())
+    answering = Answering(tokenizer=Letters(), end_id=5, batch_size=1)  # type: ignore[arg-type]
+    engine = Called(Native(graphs=graphs), served, answering).engine(4)
+    assert isinstance(engine, NativeEngine) and engine._record is (cuda_graph if graphs else None)
+
+
 @pytest.mark.gpu
 def test_cuda_graphs_are_the_steps() -> None:
     backbone, made = Backbone(build("qwen3").eval().cuda()), list[int]()
-    layers, replays = LeanStep(backbone._whole), list[int]()
+    replays = list[int]()
 
     def record(compute: Callable[[], Tensor]) -> tuple[Replay, Tensor]:
         replay, hidden = cuda_graph(compute)
@@ -150,8 +157,8 @@ def test_cuda_graphs_are_the_steps() -> None:
         return counted, hidden
 
     with torch.inference_mode():
-        expected = list(steps(backbone, layers, recordable=True))
-        found = list(steps(backbone, Recorded(layers, record), recordable=True))
+        expected = list(steps(backbone, None, recordable=False))
+        found = list(steps(backbone, record, recordable=True))
     torch.testing.assert_close(torch.cat(found), torch.cat(expected), rtol=0, atol=1e-4)
     assert made and len(replays) > 3 * len(made)
 

@@ -92,8 +92,7 @@ def open_engine(config: EngineConfig, served: Served, answering: Answering) -> E
 def _placed_engine(config: Native, served: Served, answering: Answering) -> Engine:
     def make(device: torch.device) -> NativeEngine:
         there = replace(served, model=served.model.model_copy(update={"device": device.type}))
-        loaded = load_for_generation(there, config.precision)
-        return native_engine(loaded, answering, record=_record(config, loaded))
+        return native_engine(load_for_generation(there, config.precision), answering, config)
 
     device = pick_device(served.model.device)
     if device.type == "cpu":
@@ -193,9 +192,7 @@ def engine_of_another(config: EngineConfig) -> EngineConfig:
     return Native() if attached else config
 
 
-def native_engine(
-    model: torch.nn.Module, answering: Answering, *, record: Record | None = None
-) -> NativeEngine:
+def native_engine(model: torch.nn.Module, answering: Answering, config: Native | None = None) -> NativeEngine:
     """Of a model that is in memory and stays as it is. In a narrow type it answers from a copy: adapters folded in,
     and on a CPU in the order its products like best. So it does of weights in 4 bits where there is room."""
     dtype = next(model.parameters()).dtype
@@ -205,7 +202,7 @@ def native_engine(
     return NativeEngine(
         model, answering.tokenizer, batch_size=answering.batch_size,
         end_ids=end_ids(answering.tokenizer, unwrapped(model), answering.end_id), dtype=dtype if copied else None,
-        pack_frozen=copied and room, reader=answering.reader, record=record,
+        pack_frozen=copied and room, reader=answering.reader, record=_record(config or Native(), model),
     )  # fmt: skip
 
 

@@ -60,9 +60,9 @@ class Called:
         return load_for_generation(self._served, precision)
 
     def engine(self, batch_size: int) -> Engine:
-        if isinstance(self._config, Native):
-            return native_engine(self.model, replace(self._answering, batch_size=batch_size))
         answering = replace(self._answering, batch_size=batch_size)
+        if isinstance(self._config, Native):
+            return native_engine(self.model, answering, self._config)
         self._server = self._server or open_engine(self._config, self._served, answering)
         return self._server
 
