@@ -178,6 +178,7 @@ def test_gsm8k_as_prompt_has_the_number_alone() -> None:
     conversation, prompt = read(values, "conversation"), read(values, "prompt")
     assert isinstance(conversation, Conversation) and conversation.messages[1].text == values["answer"]
     assert isinstance(prompt, Prompt) and prompt.reference == "1005"
+    assert prompt.answer == values["answer"], "rewards may read the working"
 
 
 def test_alpaca_input_history_system_and_other_columns() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from whet.errors import RunError
 from whet.experience.rounds import Rounds
 from whet.models.load import load_tokenizer
 from whet.ranks.group import ALONE, Ranks
+from whet.rewards.normalise import NormalisedReward
+from whet.rewards.reward import Reward
+from whet.rollout.engine import Engine
 from whet.schema.records import Message, Prompt
 from whet.schema.rollouts import Completion, Request, Score
 
@@ -50,9 +54,11 @@ def renderer(tiny_checkpoint: Path) -> Renderer:
     return Renderer(load_tokenizer(str(tiny_checkpoint)))
 
 
-def rounds(folder: Path, renderer: Renderer, engine: Counting, ranks: Ranks = ALONE, num: int = 5) -> Rounds:
+def rounds(
+    folder: Path, renderer: Renderer, engine: Engine, ranks: Ranks = ALONE, num: int = 5, reward: Reward | None = None
+) -> Rounds:
     return Rounds(
-        engine=engine, renderer=renderer, reward=Length(), rollout=Rollout(group_size=2, max_new_tokens=4),
+        engine=engine, renderer=renderer, reward=reward or Length(), rollout=Rollout(group_size=2, max_new_tokens=4),
         prompts=PROMPTS[:num], folder=folder, ranks=ranks,
     )  # fmt: skip
 
@@ -84,3 +90,71 @@ def test_a_part_of_other_prompts_is_refused(tmp_path: Path, renderer: Renderer) 
     file.write_text(file.read_text().replace('"place": 0', '"place": 2'))
     with pytest.raises(RunError, match="holds the rollouts of other prompts"):
         rounds(tmp_path, renderer, Counting()).make(3, [0, 1], lambda: None)
+
+
+class Down:
+    """A reward that is not there."""
+
+    def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+        return [Score(value=None, error="connection refused") for _ in completions]
+
+
+class Dead(Counting):
+    """An engine that fails, in the end for half of what it is asked."""
+
+    def __init__(self, failing: Sequence[str]) -> None:
+        super().__init__()
+        self.failing = failing
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        for completion in super().generate(requests):
+            if any(key in completion.key for key in self.failing):
+                yield replace(completion, ids=(), logprobs=(), finish_reason="error", error="no such server")
+            else:
+                yield completion
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_round_without_a_reward_goes_on_when_the_reward_is_mended(
+    normalised: bool, tmp_path: Path, renderer: Renderer
+) -> None:
+    """Its completions are there, whoever drew them; a round with some rewards stays as it is."""
+
+    def made_of(reward: Reward) -> Reward:
+        return NormalisedReward(reward=reward) if normalised else reward
+
+    first, again, mended = Counting(), Counting(), Counting()
+    rounds(tmp_path / "a", renderer, first, Ranks(rank=1, world=2), reward=made_of(Down())).begin(3, PLACES)
+    for engine in (again, Counting()):
+        with pytest.raises(RunError, match=r"no completion of round 3 has a reward.*connection refused") as caught:
+            rounds(tmp_path / "a", renderer, engine, reward=made_of(Down())).make(3, PLACES, lambda: None)
+        assert "the same command goes on" in str(caught.value)
+    assert len(first.asked) == len(again.asked) == 4
+    made = rounds(tmp_path / "a", renderer, mended, reward=made_of(Length())).make(3, PLACES, lambda: None)
+    whole = rounds(tmp_path / "b", renderer, Counting(), reward=made_of(Length())).make(3, PLACES, lambda: None)
+    assert not mended.asked and (made.groups, made.reward_state) == (whole.groups, whole.reward_state)
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["000003.jsonl"]
+
+
+def test_what_an_engine_failed_to_give_is_asked_for_again(tmp_path: Path, renderer: Renderer) -> None:
+    down = Dead(["/"])
+    with pytest.raises(RunError, match=r"no completion of round 3 has a reward.*no such server"):
+        rounds(tmp_path, renderer, down).make(3, PLACES, lambda: None)
+    engine = Counting()
+    rounds(tmp_path, renderer, engine).make(3, PLACES, lambda: None)
+    assert engine.asked == down.asked
+
+
+def test_completions_are_on_disk_while_they_are_scored(tmp_path: Path, renderer: Renderer) -> None:
+    """Killed while the reward thinks: nothing is drawn again."""
+
+    class Killed:
+        def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+            raise KeyboardInterrupt
+
+    drawn, engine = Counting(), Counting()
+    with pytest.raises(KeyboardInterrupt):
+        rounds(tmp_path, renderer, drawn, reward=Killed()).make(3, PLACES, lambda: None)
+    made = rounds(tmp_path, renderer, engine).make(3, PLACES, lambda: None)
+    assert len(drawn.asked) == 8 and not engine.asked
+    assert all(score.value for group in made.groups for score in group.scores)

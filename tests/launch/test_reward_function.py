@@ -55,7 +55,7 @@ def loaded(folder: Path, reward: dict[str, Any], **options: Any) -> ModuleType:
 
 def scores(module: ModuleType, answers: Sequence[str], reference: str = "5") -> list[dict[str, float]]:
     messages = json.dumps([{"role": "user", "content": "2+3?"}])
-    extra = {"messages": messages, "columns": "{}", "file": "a.jsonl", "line": 1}
+    extra = {"messages": messages, "columns": "{}", "answer": "", "file": "a.jsonl", "line": 1}
 
     async def every() -> list[dict[str, float]]:
         return await asyncio.gather(*(module.compute_score("a", text, reference, extra) for text in answers))

@@ -113,4 +113,3 @@ def test_metrics() -> None:
     assert found["reward"] == pytest.approx(12 / 5)
     assert found["reward_std"] == pytest.approx(math.sqrt(3) / 2)  # of two prompts; the third is not known
     assert found["frac_reward_zero_std"] == pytest.approx(1 / 2)
-    assert found["frac_reward_failed"] == pytest.approx(1 / 6)

@@ -12,6 +12,13 @@ from tests.objectives.tokens import tensor
 from whet.objectives.kl import AdaptiveKl, FixedKl, k1, k2, k3
 
 
+def test_a_step_of_more_responses_than_the_horizon_changes_the_weight_by_a_fifth() -> None:
+    """Without a bound, 512 responses and a horizon of 50 turn the weight negative: drift would be rewarded."""
+    controller = AdaptiveKl(weight=0.02, target=0.1, horizon=50.0)
+    assert controller.updated(0.0, 512).weight == pytest.approx(0.8 * 0.02)
+    assert controller.updated(9.0, 512).weight == pytest.approx(1.2 * 0.02)
+
+
 def test_estimators_by_hand() -> None:
     policy, reference = tensor(math.log(0.5), math.log(0.2)), tensor(math.log(0.25), math.log(0.4))
     ln2 = math.log(2)

@@ -16,7 +16,7 @@ from whet.config.rewards import RewardPart
 from whet.config.rules import Exact
 from whet.rewards.composite import CompositeReward, Part
 from whet.rewards.normalise import NormalisedReward, Running
-from whet.rewards.state import load_state, save_state
+from whet.rewards.state import load_state, on_scale, save_state
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
 
@@ -113,6 +113,24 @@ def test_a_resumed_run_goes_on(normalised: bool) -> None:
     load_state(again, save_state(first))
     assert scores(first, "0.3", "0.4") == scores(again, "0.3", "0.4")
     assert save_state(first) == save_state(again)
+
+
+@pytest.mark.parametrize("normalised", [False, True])
+def test_a_scale_that_stands_still(normalised: bool) -> None:
+    """What is measured by it neither counts for it nor for what was seen before."""
+    reward: CompositeReward | NormalisedReward = CompositeReward(parts=(part("a", 0, normalise="running"),))
+    if normalised:
+        reward = NormalisedReward(reward=Fixed())
+    scores(reward, "100", "300", "200")
+    before = save_state(reward)
+    with on_scale(reward, None):
+        first = scores(reward, "1", "2", "3")
+        scale = save_state(reward)
+    assert [score.value for score in first] == [-1.0, 0.0, 1.0]
+    for _ in range(2):
+        with on_scale(reward, scale):
+            assert [score.value for score in scores(reward, "4", "5")] == [2.0, 3.0]
+    assert save_state(reward) == before
 
 
 def test_the_state_of_another_reward_is_refused() -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from tests.rewards.made import completion, prompt, score, value
 from whet.config.rewards import Custom
 from whet.errors import ConfigError
 from whet.rewards.custom import FunctionReward
+from whet.rewards.http import payload
+from whet.schema.records import Message, Prompt
 
 FUNCTIONS = """
 from __future__ import annotations
@@ -39,6 +42,8 @@ def word(prompt, completion): return 'yes'
 def undefined(prompt, completion): return float('nan')
 def nothing(prompt, completion): pass
 def endless(prompt, completion): return float('inf')
+def huge(prompt, completion): return {'a': 1e308, 'b': 1e308}
+def both(prompt, completion): return {'a': float('inf'), 'b': -float('inf')}
 def half(prompt, completion): return {'form': 1, 'length': None}
 def sleeps(prompt, completion):
     if 'sleep' in completion: time.sleep(60)
@@ -94,6 +99,36 @@ def test_a_function_in_a_module(functions: Path, monkeypatch: pytest.MonkeyPatch
     assert score(FunctionReward(Custom(path="mine:named")), "x", task="u").value == 0.0
 
 
+def test_modules_beside_the_plan_and_the_file_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The `whet` command looks in its own folder first, and not where it was called."""
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").mkdir()
+    (tmp_path / "here" / "own_rewards.py").write_text("def one(prompt, completion): return 1.0\n")
+    (tmp_path / "there" / "own_helper.py").write_text("VALUE = 0.5\n")
+    (tmp_path / "there" / "file.py").write_text(
+        "from own_helper import VALUE\ndef half(prompt, completion): return VALUE\n"
+    )
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(Path.cwd()))])
+    assert value(FunctionReward(Custom(path="own_rewards:one")), "x") == 1.0
+    assert value(FunctionReward(Custom(path="../there/file.py:half")), "x") == 0.5
+
+
+def test_the_rows_own_answer_goes_along(functions: Path, tmp_path: Path) -> None:
+    """TRL's users write `def f(prompt, completion, answer)` for rows with that column."""
+    (tmp_path / "own.py").write_text(
+        "def worked(prompt, completion, answer, reference): return float((answer, reference) == ('2+3 = 5', '5'))\n"
+    )
+    asked = Prompt(messages=(Message("user", "2+3?"),), reference="5", answer="2+3 = 5")
+    (scored,) = FunctionReward(Custom(path=f"{tmp_path}/own.py:worked")).score([asked], [completion("5")])
+    assert scored.value == 1.0
+    (sent,) = payload([(asked, completion("5"))])["columns"]
+    assert sent == {"answer": "2+3 = 5", "reference": "5"}
+    named = replace(asked, columns={"answer": "of a column"})
+    (sent,) = payload([(named, completion("5"))])["columns"]
+    assert sent == {"answer": "of a column", "reference": "5"}
+
+
 def test_what_it_may_return(functions: Path) -> None:
     assert value(function(functions, "numpy"), "x") == 0.5
     summed, whole = score(function(functions, "parts"), "x"), score(function(functions, "total"), "x")
@@ -111,6 +146,8 @@ def test_what_it_may_return(functions: Path) -> None:
         ("undefined", "must return a number (found nan)"),
         ("nothing", "must return a number (found None)"),
         ("endless", "must return a number (found inf)"),
+        ("huge", "must return a number (found {'a': 1e+308, 'b': 1e+308})"),
+        ("both", "must return a number (found {'a': inf, 'b': -inf})"),
         ("half", "must return a number (found {'form': 1, 'length': None})"),
         ("leaves", "ended its process (exit code 1)"),
     ],
@@ -224,7 +261,7 @@ def test_what_cannot_be_imported(functions: Path, tmp_path: Path) -> None:
     leaving.write_text("import os; os._exit(5)\n")
     cases = {
         "no_colon": "write module:function",
-        f"{functions}:missing": "it has: broken, counts, dies, endless",
+        f"{functions}:missing": "it has: both, broken, counts, dies, endless",
         f"{functions}:number": "no function 'number'",
         "no_such_module:f": "ModuleNotFoundError",
         f"{functions.parent}/absent.py:f": "no such file",

@@ -139,7 +139,6 @@ class Training:
         )  # fmt: skip
 
         def save(path: Path) -> None:
-            order.wait()
             save_trained(model, tokenizer, path / "adapter")
             if isinstance(scorer, PolicyScorer) and isinstance(scorer.value, ValueHead):
                 save_value_head(scorer.value, path)
@@ -298,7 +297,37 @@ def test_a_step_without_anything_to_learn_is_a_step(tiny_checkpoint: Path, tmp_p
     thin = Training(tiny_checkpoint, tmp_path, plan.Grpo(minibatches=5, kl_weight=0.0), Share(), max_steps=5)
     gradients = thin.run().gradients
     assert [row["samples"] for row in metrics(thin)].count(0) == 2, "three prompts in five minibatches"
-    assert len(gradients) == 5
+    assert len(gradients) == 3, "a step without prompts is none of the optimiser's"
+    assert [row["grad_norm"] == 0.0 for row in metrics(thin)].count(True) == 2
+
+
+def test_prompts_drawn_in_place_of_others_are_the_same_in_a_run_that_was_killed(
+    tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """DAPO with rounds drawn ahead: what replaces prompts without a signal is drawn when the round is put together,
+    with the weights of that moment, whatever the engine had before."""
+
+    class Uneven(Share):
+        def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+            scores = super().score(prompts, completions)
+            dull = [PROMPTS.index(prompt) < 4 for prompt in prompts]
+            return [Score(value=1.0) if flat else score for flat, score in zip(dull, scores, strict=True)]
+
+    def training(name: str) -> Training:
+        objective = plan.Dapo(num_iterations=2)
+        return Training(tiny_checkpoint, tmp_path / name, objective, Uneven(), staleness=1, save_every=2)
+
+    whole, broken = training("whole"), training("broken")
+    whole.run()
+    versions = [{line["policy_version"] for line in made} for made in rounds(whole)]
+    assert any(len(found) > 1 for found in versions), "some prompts were replaced"
+    for stop_after in (2, 5):
+        with pytest.raises(KeyboardInterrupt):
+            broken.run(stop_after)
+    broken.run()
+    ours, theirs = final_weights(broken), final_weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert metrics(broken) == metrics(whole) and rounds(broken) == rounds(whole)
 
 
 def test_rollouts_of_other_prompts_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:

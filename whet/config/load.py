@@ -144,6 +144,11 @@ def _check_learns(stage: OnlineStage, node: Node) -> None:
             node, "objective.minibatches", f"there are more than a round has prompts ({stage.objective.minibatches} of "
             f"train.batch_size {prompts})", fix=f"take at most {prompts}, or raise train.batch_size",
         )  # fmt: skip
+    if stage.rollout.staleness and stage.objective.importance_correction != "none":
+        raise _error_at(
+            node, "objective.importance_correction", "compares the engine with the trainer's weights that drew the "
+            "tokens, which rollout.staleness leaves behind", fix="leave one of the two out",
+        )  # fmt: skip
 
 
 def _need_files(data: Data, node: Node, place: str, fix: str) -> None:

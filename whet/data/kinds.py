@@ -83,6 +83,7 @@ def _learnable(record: Conversation) -> Conversation:
 
 def as_prompt(record: Record) -> Prompt:
     """The question alone; what a model must not see goes to `reference`."""
+    answer = None
     match record:
         case Prompt():
             return record
@@ -90,7 +91,8 @@ def as_prompt(record: Record) -> Prompt:
             reference = reference_of(record.columns)
             messages = record.messages
             if messages[-1].role == "assistant":
-                messages, reference = messages[:-1], reference if reference is not None else messages[-1].text
+                messages, answer = messages[:-1], messages[-1].text
+                reference = reference if reference is not None else answer
             reference = reference if reference is not None else column(record.columns, WORKED_NAMES)
             tools = record.tools
         case Preference() | Rating():
@@ -99,7 +101,9 @@ def as_prompt(record: Record) -> Prompt:
             messages, reference, tools = record.prompt, reference_of(record.columns), ()
     if not any(message.role in ("user", "tool") for message in messages):
         raise DataError("no user turn to answer", file=record.origin.file, line=record.origin.line, field="messages")
-    return Prompt(messages=messages, reference=reference, tools=tools, columns=record.columns, origin=record.origin)
+    return Prompt(
+        messages=messages, reference=reference, answer=answer, tools=tools, columns=record.columns, origin=record.origin
+    )
 
 
 def reference_of(columns: Mapping[str, Any]) -> str | None:

@@ -7,6 +7,9 @@ repeatable is asked for once.
     rounds/000012.jsonl              a line a completion (prompt, ids, log-probs, text, reward), then one of the round
     rounds/000012.part-1-of-2.jsonl  what rank 1 of 2 has drawn of a round that is not whole yet
 
+A round without a single reward ends the run, since nothing could be learned. Its completions stay in the part, and the
+same command asks for their rewards alone.
+
 Of several ranks each draws every n-th prompt of a round, and all get the whole round. What is on disk does not depend
 on their number: another number of them goes on with whole rounds as they are, and asks for nothing that stands in a
 part.
@@ -14,6 +17,8 @@ part.
 
 from __future__ import annotations
 
+import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -27,7 +32,7 @@ from whet.errors import RunError
 from whet.experience.collect import prompt_keys, sampling_of
 from whet.experience.round_file import Round, group_rows, groups_of, last_line, place_of, read_round, round_lines
 from whet.ranks.group import ALONE, Ranks
-from whet.rewards.reward import Reward
+from whet.rewards.reward import Reward, failures
 from whet.rewards.state import RewardState, load_state, save_state
 from whet.rollout.engine import Engine, answers
 from whet.runs.files import read_jsonl, write_jsonl
@@ -74,10 +79,11 @@ class Rounds:
         if self._is_made(number):
             return self._read(number)
         sync()
-        return self.finish(number, places, self.begin(number, places, keep=self._ranks.world > 1))
+        return self.finish(number, places, self.begin(number, places), lambda: None)
 
-    def begin(self, number: int, places: Sequence[int], *, keep: bool = True) -> Share:
-        """Draw this rank's part of the round, unless it is there; with `keep`, it is on disk when this returns.
+    def begin(self, number: int, places: Sequence[int]) -> Share:
+        """Draw this rank's part of the round, unless it is there. It is on disk as soon as it is drawn, and again with
+        its scores.
 
         Says nothing to other ranks, so that it may run in a thread beside the training.
         """
@@ -86,20 +92,29 @@ class Rounds:
         seconds = {"generate": 0.0, "score": 0.0}
         known = self._parts(number)
         mine = self._ranks.share(places)
-        drawn = self._groups(number, [place for place in mine if place not in known], seconds)
+        drawn = self._drawn(number, [place for place in mine if place not in known], seconds)
         by_place = known | {place_of(group): group for group in drawn}
         share = Share(groups=tuple(by_place[place] for place in mine), seconds=seconds)
-        if keep and drawn:
-            rows = (row for group in share.groups for row in group_rows(group, trained=True))
-            write_jsonl(self._part(number), rows)
+        if drawn:
+            self._keep_part(number, share.groups)
+        if self._scored_together or all(_is_scored(group) for group in share.groups):
+            return share
+        share = replace(share, groups=tuple(self._scored(share.groups, seconds)))
+        self._keep_part(number, share.groups)
         return share
 
-    def finish(self, number: int, places: Sequence[int], share: Share) -> Round:
-        """The whole round, put together from every rank's part, and kept. On all ranks at once."""
+    def finish(self, number: int, places: Sequence[int], share: Share, sync: Callable[[], None]) -> Round:
+        """The whole round, put together from every rank's part, and kept. On all ranks at once. `sync` brings the
+        engine's weights up to date before further prompts are drawn: what drew the part may be there no more.
+
+        Raises RunError where none of its completions has a reward.
+        """
         if self._is_made(number):
             return self._read(number)
-        made = self._complete(number, places, share)
+        made = self._complete(number, places, share, sync)
         self._ranks.on_main(lambda: self._keep(made), "the round, written")
+        if self._ranks.is_main and (told := _told(made)):
+            print(told, file=sys.stderr)
         return made
 
     def _is_made(self, number: int) -> bool:
@@ -125,6 +140,9 @@ class Rounds:
             found |= {place_of(group): group for group in groups}
         return found
 
+    def _keep_part(self, number: int, groups: Sequence[Group]) -> None:
+        write_jsonl(self._part(number), (row for group in groups for row in group_rows(group, trained=True)))
+
     def _part(self, number: int) -> Path:
         """Where this rank's part stands; parts of other numbers of ranks stay beside it until the round is whole."""
         return self._folder / f"{number:06d}.part-{self._ranks.rank}-of-{self._ranks.world}.jsonl"
@@ -146,7 +164,7 @@ class Rounds:
                     fix="pass --fresh to move what an earlier run made to archive/",
                 )  # fmt: skip
 
-    def _complete(self, number: int, places: Sequence[int], share: Share) -> Round:
+    def _complete(self, number: int, places: Sequence[int], share: Share, sync: Callable[[], None]) -> Round:
         """Every rank's part, scored, and other prompts in place of those without a signal. The same on all ranks."""
         seconds = {"generate": 0.0, "score": 0.0, **share.seconds}
         if self._path(number - 1).is_file():  # a run that goes on from a checkpoint may not have read that round
@@ -155,18 +173,39 @@ class Rounds:
         spare: list[Group] = []
         asked, mine, tries = list(places), list(share.groups), 0
         while asked:
-            for group in self._together(mine, asked, seconds):
+            together = self._together(mine, asked, seconds)
+            if not tries and not any(_has_reward(group) for group in together):
+                raise self._without_reward(number, together)
+            for group in together:
                 (kept if _differ(group) or not self._replace_equal else spare).append(group)
             tries += 1
             missing, asked = len(places) - len(kept), []
             if missing > 0 and tries < MOST_TRIES and self._replace_equal:
                 asked = self._others(number, tries, missing, {place_of(group) for group in [*kept, *spare]})
-                mine = self._groups(number, self._ranks.share(asked), seconds)
+                if tries == 1:
+                    sync()
+                mine = self._drawn(number, self._ranks.share(asked), seconds)
+                if not self._scored_together:
+                    mine = self._scored(mine, seconds)
         # A round is never short: prompts without a signal fill it, and count for the normaliser as they do elsewhere.
         missing = max(0, len(places) - len(kept))
         return Round(
             number=number, groups=(*kept, *spare[:missing])[: len(places)], left_out=tuple(spare[missing:]),
             seconds=seconds, reward_state=save_state(self._reward),
+        )  # fmt: skip
+
+    def _without_reward(self, number: int, groups: Sequence[Group]) -> RunError:
+        """Nothing can be learned of such a round. What was drawn waits for its rewards, in the first rank's part."""
+
+        def wait() -> None:
+            for part in self._folder.glob(f"{number:06d}.part-*.jsonl"):
+                part.unlink()
+            self._keep_part(number, [_unscored(group) for group in groups if _is_answered(group)])
+
+        self._ranks.on_main(wait, "the round, which has no reward")
+        return RunError(
+            f"no completion of round {number} has a reward", found=_first_complaint(groups),
+            fix="mend the reward, or the engine; the same command goes on with the completions that are there",
         )  # fmt: skip
 
     def _together(self, mine: Sequence[Group], asked: Sequence[int], seconds: dict[str, float]) -> list[Group]:
@@ -193,14 +232,15 @@ class Rounds:
         draw = np.random.Generator(np.random.PCG64([self._rollout.seed, number, tries]))
         return [rest[int(i)] for i in draw.permutation(len(rest))[:num]]
 
-    def _groups(self, number: int, places: Sequence[int], seconds: dict[str, float]) -> list[Group]:
-        """The prompts at these places with their completions; with their scores, where each has its own."""
+    def _drawn(self, number: int, places: Sequence[int], seconds: dict[str, float]) -> list[Group]:
+        """The prompts at these places with their completions, not scored yet."""
+        if not places:
+            return []
         begun = time.perf_counter()
-        requests = [request for place in places for request in self._requests(number, place)]
-        completions = answers(self._engine, requests) if requests else []
+        completions = answers(self._engine, [request for place in places for request in self._requests(number, place)])
         seconds["generate"] += time.perf_counter() - begun
         size = self._rollout.group_size
-        groups = [
+        return [
             Group(
                 prompt=self._prompts[place],
                 completions=tuple(completions[start : start + size]),
@@ -209,11 +249,12 @@ class Rounds:
             )
             for place, start in zip(places, range(0, len(completions), size), strict=True)
         ]
-        if self._scored_together or not groups:
-            return groups
-        return [
-            replace(group, scores=own) for group, own in zip(groups, self._scores(groups, seconds), strict=True)
-        ]
+
+    def _scored(self, groups: Sequence[Group], seconds: dict[str, float]) -> list[Group]:
+        """The same groups; those that have their scores keep them."""
+        waiting = [group for group in groups if not _is_scored(group)]
+        scores = iter(self._scores(waiting, seconds) if waiting else ())
+        return [group if _is_scored(group) else replace(group, scores=next(scores)) for group in groups]
 
     def _scores(self, groups: Sequence[Group], seconds: dict[str, float]) -> list[tuple[Score, ...]]:
         begun = time.perf_counter()
@@ -229,6 +270,45 @@ class Rounds:
         asked = self._renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin)
         for index in range(config.group_size):
             yield asked.request(f"{number}/{self._keys[place]}#{index}", sampling_of(config), config.seed)
+
+
+def _has_reward(group: Group) -> bool:
+    """Whether something of it can be trained on."""
+    return any(
+        score.value is not None and math.isfinite(score.value) and completion.is_trainable
+        for completion, score in zip(group.completions, group.scores, strict=True)
+    )
+
+
+def _told(made: Round) -> str:
+    """How many completions have no reward, and why, the commonest reason first; nothing where all have one."""
+    scores = [score for group in (*made.groups, *made.left_out) for score in group.scores]
+    why = failures(scores)
+    if not why:
+        return ""
+    first = "; ".join(f"{num}: {reason}" for reason, num in why.most_common(3))
+    return f"round {made.number}: {why.total()} of {len(scores)} completions have no reward ({first})"
+
+
+def _is_scored(group: Group) -> bool:
+    return UNSCORED not in group.scores
+
+
+def _unscored(group: Group) -> Group:
+    return replace(group, scores=(UNSCORED,) * len(group.completions))
+
+
+def _is_answered(group: Group) -> bool:
+    """Whether the engine gave all of its completions: what it failed to give is drawn anew."""
+    return all(completion.finish_reason != "error" for completion in group.completions)
+
+
+def _first_complaint(groups: Sequence[Group]) -> str:
+    for group in groups:
+        for completion, score in zip(group.completions, group.scores, strict=True):
+            if reason := completion.error or score.error:
+                return reason
+    return "empty completions"
 
 
 def _differ(group: Group) -> bool:

@@ -116,6 +116,7 @@ def row_of(group: Sampled) -> Row:
     row["messages"] = [_message(message) for message in prompt.messages]
     row |= {"tools": [dict(tool) for tool in prompt.tools]} if prompt.tools else {}
     row |= {"reference": prompt.reference, "columns": dict(prompt.columns)}
+    row |= {} if prompt.answer is None else {"answer": prompt.answer}
     row["answers"] = [_answer(answer) for answer in group.answers]
     return row
 
@@ -124,7 +125,8 @@ def sampled_of(row: Mapping[str, Any]) -> Sampled:
     file, _, line = row["origin"].rpartition(":")
     prompt = Prompt(
         messages=tuple(_turn(message) for message in row["messages"]), reference=row["reference"],
-        tools=tuple(row.get("tools", ())), columns=row["columns"], origin=Origin(file=file, line=int(line)),
+        answer=row.get("answer"), tools=tuple(row.get("tools", ())), columns=row["columns"],
+        origin=Origin(file=file, line=int(line)),
     )  # fmt: skip
     return Sampled(key=row["key"], prompt=prompt, answers=tuple(_answered(answer) for answer in row["answers"]))
 

@@ -64,7 +64,6 @@ def reward_metrics(rewards: Tensor, groups: Tensor) -> dict[str, Total]:
         "reward": Total(torch.where(known.known, rewards, 0.0).sum(), num_known),
         "reward_std": Total(known.std().sum(), rated),
         "frac_reward_zero_std": Total(equal.to(rewards.dtype).sum(), rated),
-        "frac_reward_failed": Total((~known.known).to(rewards.dtype).sum(), float(len(rewards))),
     }
 
 

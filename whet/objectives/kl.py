@@ -54,7 +54,7 @@ class FixedKl:
 class AdaptiveKl:
     """A KL weight that moves until the measured KL is the target (Ziegler et al., 1909.08593, section 2.2).
 
-        e = clip((KL - target) / target, -0.2, 0.2)        weight <- weight (1 + e n / horizon)
+        e = clip((KL - target) / target, -0.2, 0.2)        weight <- weight (1 + e n / max(horizon, n))
 
     KL is measured on the rollouts of a step: summed over a response's tokens, averaged over the responses. (verl
     averages over the tokens as well, so that its targets are smaller by the length of a response.) n is their number.
@@ -65,12 +65,13 @@ class AdaptiveKl:
     target: float
     """Nats a response."""
     horizon: float
-    """Responses over which a KL 20 % off or more changes the weight by 20 %, roughly."""
+    """Responses over which a KL 20 % off or more changes the weight by 20 %, roughly; a step never changes it by more,
+    which would turn it negative for a step of many responses."""
 
     def updated(self, kl: float, num: int) -> AdaptiveKl:
         """The weight for the next step, after `num` responses with the mean `kl`."""
         error = min(max((kl - self.target) / self.target, -0.2), 0.2)
-        return replace(self, weight=self.weight * (1.0 + error * num / self.horizon))
+        return replace(self, weight=self.weight * (1.0 + error * num / max(self.horizon, num)))
 
 
 KlController = FixedKl | AdaptiveKl

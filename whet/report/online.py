@@ -145,7 +145,9 @@ def _lengths(stage: StageView) -> Chart | None:
             "that follows from the task. Red flags: growth without a gain in truth; a length that stays at the limit."
         ),
         figure=Lines(panels=tuple(panels)),
-        alarms=alarms.fired([online_alarms.length_at_limit(stage.steps, limit)]),
+        alarms=alarms.fired([
+            online_alarms.length_at_limit(stage.steps, limit), online_alarms.completions_failed(stage.steps),
+        ]),
     )
 
 

@@ -76,6 +76,17 @@ def rewards_failed(steps: Sequence[Row]) -> str | None:
     )
 
 
+def completions_failed(steps: Sequence[Row]) -> str | None:
+    failed = [(x, y) for x, y in finite(steps, "completions/failed_ratio") if y > 0]
+    if not failed:
+        return None
+    step, worst = max(failed, key=lambda point: point[1])
+    return (
+        f"The engine failed to give completions in {len(failed)} rounds (at most {worst:.1%}, step {step:g}): see "
+        "error in completions.jsonl."
+    )
+
+
 def kl_blow_up(steps: Sequence[Row]) -> str | None:
     """By nats a token, so that long completions are no alarm."""
     points = _kl(steps)

@@ -13,7 +13,7 @@ from typing import Any
 
 from whet.config.rewards import Custom
 from whet.rewards.process import Call, Worker
-from whet.rewards.reward import no_answer, question
+from whet.rewards.reward import columns_of, no_answer, question
 from whet.rewards.transcript import images_of
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
@@ -40,12 +40,9 @@ class FunctionReward:
         return [next(rest) if score is None else score for score in scores]
 
     def _columns(self, prompt: Prompt) -> dict[str, Any]:
-        """The row's columns, its reference and its pictures, as far as the function takes them."""
-        columns: dict[str, Any] = dict(prompt.columns) | images_of(prompt)
-        if prompt.reference is not None:
-            columns["reference"] = prompt.reference
+        """The row's columns, its answer, reference and pictures, as far as the function takes them."""
         return {
             name: value
-            for name, value in columns.items()
+            for name, value in (columns_of(prompt) | images_of(prompt)).items()
             if name not in ("prompt", "completion") and (self._takes is None or name in self._takes)
         }

@@ -21,7 +21,7 @@ from typing import Any
 
 from whet.config.rewards import Http
 from whet.data.picture_files import sent
-from whet.rewards.reward import no_answer, question
+from whet.rewards.reward import columns_of, no_answer, question
 from whet.rewards.value import read_value
 from whet.rollout.bearer import bearer
 from whet.rollout.retry import AGAIN, pause, retry_after
@@ -95,10 +95,7 @@ def payload(pairs: Sequence[Pair]) -> dict[str, list[Any]]:
         "prompts": [question(prompt) for prompt, _ in pairs],
         "messages": [[_turn(turn) for turn in prompt.messages] for prompt, _ in pairs],
         "completions": [completion.text for _, completion in pairs],
-        "columns": [
-            {**prompt.columns, **({"reference": prompt.reference} if prompt.reference is not None else {})}
-            for prompt, _ in pairs
-        ],
+        "columns": [columns_of(prompt) for prompt, _ in pairs],
     }
 
 

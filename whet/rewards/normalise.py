@@ -22,6 +22,8 @@ class Running:
     mean: float = 0.0
     squares: float = 0.0
     """Sum of squared distances from the mean."""
+    stands: bool = False
+    """Further values are measured by it, and do not count."""
 
     @property
     def std(self) -> float:
@@ -30,7 +32,7 @@ class Running:
 
     def update(self, values: Sequence[float]) -> None:
         """Count further values."""
-        for value in values:
+        for value in () if self.stands else values:
             self.num += 1
             distance = value - self.mean
             self.mean += distance / self.num

@@ -11,7 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
@@ -80,6 +80,13 @@ def failures(scores: Iterable[Score]) -> Counter[str]:
 def question(prompt: Prompt) -> str:
     """Text of the last user message."""
     return next((message.text for message in reversed(prompt.messages) if message.role == "user"), "")
+
+
+def columns_of(prompt: Prompt) -> dict[str, Any]:
+    """What rewards from outside are told of the row: its columns, its own `answer` and its `reference`."""
+    columns: dict[str, Any] = {} if prompt.answer is None else {"answer": prompt.answer}
+    columns |= prompt.columns  # a column that is called so and was left over is what the user means
+    return columns if prompt.reference is None else columns | {"reference": prompt.reference}
 
 
 def reference_of(prompt: Prompt) -> str:

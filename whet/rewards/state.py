@@ -8,7 +8,8 @@ Numbers are kept by the name of the part that is normalised, `reward` for a rewa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from whet.rewards.composite import CompositeReward
 from whet.rewards.normalise import NormalisedReward, Running
@@ -31,6 +32,25 @@ def load_state(reward: Reward, state: Mapping[str, Mapping[str, float]]) -> None
         raise ValueError(f"the state is of {sorted(state)}, the reward normalises {sorted(running)}")
     for name, numbers in state.items():
         running[name].restore(numbers)
+
+
+@contextmanager
+def on_scale(reward: Reward, scale: RewardState | None) -> Iterator[None]:
+    """Normalise by `scale` and nothing else; without one, by what is scored here. What was seen before comes back."""
+    before, running = save_state(reward), _running(reward)
+    if scale is None:
+        for numbers in running.values():
+            numbers.restore(Running().state())
+    else:
+        load_state(reward, scale)
+    for numbers in running.values():
+        numbers.stands = scale is not None
+    try:
+        yield
+    finally:
+        for numbers in running.values():
+            numbers.stands = False
+        load_state(reward, before)
 
 
 def _running(reward: Reward) -> dict[str, Running]:

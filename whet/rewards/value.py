@@ -16,8 +16,8 @@ def read_value(value: object) -> dict[str, Any]:
     The value of a mapping is its entry `score`, else the sum of all.
     """
     numbers = {str(name): _number(part) for name, part in value.items()} if isinstance(value, Mapping) else {}
-    total = numbers.pop("score", math.fsum(numbers.values())) if numbers else _number(value)
-    if not math.isfinite(math.fsum([total, *numbers.values()])):
+    total = numbers.pop("score", sum(numbers.values())) if numbers else _number(value)
+    if not all(map(math.isfinite, (total, *numbers.values()))):
         return {"error": f"must return a number (found {value!r})"[:LONGEST_ERROR]}
     return {"value": total, "parts": numbers}
 

@@ -68,6 +68,7 @@ def load_function(path: str) -> Callable[..., Any]:
     place, _, name = path.rpartition(":")
     if not place or not name:
         raise NoFunction("no such function", "write module:function or FILE.py:function")
+    _let_find(Path(place).parent if place.endswith(".py") else Path())
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # an import runs the user's code, which may raise anything
@@ -169,6 +170,12 @@ def _raised(error: Exception) -> dict[str, Any]:
 def _tell(replies: IO[str], message: dict[str, Any]) -> None:
     replies.write(json.dumps(message) + "\n")
     replies.flush()
+
+
+def _let_find(folder: Path) -> None:
+    """Modules of the user's stand beside the plan or the file, where the `whet` command by itself does not look."""
+    if (name := str(folder.resolve())) not in sys.path:
+        sys.path.append(name)  # behind what is installed: a folder here may be called like a package
 
 
 def _load_file(place: str) -> ModuleType:

@@ -116,7 +116,8 @@ def policy_engine(
 
     Of weights in 4 bits it holds a copy in `dtype` where the memory has room for one, or where it answers `ahead`,
     while the model trains; else it answers with the model itself.
-    `whole` gathers weights that will be in parts. Raises ConfigError for an engine that cannot follow such.
+    `whole` gathers weights that will be in parts. Raises ConfigError for an engine that cannot follow such, and for a
+    model of which there is no copy that could answer `ahead`.
     """
     if whole is not None and not isinstance(config, Native):
         raise ConfigError(
@@ -126,12 +127,18 @@ def policy_engine(
     match config:
         case Native():
             room = has_room_for_copy(unwrapped(model), dtype)
-            return NativeEngine(
+            engine = NativeEngine(
                 model, answering.tokenizer, batch_size=answering.batch_size,
                 end_ids=end_ids(answering.tokenizer, model, answering.end_id),
                 dtype=dtype if room or ahead or not is_quantised(model) else None,
                 pack_frozen=room, reader=answering.reader, whole=whole, record=_record(config, model),
             )  # fmt: skip
+            if ahead and engine.answers_with(model):
+                raise ConfigError(
+                    "the adapter cannot be folded into a copy, and the model cannot answer while it trains",
+                    field="rollout.staleness", found="1", fix="leave it at 0, or train a plain LoRA adapter",
+                )  # fmt: skip
+            return engine
         case Vllm() if is_quantised(model):
             raise ConfigError(
                 "a server holds the weights as they are stored, and would answer with others than are trained",

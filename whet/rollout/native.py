@@ -24,7 +24,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from whet.data.pictures import PictureReader
-from whet.models.backbone import Backbone, max_positions
+from whet.models.backbone import Backbone, max_positions, unwrapped
 from whet.models.memory import decoding_tokens
 from whet.models.mode import evaluating
 from whet.models.recorded import Record
@@ -70,6 +70,10 @@ class NativeEngine:
         self._max_positions = max_positions(model)
         self._most_tokens = decoding_tokens(self._model)
         self._version = 0
+
+    def answers_with(self, model: torch.nn.Module) -> bool:
+        """Whether it is this very model, and no copy, that answers."""
+        return unwrapped(model) is unwrapped(self._model)
 
     def sync(self, version: int) -> None:
         """Generate with the model's weights as they are now; completions carry `version`."""

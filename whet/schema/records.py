@@ -136,6 +136,8 @@ class Prompt:
 
     messages: tuple[Message, ...]
     reference: str | None = None
+    answer: str | None = None
+    """The row's own answer as it is written there, working and all, where it has one; as little shown to a model."""
     tools: tuple[Mapping[str, Any], ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = NOWHERE

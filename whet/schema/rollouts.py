@@ -96,6 +96,11 @@ class Completion:
     def num_tokens(self) -> int:
         return len(self.ids) if self.counted_tokens is None else self.counted_tokens
 
+    @property
+    def is_trainable(self) -> bool:
+        """Whether there are tokens that a policy could learn from."""
+        return bool(self.ids) and self.finish_reason != "error"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judgement:

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from whet.config.rollout import Rollout
 from whet.data.render import Renderer
 from whet.experience.collect import keyed, sampling_of
 from whet.rewards.reward import Reward
-from whet.rewards.state import load_state, save_state
+from whet.rewards.state import on_scale, save_state
 from whet.rollout.engine import Engine, answers
+from whet.runs.files import read_json, write_json
 from whet.schema.records import Prompt
 
 
 def held_out_reward(
-    prompts: Sequence[Prompt], engine: Engine, renderer: Renderer, reward: Reward, rollout: Rollout
+    prompts: Sequence[Prompt], engine: Engine, renderer: Renderer, reward: Reward, rollout: Rollout, *, scale: Path
 ) -> dict[str, float]:
     """`eval/reward`, its parts, and lengths, drawn as rollouts are and with the same random numbers every time.
 
-    What a reward has seen so far is left as it was: evaluation is no part of its statistics. Completions without a
-    reward are in no mean, and their share is `eval/frac_reward_failed`.
+    What a reward has seen so far is left as it was: evaluation is no part of its statistics. Where rewards are
+    normalised, those of the first evaluation are the scale of all, kept in the file `scale`: on one that follows the
+    training a policy that gets better and better would seem to get worse. Completions without a reward are in no mean,
+    and their share is `eval/frac_reward_failed`.
     """
     requests = [
         renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin).request(
@@ -28,9 +32,12 @@ def held_out_reward(
         for prompt, key in keyed(prompts)
     ]
     completions = answers(engine, requests)
-    before = save_state(reward)
-    scores = reward.score(prompts, completions)
-    load_state(reward, before)
+    with on_scale(reward, read_json(scale) if scale.is_file() else None):
+        scores = reward.score(prompts, completions)
+        seen = save_state(reward)
+    if seen and not scale.is_file() and any(score.value is not None for score in scores):
+        write_json(scale, seen)
+    answered = [completion for completion in completions if completion.finish_reason != "error"]
     known = [score for score in scores if score.value is not None]
     parts: dict[str, list[float]] = {}
     for score in known:
@@ -39,7 +46,7 @@ def held_out_reward(
     measured = {
         "eval/reward": [float(score.value or 0.0) for score in known],
         "eval/frac_reward_failed": [float(score.value is None) for score in scores],
-        "eval/completions/mean_length": [float(completion.num_tokens) for completion in completions],
-        "eval/completions/clipped_ratio": [float(completion.finish_reason == "length") for completion in completions],
+        "eval/completions/mean_length": [float(completion.num_tokens) for completion in answered],
+        "eval/completions/clipped_ratio": [float(completion.finish_reason == "length") for completion in answered],
     } | parts
     return {name: sum(values) / len(values) for name, values in measured.items() if values}

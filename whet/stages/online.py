@@ -9,6 +9,7 @@ prompts -> completions -> rewards -> advantages -> steps -> the best checkpoint 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -20,10 +21,11 @@ from whet.errors import DataError
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, pick_device
 from whet.models.memory import FreedMemory, activation_bytes
+from whet.ranks.group import Ranks
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
 from whet.rewards.reward import Reward
-from whet.rollout.build import Answering, Served, policy_engine
+from whet.rollout.build import Answering, Served, policy_engine, server_counts
 from whet.rollout.engine import Engine
 from whet.runs.files import read_jsonl
 from whet.runs.sinks import MetricsFile
@@ -46,6 +48,8 @@ from whet.train.rounds import RoundOrder
 
 GOLD = "its reference does not get full marks"
 """Why a row is left out after the gold check."""
+SCALE = "eval_scale.json"
+"""What the rewards of the starting model's held-out answers were like, where rewards are normalised."""
 LAST_SHARE = 0.1
 """Part of the training that the summary's means are over."""
 
@@ -67,7 +71,8 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)
     renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
     tokenizer = renderer.template.tokenizer
-    reward = build_reward(stage.reward, setting=setting(stage, context, opened))
+    judges: list[Engine] = []
+    reward = build_reward(stage.reward, setting=setting(stage, context, opened, judges))
     asked = checked(stage, context, renderer, reward)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=stage.train.keep_checkpoints)
     policy = load_policy(stage, context, checkpoints, tokenizer, device=device, dtype=dtype)
@@ -106,26 +111,28 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
             settle=freed.settle,
             title=stage.name,
         ).fit()
-    end = partial(finish, stage, context, checkpoints, position, artefact_name(policy.model))
+    counts = asked_of_servers(engine, judges, context.ranks)
+    end = partial(finish, stage, context, checkpoints, position, artefact_name(policy.model), counts)
     return context.ranks.on_main(end, "the model that is kept")
 
 
-def setting(stage: OnlineStage, context: Context, opened: ExitStack) -> RewardSetting:
-    """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge."""
+def setting(stage: OnlineStage, context: Context, opened: ExitStack, judges: list[Engine]) -> RewardSetting:
+    """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge, which joins `judges`."""
     return RewardSetting(
         models=context.models,
         max_new_tokens=stage.rollout.max_new_tokens,
-        judge=partial(judge_of, stage, context, opened),
+        judge=partial(judge_of, stage, context, opened, judges),
         vision=context.model.vision,
     )
 
 
 def judge_of(
-    stage: OnlineStage, context: Context, opened: ExitStack, judge: PointwiseForm
+    stage: OnlineStage, context: Context, opened: ExitStack, judges: list[Engine], judge: PointwiseForm
 ) -> tuple[Engine, Renderer]:
     """A language model that judges."""
     engine = judge_engine(judge, stage.rollout, context)
     opened.callback(engine.close)
+    judges.append(engine)
     return engine, judge_renderer(judge, context)
 
 
@@ -166,7 +173,9 @@ def evaluator(
     def measured() -> dict[str, float]:
         found: dict[str, float] = {}
         if held_out:
-            found |= held_out_reward(held_out, engine, renderer, reward, stage.rollout)
+            found |= held_out_reward(
+                held_out, engine, renderer, reward, stage.rollout, scale=context.paths.file(SCALE)
+            )
         if stage.watch:
             with parallel.forward():
                 found |= watch(stage, context, policy.model, policy.tokenizer)
@@ -175,11 +184,23 @@ def evaluator(
     return evaluate
 
 
+def asked_of_servers(engine: Engine, judges: Sequence[Engine], ranks: Ranks) -> dict[str, float]:
+    """What servers were asked by the processes that ended the stage, over all ranks."""
+    own = Counter(server_counts(engine))
+    for judge in judges:
+        own.update({f"judge_{name}": value for name, value in server_counts(judge).items()})
+    total: Counter[str] = Counter()
+    for part in ranks.everyone(dict(own), "what servers were asked"):
+        total.update(part)
+    return dict(total)
+
+
 def finish(
-    stage: OnlineStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str
-) -> StageResult:
+    stage: OnlineStage, context: Context, checkpoints: Checkpoints, position: Position, artefact: str,
+    counts: Mapping[str, float],
+) -> StageResult:  # fmt: skip
     """Publish the chosen checkpoint's weights as the stage's model, and sum up its metrics."""
     step = kept_step(stage, position)
     model = publish(checkpoints.folder(step) / artefact, context.paths.file(artefact), context.start.path)
     last = read_jsonl(context.paths.metrics)[-1]["epoch"]
-    return StageResult(metrics=final_metrics(context, step, since=(1 - LAST_SHARE) * last), model=model)
+    return StageResult(metrics={**final_metrics(context, step, since=(1 - LAST_SHARE) * last), **counts}, model=model)

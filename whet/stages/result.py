@@ -73,14 +73,22 @@ def final_metrics(context: Context, kept: int, *, since: float) -> dict[str, flo
 def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Loss and rewards averaged over the samples of the steps: one step's batch says little.
 
-    A step without good or without bad responses has no mean reward of them, and does not count for it.
+    A step without good or without bad responses has no mean reward of them, and does not count for it. Rewards of
+    online RL are of all completions that have one, whether a step trains on them or not.
     """
     names = dict.fromkeys(
         name for row in steps for name in row if name in ("loss", "reward") or name.startswith("rewards/")
     )
     found = {}
     for name in names:
-        known = [(row["samples"], row[name]) for row in steps if row.get(name) is not None]
+        known = [(_weight(row, name), row[name]) for row in steps if row.get(name) is not None]
         if total := sum(num for num, _ in known):
             found[name] = sum(num * value for num, value in known) / total
     return found
+
+
+def _weight(row: Mapping[str, Any], name: str) -> float:
+    """Samples that a step's number is the mean of."""
+    if name == "loss" or "num_completions" not in row:
+        return float(row["samples"])
+    return float(row["num_completions"] * (1.0 - row["frac_reward_failed"]))

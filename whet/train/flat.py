@@ -12,7 +12,6 @@ from torch import Tensor
 
 from whet.data.render import Renderer
 from whet.data.rendered import RenderedGroup
-from whet.errors import RunError
 from whet.experience.round_file import Round
 
 
@@ -57,10 +56,7 @@ class Flat:
 
 
 def flatten(made: Round, renderer: Renderer) -> Flat:
-    """The responses that can be trained on; a completion that failed, or is empty, is none.
-
-    Raises RunError where no completion of the round has a reward: nothing could be learned, for a reason to be mended.
-    """
+    """The responses that can be trained on; a completion that failed, or is empty, is none."""
     groups: list[RenderedGroup] = []
     sampler: list[float] = []
     keys, group_of, lengths, rewards = [], [], [], []
@@ -68,7 +64,7 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
         usable = [
             (completion, score)
             for completion, score in zip(group.completions, group.scores, strict=True)
-            if completion.ids and completion.finish_reason != "error"
+            if completion.is_trainable
         ]
         if not usable:
             continue
@@ -88,8 +84,6 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
                 pictures=asked.pictures,
             )
         )
-    if not np.isfinite(rewards).any():
-        raise RunError(f"no completion of round {made.number} has a reward", found=_why(made), fix="mend the reward")
     return Flat(
         groups=tuple(groups),
         keys=tuple(keys),
@@ -99,11 +93,3 @@ def flatten(made: Round, renderer: Renderer) -> Flat:
         sampler_logprobs=torch.tensor(sampler, dtype=torch.float32),
     )
 
-
-def _why(made: Round) -> str:
-    """The first complaint."""
-    for group in made.groups:
-        for completion, score in zip(group.completions, group.scores, strict=True):
-            if reason := completion.error or score.error:
-                return reason
-    return "empty completions"

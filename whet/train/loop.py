@@ -123,7 +123,9 @@ class Loop(Generic[B]):
             self.settle()
             beat()
             logged.add({"loss": Total(loss.total, self.learner.units(batch)), **loss.metrics})
-        norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
+        norm = 0.0
+        if units:  # else no rank has anything to learn from, and momentum alone moves no weights
+            norm = self.parallel.step(self._optimizer, self._parameters, self.train.max_grad_norm)
         row = values(self.parallel.means(logged.totals))
         row.setdefault("loss", 0.0)  # a step of online RL may find nothing to learn from, on any rank
         self._check_finite(step, row["loss"], norm, rate)
@@ -237,6 +239,10 @@ def evaluate_loss(
     return {f"eval/{name}": value for name, value in values(parallel.means(logged.totals)).items()}
 
 
+OF_THE_STEP = ("loss", "policy_loss")
+"""What is divided by the units of the step, which its first batch may bring for them all."""
+
+
 class Totals:
     """Totals of several micro-batches added up on the device: nothing waits for it until the step is over."""
 
@@ -245,7 +251,7 @@ class Totals:
 
     def add(self, more: Mapping[str, Total]) -> None:
         for name, metric in more.items():
-            if metric.count == 0 and name != "loss":
+            if metric.count == 0 and name not in OF_THE_STEP:
                 continue  # a mean over nothing: no good response in the batch, say
             known = self.totals.get(name)
             new = Total(metric.total.detach().float(), metric.count)

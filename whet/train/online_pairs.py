@@ -1,11 +1,12 @@
 """The feed of online DPO: of each prompt's completions the best against the worst, by their reward (2402.04792).
 
 A step trains on the pairs of one round. What becomes of every prompt is counted: a pair, or the reason why there is
-none.
+none (`whet.experience.pairs.REASONS`).
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ class OnlinePairFeed:
         assert order.steps_per_round == 1, "pairs are trained on once"
         self._order, self._renderer, self._pairs = order, renderer, pairs
         self._micro_batch_tokens, self._parallel, self._log = micro_batch_tokens, parallel, log
-        self._metrics: Mapping[str, float] = {}
+        self._metrics: dict[str, float] = {}
 
     @property
     def num_steps(self) -> int:
@@ -59,7 +60,9 @@ class OnlinePairFeed:
         made = self._order.get(step, step)
         selected = [(group, select_pair(group, self._pairs)) for group in made.groups]
         paired = [(group, pair) for group, pair in selected if isinstance(pair, Pair)]
+        why_not = Counter(pair for _, pair in selected if not isinstance(pair, Pair))
         self._metrics = self._of(made) | {"num_pairs": float(len(paired))}
+        self._metrics |= {f"no_pair/{reason}": float(num) for reason, num in why_not.items()}
         told = {
             group.completions[place].key: sign
             for group, pair in paired

@@ -166,8 +166,6 @@ class Parallel:
         limit = math.inf if max_norm is None else max_norm
         if self._holding is not None:
             self.meet()
-            if self._passes is not None and not self._turn:
-                self._passes.learn_nothing()  # no rank had a batch, and an engine steps after a backward pass only
             return self._holding.step(limit)
         match optimizer:
             case NarrowWeights():

@@ -12,7 +12,7 @@ from whet.models.head import TokenScores
 from whet.models.mode import evaluating
 from whet.models.scoring import TokenScorer
 from whet.models.value import PolicyScorer, PolicyScores, Values
-from whet.objectives.loss import Loss
+from whet.objectives.loss import Loss, Total
 from whet.objectives.policy import PolicyTokens
 from whet.objectives.value import ValueTokens
 from whet.schema.packed import Packed
@@ -83,6 +83,9 @@ class PolicyLearner:
                 entropy=tokens.entropy,
             )
         )
+        # Those without a gradient count for its mean as they do for the loss.
+        surrogate = Total(loss.metrics["policy_loss"].total, batch.units)
+        loss = Loss(loss.total, {**loss.metrics, "policy_loss": surrogate})
         return self._with_values(loss, scored.values, batch) if isinstance(scored, PolicyScores) else loss
 
     def _with_values(self, loss: Loss, values: Values, batch: PolicyBatch) -> Loss:

@@ -1,7 +1,8 @@
 """Rounds of rollouts in the order of training: which prompts, drawn with which weights, and how far ahead.
 
 Without staleness a round is drawn when its first step begins, with the weights of that step. With a staleness of 1 it
-is drawn in a thread of its own while the round before it is trained on, with the weights of that round's first step.
+is drawn in a thread of its own while the round before it is trained on, with the weights of that round's first step;
+prompts that replace those without a signal (DAPO) follow with the weights of its own first step.
 The thread does this rank's part alone: ranks speak to each other in one thread only.
 """
 
@@ -52,7 +53,7 @@ class RoundOrder:
         """Round `number`, asked for at `step`; where rounds are drawn ahead, the next one begins."""
         places = self._prompts.indices(number)
         if self._ahead is not None and self._ahead[0] == number:
-            made = self._rounds.finish(number, places, self._ahead[1].result())
+            made = self._rounds.finish(number, places, self._ahead[1].result(), lambda: self._sync(step))
         else:
             made = self._rounds.make(number, places, lambda: self._sync(step))
         if self._thread is not None and (number + 1) * self.steps_per_round < self.num_steps:

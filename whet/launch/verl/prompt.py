@@ -15,6 +15,7 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
     return Prompt(
         messages=tuple(_message(said) for said in json.loads(extra["messages"])),
         reference=row["reward_model"]["ground_truth"] or None,
+        answer=extra["answer"] or None,
         columns=json.loads(extra["columns"]),
         origin=Origin(file=extra["file"], line=extra["line"]),
     )

@@ -194,7 +194,7 @@ async def compute_score(
     request = {
         "completion": solution_str,
         "reference": ground_truth,
-        "extra": {name: extra_info[name] for name in ("messages", "columns", "file", "line")},
+        "extra": {name: extra_info[name] for name in ("messages", "columns", "answer", "file", "line")},
         "router": reward_router_address,
     }
     reply = await asyncio.wrap_future(asked.ask(request))

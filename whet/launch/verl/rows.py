@@ -4,10 +4,11 @@
     data_source     "gsm8k_train"                                       the file's name: verl groups its measures by it
     ability         ""
     reward_model    {"style": "rule", "ground_truth": "5"}              the reference
-    extra_info      {"split", "index", "file", "line", "messages", "columns"}
+    extra_info      {"split", "index", "file", "line", "messages", "columns", "answer"}
     images          [{"bytes": ...}]                                    where any row has pictures
 
-`messages` and `columns` are JSON: what whet's reward is given beside the completion, exactly as in a stage of its own.
+`messages` and `columns` are JSON, `answer` is the row's own: what whet's reward is given beside the completion, exactly
+as in a stage of its own.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _SCHEMA = [
         "extra_info",
         pa.struct([
             ("split", pa.string()), ("index", pa.int64()), ("file", pa.string()), ("line", pa.int64()),
-            ("messages", pa.string()), ("columns", pa.string()),
+            ("messages", pa.string()), ("columns", pa.string()), ("answer", pa.string()),
         ]),
     ),
 ]  # fmt: skip
@@ -71,7 +72,7 @@ def row_of(prompt: Prompt, index: int, *, split: str, system: str | None) -> dic
             "file": prompt.origin.file,
             "line": prompt.origin.line,
             "messages": json.dumps([_plain(message) for message in prompt.messages], ensure_ascii=False),
-            "columns": _columns(prompt),
+            "columns": _columns(prompt), "answer": prompt.answer or "",
         },
         "images": [{"bytes": _bytes(source, prompt.origin)} for source in pictures_in(messages)],
     }

@@ -62,10 +62,6 @@ class Passes:
         if self._shared[Wish.LOOK]:
             self._lend(Wish.LOOK)
 
-    def learn_nothing(self) -> None:
-        """A pass with gradient that adds nothing, on every rank."""
-        self._lend(Wish.LEARN)
-
     def _before(self, module: torch.nn.Module, inputs: Any) -> None:
         if not self._helping:
             self._agree(Wish.LEARN if torch.is_grad_enabled() else Wish.LOOK)
