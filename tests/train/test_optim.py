@@ -7,6 +7,7 @@ import torch
 
 from whet.config.train import Train
 from whet.train.optim import build_optimizer, learning_rate
+from whet.train.parallel import Parallel
 
 
 def rates(num: int, **settings: object) -> list[float]:
@@ -58,3 +59,33 @@ def test_matrices_decay_vectors_do_not_frozen_weights_are_left_out(weights: str)
         step = 0.0 if weights == "fp32" or name.startswith("frozen") else 2**-7
         torch.testing.assert_close(p.float(), factor * before[name], rtol=step or 1e-6, atol=1e-7)
         assert p.dtype == (torch.float32 if weights == "fp32" or name.startswith("frozen") else torch.bfloat16)
+
+
+class Two(Small):
+    """Of which the layer learns beside the words, three times as fast."""
+
+    def apart(self) -> dict[torch.nn.Parameter, float]:
+        return dict.fromkeys(self.layer.parameters(), 3.0)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16_master"])
+def test_what_stands_apart_is_clipped_by_itself(weights: str) -> None:
+    """The layer's gradient is a thousand times that of the words, which are clipped as if it were not there."""
+    torch.manual_seed(0)
+    alone, together = Small(), Two()
+    together.load_state_dict(alone.state_dict())
+    norms = []
+    for model in (alone, together):
+        model.layer.requires_grad_(isinstance(model, Two))
+        optimizer = build_optimizer(model, Train(weights=weights, weight_decay=0.0, epsilon=1.0))
+        assert {group["pace"] for group in optimizer.param_groups} == ({1.0, 3.0} if model is together else {1.0})
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        for p in parameters:
+            p.backward(torch.full_like(p, 1.0 if p is model.words.weight else 1000.0))
+        dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+        norms.append(Parallel(torch.device("cpu"), dtype).step(optimizer, parameters, 0.5))
+    assert torch.equal(together.words.weight, alone.words.weight)
+    # 20 numbers of 1 and 15 of 1000
+    assert norms == pytest.approx([20**0.5, (20 + 15e6) ** 0.5], rel=1e-3)

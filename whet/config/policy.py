@@ -37,7 +37,8 @@ class Ppo(KlInReward, Clipped):
     lam: float = Field(0.95, ge=0.0, le=1.0)
     """GAE's lambda: 1 is the return less the value, 0 looks one token ahead."""
     value_weight: float = Field(0.1, gt=0.0)
-    """Weight of the value loss."""
+    """Weight of the value loss in the layers that policy and values share. What it is for a value model of its own,
+    AdamW divides away: `value.learning_rate` is for that."""
     value_clip: float | None = Field(0.2, gt=0.0)
     """How far a value may move from the one of the rollout; null does not clip."""
     whiten: bool = True

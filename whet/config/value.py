@@ -24,6 +24,9 @@ class ModelValue(Section):
     model: str = "start"
     """`start` (the model this stage starts from), `base`, a stage name, or a checkpoint. A reward model goes on with
     its score for a value (InstructGPT, 2203.02155, appendix C.4); any other starts with values of 0."""
+    learning_rate: float | None = Field(None, gt=0.0)
+    """The highest, over the same warm-up and schedule; null is `train.learning_rate`. The model is clipped by its own
+    gradient's norm."""
 
 
 ValueFunction = Annotated[PolicyValue | ModelValue, Field(discriminator="type")]

@@ -88,9 +88,17 @@ class PolicyScorer(torch.nn.Module):
     `policy` alone scores what needs no values, such as the reference.
     """
 
-    def __init__(self, policy: TokenScorer, value: ValueHead | ValueScorer) -> None:
+    def __init__(self, policy: TokenScorer, value: ValueHead | ValueScorer, *, pace: float = 1.0) -> None:
+        """`pace` is the learning rate of a value model of its own over the policy's."""
         super().__init__()
-        self.policy, self.value = policy, value
+        self.policy, self.value, self._pace = policy, value, pace
+
+    def apart(self) -> dict[torch.nn.Parameter, float]:
+        """What learns beside the policy and not with it: the parameters of a value model of its own, with their pace.
+        A head trains the policy's layers, and is one with them."""
+        if isinstance(self.value, ValueHead):
+            return {}
+        return dict.fromkeys(self.value.parameters(), self._pace)
 
     def forward(
         self, packed: Packed, *, statistics: bool = False, temperature: float = 1.0, entropy_gradient: bool = False

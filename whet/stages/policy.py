@@ -81,8 +81,15 @@ def load_policy(
     budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
     tokens = TokenScorer(model, keep_tokens=budget.kept, activations=Activations.of(stage.train))
     values = _value_function(stage, context, model, folder, dtype, budget) if isinstance(stage, PpoStage) else None
-    scorer = tokens if values is None else PolicyScorer(tokens, values)
+    scorer = tokens if values is None else PolicyScorer(tokens, values, pace=_pace(stage))
     return Policy(model=model, tokenizer=tokenizer, budget=budget, tokens=tokens, values=values, scorer=scorer)
+
+
+def _pace(stage: OnlineStage) -> float:
+    """The value model's learning rate over the policy's."""
+    if not isinstance(stage, PpoStage) or not isinstance(stage.value, ModelValue):
+        return 1.0
+    return (stage.value.learning_rate or stage.train.learning_rate) / stage.train.learning_rate
 
 
 def _value_function(

@@ -111,7 +111,7 @@ class Loop(Generic[B]):
         units = self.parallel.sum(sum(self.learner.units(batch) for batch in batches))
         rate = learning_rate(step, self.feed.num_steps, self.train)
         for group in self._optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["pace"]
         logged = Totals()
         self.parallel.begin(len(batches))
         with self.parallel.forward():

@@ -54,6 +54,12 @@ class _Held:
         new, parameter.grad = parameter.grad, None
         self.gradient = new if self.gradient is None else self.gradient.float().add_(new)
 
+    @property
+    def apart(self) -> bool:
+        """Whether it is clipped apart from the rest."""
+        apart: bool = self.parts[0].inner.param_groups[0]["apart"]
+        return apart
+
     def flat_gradient(self) -> Tensor | None:
         return None if self.gradient is None else self.gradient.reshape(-1)
 
@@ -73,7 +79,8 @@ class NarrowWeights:
         """Makes the parameters bf16. `inner(parameter, part)` gives the optimiser of an fp32 part of a parameter."""
         self._seed, self._steps = seed, 0
         self._generator = torch.Generator(parameters[0].device)
-        self._scale: Tensor | float = 1.0
+        self._scales: dict[bool, Tensor] = {}
+        """What clipping leaves of the gradients, of what stands apart and of the rest."""
         longest = min(PART, max(parameter.numel() for parameter in parameters))
         self._scratch = torch.empty(2, longest, device=parameters[0].device)
         """Weights and gradients of the part that is being updated."""
@@ -100,18 +107,21 @@ class NarrowWeights:
         return [held.gradient for held in self._held]
 
     def clip(self, max_norm: float) -> Tensor:
-        """Norm of the whole gradient, in fp32; the step will use the gradient scaled to at most `max_norm`."""
-        norms = [
-            torch.linalg.vector_norm(gradient[part.rows], dtype=torch.float32)
-            for held in self._held
-            if (gradient := held.flat_gradient()) is not None
-            for part in held.parts
-        ]
-        if not norms:
+        """Norm of the whole gradient, in fp32; the step will use the gradient scaled to at most `max_norm`, what stands
+        apart by itself."""
+        found: dict[bool, list[Tensor]] = {}
+        for held in self._held:
+            if (gradient := held.flat_gradient()) is not None:
+                found.setdefault(held.apart, []).extend(
+                    torch.linalg.vector_norm(gradient[part.rows], dtype=torch.float32) for part in held.parts
+                )
+        if not found:
             return torch.zeros(())
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        self._scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
-        return norm
+        norms = {apart: torch.linalg.vector_norm(torch.stack(own)) for apart, own in found.items()}
+        self._scales = {apart: (max_norm / (norm + 1e-6)).clamp(max=1.0) for apart, norm in norms.items()}
+        own = list(norms.values())
+        whole: Tensor = own[0] if len(own) == 1 else torch.linalg.vector_norm(torch.stack(own))
+        return whole
 
     @torch.no_grad()
     def step(self) -> None:
@@ -123,15 +133,15 @@ class NarrowWeights:
             held.gradient = None
             if gradient is not None:
                 for part in held.parts:
-                    self._update(part, narrow[part.rows], gradient[part.rows])
+                    self._update(part, narrow[part.rows], gradient[part.rows], self._scales.get(held.apart, 1.0))
 
-    def _update(self, part: _Part, narrow: Tensor, gradient: Tensor) -> None:
+    def _update(self, part: _Part, narrow: Tensor, gradient: Tensor, scale: Tensor | float) -> None:
         wide, fp32_gradient = self._scratch[0, : len(narrow)], self._scratch[1, : len(narrow)]
         if part.remainder is None:
             wide.copy_(narrow)
         else:
             join(narrow, part.remainder, wide)
-        part.wide.data, part.wide.grad = wide, fp32_gradient.copy_(gradient).mul_(self._scale)
+        part.wide.data, part.wide.grad = wide, fp32_gradient.copy_(gradient).mul_(scale)
         part.inner.step()
         wide, spare = part.wide.data, fp32_gradient.view(torch.int32)
         if part.remainder is None:
@@ -141,7 +151,7 @@ class NarrowWeights:
         _empty(part.wide)
 
     def zero_grad(self) -> None:
-        self._scale = 1.0
+        self._scales = {}
         for held in self._held:
             held.gradient = None
 

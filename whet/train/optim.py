@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+from torch import Tensor
 from torch.nn import Parameter
 
 from whet.config.train import Train
@@ -17,27 +18,51 @@ Optimizer = torch.optim.Optimizer | NarrowWeights
 """fp32 weights with gradients in `.grad`, or bf16 weights whose gradients the optimiser holds."""
 
 
+@runtime_checkable
+class HasApart(Protocol):
+    """A module of which a part learns beside the rest and not with it."""
+
+    def apart(self) -> Mapping[Parameter, float]:
+        """Parameters of that part, each with its learning rate over the plan's."""
+        ...
+
+
 def build_optimizer(model: torch.nn.Module, train: Train) -> Optimizer:
     """The optimiser of all weights of `model` that train; `train.weights` other than fp32 makes them bf16.
 
-    Biases and norms, being vectors, are not decayed.
+    Biases and norms, being vectors, are not decayed. A group says by `pace` how much of the schedule's rate is its own,
+    and by `apart` whether it is clipped by itself.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     embeddings = {p for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    paces = model.apart() if isinstance(model, HasApart) else {}
+
+    def group(together: Sequence[Parameter]) -> dict[str, Any]:
+        first = together[0]
+        decay = train.weight_decay if first.ndim >= 2 else 0.0
+        return {"weight_decay": decay, "pace": paces.get(first, 1.0), "apart": first in paces}
+
     if train.weights == "fp32":
-        matrices, vectors = [p for p in parameters if p.ndim >= 2], [p for p in parameters if p.ndim < 2]
-        return _adamw([*_group(matrices, train.weight_decay), *_group(vectors, 0.0)], train, exact=embeddings)
+        kinds: dict[tuple[bool, bool], list[Parameter]] = {}
+        for parameter in sorted(parameters, key=lambda p: p.ndim < 2):  # matrices, then vectors, in their order
+            kinds.setdefault((parameter.ndim < 2, parameter in paces), []).append(parameter)
+        return _adamw([{"params": own, **group(own)} for own in kinds.values()], train, exact=embeddings)
 
     def inner(parameter: Parameter, part: Parameter) -> torch.optim.Optimizer:
-        decay = train.weight_decay if parameter.ndim >= 2 else 0.0
-        return _adamw(_group([part], decay), train, exact={part} if parameter in embeddings else ())
+        exact = {part} if parameter in embeddings else ()
+        return _adamw([{"params": [part], **group([parameter])}], train, exact=exact)
 
     return NarrowWeights(parameters, inner, master=train.weights == "bf16_master", seed=train.seed)
 
 
-def _group(parameters: Sequence[Parameter], decay: float) -> list[dict[str, Any]]:
-    """One parameter group, or none where it would be empty."""
-    return [{"params": list(parameters), "weight_decay": decay}] if parameters else []
+def clip(optimizer: torch.optim.Optimizer, max_norm: float) -> Tensor:
+    """Scale gradients to at most `max_norm`, what stands apart by itself. The norm of all, before clipping."""
+    parts: dict[bool, list[Parameter]] = {}
+    for group in optimizer.param_groups:
+        parts.setdefault(group["apart"], []).extend(group["params"])
+    norms = [torch.nn.utils.clip_grad_norm_(part, max_norm) for part in parts.values()]
+    whole: Tensor = norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
+    return whole
 
 
 def _adamw(groups: list[dict[str, Any]], train: Train, *, exact: Collection[Parameter]) -> torch.optim.Optimizer:

@@ -25,7 +25,7 @@ from whet.ranks.group import ALONE, Ranks
 from whet.ranks.pulse import waiting
 from whet.schema.metrics import Mean, Metric, merge
 from whet.train.narrow import NarrowWeights
-from whet.train.optim import Optimizer, build_optimizer
+from whet.train.optim import Optimizer, build_optimizer, clip
 from whet.train.sharding.choose import holding_of
 from whet.train.sharding.holding import Holding, Score
 from whet.train.sharding.passes import Passes
@@ -177,7 +177,7 @@ class Parallel:
                 if self.world > 1:
                     self._add_up([_gradient(parameter) for parameter in parameters])
                 self._scaler.unscale_(optimizer)
-                norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+                norm = clip(optimizer, limit)
                 self._scaler.step(optimizer)
                 self._scaler.update()
         optimizer.zero_grad()
