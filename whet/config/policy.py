@@ -20,8 +20,8 @@ class AdaptiveKlWeight(Section):
     target: float = Field(6.0, gt=0)
     """KL to the reference in nats a response, which the weight is moved for: up above it, down below it."""
     horizon: float = Field(10_000.0, gt=0)
-    """Responses over which the weight changes by a fifth, roughly, while the KL is a fifth off or more. Never fewer
-    than a step has."""
+    """Responses over which the weight changes by a fifth, roughly, while the KL is a fifth off or more. A step never
+    changes it by more, however many it has."""
 
 
 class Ppo(KlInReward, Clipped):
