@@ -9,8 +9,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
+from whet.config.engine import Native
+from whet.config.model import Model
+from whet.errors import ConfigError
+from whet.rollout.build import Answering, Served, policy_engine
+from whet.rollout.engine import Engine
 from whet.rollout.native import NativeEngine
 from whet.rollout.sampling import Drawn
+from whet.schema.artifacts import ModelRef
 from whet.schema.rollouts import Completion, Request, Sampling
 
 PROMPTS = ("What is 12 plus 30?", "Paris", "Write the words apple, pear and plum.", "答案是", "Score:")
@@ -73,6 +79,28 @@ def test_an_adapter_changes_what_is_generated(
     merged_answers = run(adapted, tokenizer, asked, size=5)
     assert [c.ids for c in merged_answers] != [c.ids for c in run(model, tokenizer, asked, size=5)]
     assert adapted.training, "the engine leaves the model in the mode it found it in"
+
+
+@pytest.mark.parametrize("folds", [True, False])
+def test_a_model_that_trains_answers_ahead_from_a_copy_alone(
+    folds: bool, tokenizer: PreTrainedTokenizerBase, tiny_checkpoint: Path
+) -> None:
+    """DoRA does not fold into a copy: the engine's thread would read weights that move."""
+    base = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    adapted = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", use_dora=not folds))
+    served = Served(ref=ModelRef(path="m"), model=Model(path="m"), folder=tiny_checkpoint)
+    answering = Answering(tokenizer=tokenizer, end_id=0, batch_size=4)
+
+    def engine(ahead: bool) -> Engine:
+        return policy_engine(Native(), adapted, served, answering, dtype=torch.float32, ahead=ahead)
+
+    found = engine(ahead=False)
+    assert isinstance(found, NativeEngine) and found.answers_with(adapted) != folds
+    if folds:
+        engine(ahead=True)
+    else:
+        with pytest.raises(ConfigError, match=r"rollout.staleness: the adapter cannot be folded"):
+            engine(ahead=True)
 
 
 def test_samples_do_not_depend_on_the_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -97,7 +97,8 @@ def test_ppo_on_a_reward_model_of_the_plan_whose_score_is_the_value_to_start_fro
         tiny_checkpoint,
         {"kind": "reward", "data": {"files": ["pairs.jsonl"]}},
         {
-            "kind": "ppo", "reward": {"type": "model", "path": "reward"}, "value": {"type": "model", "model": "reward"},
+            "kind": "ppo", "reward": {"type": "model", "path": "reward"},
+            "value": {"type": "model", "model": "reward", "learning_rate": 1e-3},
             "objective": {"kl_weight": 0.1, "epochs": 1, "adaptive_kl": {"target": 1.0}},
         },
         {"kind": "evaluate", "models": ["base", "ppo"], "tasks": [{
@@ -162,6 +163,10 @@ def test_held_out_prompts_are_measured_by_the_reward_and_name_the_best(tiny_chec
         ({"kind": "grpo", "rollout": {"temperature": 0}}, "rollout.temperature: must be greater than 0 (found 0)"),
         ({"kind": "grpo", "rollout": {"staleness": 1, "top_p": 0.9}}, "staleness needs tokens from the whole"),
         ({"kind": "grpo", "rollout": {"staleness": 1, "engine": {"type": "native", "graphs": True}}}, "engine.graphs"),
+        (
+            {"kind": "grpo", "rollout": {"staleness": 1}, "objective": {"importance_correction": "token_truncate"}},
+            "stages.0.objective.importance_correction: compares the engine",
+        ),
         ({"kind": "grpo", "reward": {"type": "numerik"}}, "did you mean numeric?"),
         ({"kind": "ppo", "objective": {"adaptive_kl": {"target": 1}, "kl_weight": 0}}, "start above it"),
     ],
