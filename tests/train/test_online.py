@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ class Training:
     staleness: int = 0
     whole: bool = True
     logged: list[Mapping[str, Any]] = field(default_factory=list)
+    at_save: Callable[[], None] = lambda: None
     measured_rows: int = 0
     """Responses that the trainer measured before a round's training."""
 
@@ -139,6 +141,7 @@ class Training:
         )  # fmt: skip
 
         def save(path: Path) -> None:
+            self.at_save()
             save_trained(model, tokenizer, path / "adapter")
             if isinstance(scorer, PolicyScorer) and isinstance(scorer.value, ValueHead):
                 save_value_head(scorer.value, path)
@@ -383,6 +386,27 @@ def test_rounds_drawn_ahead_go_on_to_the_same_bytes(stop_after: int, tiny_checkp
     ours, theirs = final_weights(broken), final_weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert metrics(broken) == metrics(whole) and rounds(broken) == rounds(whole)
+
+
+def test_a_checkpoint_waits_for_the_round_that_is_drawn_ahead(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A run that goes on from it has the weights that drew the round no more."""
+
+    class Slow(Share):
+        busy = False
+
+        def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+            self.busy = True
+            time.sleep(0.5)
+            self.busy = False
+            return super().score(prompts, completions)
+
+    reward, busy = Slow(), list[bool]()
+    training = Training(
+        tiny_checkpoint, tmp_path, plan.Grpo(num_iterations=2, kl_weight=0.0), reward, max_steps=4, staleness=1,
+        save_every=1, at_save=lambda: busy.append(reward.busy),
+    )  # fmt: skip
+    training.run()
+    assert busy == [False] * 4
 
 
 def test_completions_are_logged_once_with_their_advantage(tiny_checkpoint: Path, tmp_path: Path) -> None:
