@@ -17,7 +17,6 @@ part.
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,16 +29,25 @@ from whet.config.rollout import Rollout
 from whet.data.render import Renderer
 from whet.errors import RunError
 from whet.experience.collect import prompt_keys, sampling_of
+from whet.experience.group_rewards import (
+    UNSCORED,
+    differ,
+    first_complaint,
+    has_reward,
+    is_answered,
+    is_scored,
+    unscored,
+    why_unscored,
+)
 from whet.experience.round_file import Round, group_rows, groups_of, last_line, place_of, read_round, round_lines
 from whet.ranks.group import ALONE, Ranks
-from whet.rewards.reward import Reward, failures
+from whet.rewards.reward import Reward
 from whet.rewards.state import RewardState, load_state, save_state
 from whet.rollout.engine import Engine, answers
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Group, Request, Score
 
-UNSCORED = Score(value=None, error="not scored yet")
 MOST_TRIES = 4
 """Times a round asks for other prompts in place of those whose rewards are all equal."""
 
@@ -97,7 +105,7 @@ class Rounds:
         share = Share(groups=tuple(by_place[place] for place in mine), seconds=seconds)
         if drawn:
             self._keep_part(number, share.groups)
-        if self._scored_together or all(_is_scored(group) for group in share.groups):
+        if self._scored_together or all(is_scored(group) for group in share.groups):
             return share
         share = replace(share, groups=tuple(self._scored(share.groups, seconds)))
         self._keep_part(number, share.groups)
@@ -113,8 +121,8 @@ class Rounds:
             return self._read(number)
         made = self._complete(number, places, share, sync)
         self._ranks.on_main(lambda: self._keep(made), "the round, written")
-        if self._ranks.is_main and (told := _told(made)):
-            print(told, file=sys.stderr)
+        if self._ranks.is_main and (why := why_unscored((*made.groups, *made.left_out))):
+            print(f"round {number}: {why}", file=sys.stderr)
         return made
 
     def _is_made(self, number: int) -> bool:
@@ -174,10 +182,10 @@ class Rounds:
         asked, mine, tries = list(places), list(share.groups), 0
         while asked:
             together = self._together(mine, asked, seconds)
-            if not tries and not any(_has_reward(group) for group in together):
+            if not tries and not any(has_reward(group) for group in together):
                 raise self._without_reward(number, together)
             for group in together:
-                (kept if _differ(group) or not self._replace_equal else spare).append(group)
+                (kept if differ(group) or not self._replace_equal else spare).append(group)
             tries += 1
             missing, asked = len(places) - len(kept), []
             if missing > 0 and tries < MOST_TRIES and self._replace_equal:
@@ -200,11 +208,11 @@ class Rounds:
         def wait() -> None:
             for part in self._folder.glob(f"{number:06d}.part-*.jsonl"):
                 part.unlink()
-            self._keep_part(number, [_unscored(group) for group in groups if _is_answered(group)])
+            self._keep_part(number, [unscored(group) for group in groups if is_answered(group)])
 
         self._ranks.on_main(wait, "the round, which has no reward")
         return RunError(
-            f"no completion of round {number} has a reward", found=_first_complaint(groups),
+            f"no completion of round {number} has a reward", found=first_complaint(groups),
             fix="mend the reward, or the engine; the same command goes on with the completions that are there",
         )  # fmt: skip
 
@@ -252,9 +260,9 @@ class Rounds:
 
     def _scored(self, groups: Sequence[Group], seconds: dict[str, float]) -> list[Group]:
         """The same groups; those that have their scores keep them."""
-        waiting = [group for group in groups if not _is_scored(group)]
+        waiting = [group for group in groups if not is_scored(group)]
         scores = iter(self._scores(waiting, seconds) if waiting else ())
-        return [group if _is_scored(group) else replace(group, scores=next(scores)) for group in groups]
+        return [group if is_scored(group) else replace(group, scores=next(scores)) for group in groups]
 
     def _scores(self, groups: Sequence[Group], seconds: dict[str, float]) -> list[tuple[Score, ...]]:
         begun = time.perf_counter()
@@ -270,47 +278,3 @@ class Rounds:
         asked = self._renderer.ask(prompt.messages, prompt.tools, origin=prompt.origin)
         for index in range(config.group_size):
             yield asked.request(f"{number}/{self._keys[place]}#{index}", sampling_of(config), config.seed)
-
-
-def _has_reward(group: Group) -> bool:
-    """Whether something of it can be trained on."""
-    return any(
-        score.value is not None and math.isfinite(score.value) and completion.is_trainable
-        for completion, score in zip(group.completions, group.scores, strict=True)
-    )
-
-
-def _told(made: Round) -> str:
-    """How many completions have no reward, and why, the commonest reason first; nothing where all have one."""
-    scores = [score for group in (*made.groups, *made.left_out) for score in group.scores]
-    why = failures(scores)
-    if not why:
-        return ""
-    first = "; ".join(f"{num}: {reason}" for reason, num in why.most_common(3))
-    return f"round {made.number}: {why.total()} of {len(scores)} completions have no reward ({first})"
-
-
-def _is_scored(group: Group) -> bool:
-    return UNSCORED not in group.scores
-
-
-def _unscored(group: Group) -> Group:
-    return replace(group, scores=(UNSCORED,) * len(group.completions))
-
-
-def _is_answered(group: Group) -> bool:
-    """Whether the engine gave all of its completions: what it failed to give is drawn anew."""
-    return all(completion.finish_reason != "error" for completion in group.completions)
-
-
-def _first_complaint(groups: Sequence[Group]) -> str:
-    for group in groups:
-        for completion, score in zip(group.completions, group.scores, strict=True):
-            if reason := completion.error or score.error:
-                return reason
-    return "empty completions"
-
-
-def _differ(group: Group) -> bool:
-    """Whether the group's rewards say which of its completions are better."""
-    return len({score.value for score in group.scores if score.value is not None}) > 1
