@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from whet.config.rollout import Pairs
 from whet.experience.pairs import Candidate, Pair, select_pair, select_pairs
 from whet.experience.rows import dpo_row, grpo_rows, gspo_row, raw_row, softmax
 from whet.schema.records import Message, Prompt
-from whet.schema.rollouts import Group
+from whet.schema.rollouts import Group, Score
 
 MIXED = group(("a", 4.0), ("b", 2.0), ("c", 5.0), ("d", 2.0))
 
@@ -53,13 +54,19 @@ def test_the_margin_must_be_exceeded() -> None:
     assert isinstance(select_pair(MIXED, Pairs(min_margin=2.9)), Pair)
 
 
+def test_what_the_engine_failed_to_give_is_not_called_empty() -> None:
+    lost = replace(MIXED.completions[0], text="", finish_reason="error", error="status 503")
+    down = replace(MIXED, completions=(lost,) * 4, scores=(Score(value=None, error="no answer"),) * 4)
+    assert select_pair(down, Pairs()) == "failed"
+
+
 def test_counts_add_up() -> None:
     groups = [MIXED, group(("a", 3.0), ("b", 3.0)), group(("a", None), ("b", None)), MIXED]
     outcomes, counts = select_pairs(groups, Pairs())
     assert len(outcomes) == 4
     assert counts.to_json() == {
         "total": 4, "kept": 2,
-        "empty": 0, "no_score": 1, "one_candidate": 0, "identical": 0, "ties": 1, "below_margin": 0,
+        "failed": 0, "empty": 0, "no_score": 1, "one_candidate": 0, "identical": 0, "ties": 1, "below_margin": 0,
         "all_right": 0, "all_wrong": 0, "unchecked": 0, "pairs": 2,
     }  # fmt: skip
     assert counts.total == counts.kept + sum(counts.dropped.values())

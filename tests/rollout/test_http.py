@@ -21,7 +21,7 @@ from whet.experience.store import RolloutStore
 from whet.rollout import endpoints, retry
 from whet.rollout.engine import answers
 from whet.rollout.http import http_engine
-from whet.rollout.server import ServerEngine
+from whet.rollout.server import MOST_IN_A_ROW, ServerEngine
 from whet.rollout.wire import NotReadable, chat_body, messages_of, read_last_logprobs, read_reply
 from whet.schema.pictures import Picture
 from whet.schema.records import Message, Part
@@ -174,6 +174,53 @@ def test_what_fails_for_ever_is_data(opened: list[ServerEngine]) -> None:
     assert [completion.finish_reason for completion in well] == ["stop"] * 3
     assert (bad.finish_reason, bad.error) == ("error", f"{stub.url}: status 500 out of memory")
     assert engine.counts["failed"] == 1 and engine.counts["answered"] == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (402, "the server refuses all requests by now .*status 402 no money.*the same command goes on"),
+        (403, "the server refuses all requests by now .*status 403 no money.*the same command goes on"),
+        (503, "the server does not answer any more .*status 503 no money.*the same command goes on"),
+    ],
+)
+def test_a_server_that_fails_half_way_ends_the_stage_and_costs_no_answer(
+    opened: list[ServerEngine], tmp_path: Path, status: int, said: str
+) -> None:
+    """Nothing is kept as a request that could not be answered, and what was answered is not asked for again."""
+    well = 3
+
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        if number <= well:
+            return good(path, body)
+        time.sleep(0.1)  # what was answered before has arrived
+        return status, b'{"error": {"message": "no money"}}', {}
+
+    def stream(engine: ServerEngine) -> list[Completion]:
+        return list(RolloutStore(tmp_path / "rollouts.jsonl").stream(engine, iter(requests(8)), chunk=4))
+
+    with Stub(answer) as stub:
+        with pytest.raises(RunError, match=said) as caught:
+            stream(engine_of(opened, stub.url, retries=2, concurrency=2))
+        assert "\n" not in str(caught.value)
+        well, before = 10**6, len(stub.bodies)
+        completions = stream(engine_of(opened, stub.url, concurrency=2))
+        asked = len(stub.bodies) - before
+    assert [completion.finish_reason for completion in completions] == ["stop"] * 8 and asked == 5
+
+
+def test_many_failures_in_a_row_are_the_servers(opened: list[ServerEngine]) -> None:
+    """One request may be more than a server can bear; not every one."""
+
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        return good(path, body) if number == 1 else (500, b"", {})
+
+    with Stub(answer) as stub:
+        engine = engine_of(opened, stub.url, retries=0, concurrency=1)
+        few = answers(engine, requests(MOST_IN_A_ROW))
+        assert [completion.finish_reason for completion in few].count("error") == MOST_IN_A_ROW - 1
+        with pytest.raises(RunError, match="does not answer any more"):
+            answers(engine, requests(1))
 
 
 def test_a_request_the_server_cannot_take_is_not_made_again(opened: list[ServerEngine]) -> None:

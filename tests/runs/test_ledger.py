@@ -122,3 +122,13 @@ def test_events_are_lines(tmp_path: Path) -> None:
         handle.write('{"event": "to')
     record_event(paths, "done", stage="sft", seconds=1.0)
     assert [(row["event"], row["stage"]) for row in read_jsonl(paths.ledger)] == [("started", "sft"), ("done", "sft")]
+
+
+def test_how_a_server_is_asked_is_no_difference() -> None:
+    """After an outage somebody gives it more time: the answers that are there stay what they were."""
+    engine = {"type": "http", "model": "m", "concurrency": 16, "timeout": 600.0, "retries": 6}
+    assert first_difference({"engine": engine}, {"engine": {**engine, "concurrency": 4, "timeout": 9.0}}) is None
+    found = first_difference({"engine": engine}, {"engine": {**engine, "model": "n"}})
+    assert found == 'engine.model ("m" -> "n")'
+    # a reward's own limit decides which calls fail
+    assert first_difference({"reward": {"timeout": 1.0}}, {"reward": {"timeout": 2.0}}) is not None

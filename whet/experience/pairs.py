@@ -24,9 +24,11 @@ from whet.config.rollout import OnlinePairs, Pairs
 from whet.schema.rollouts import Completion, Group
 
 Reason = Literal[
-    "empty", "no_score", "one_candidate", "identical", "ties", "below_margin", "all_right", "all_wrong", "unchecked"
-]
+    "failed", "empty", "no_score", "one_candidate", "identical", "ties", "below_margin", "all_right", "all_wrong",
+    "unchecked",
+]  # fmt: skip
 REASONS: dict[Reason, str] = {
+    "failed": "the engine gave no answer",
     "empty": "every answer is empty",
     "no_score": "no judgement could be read",
     "one_candidate": "only one answer has a score",
@@ -217,7 +219,7 @@ def _right_wrong(group: Group, marks: Marks) -> Pair | Reason:
     The scores of the pair are the checker's, 1 and 0: the judge may have thought otherwise.
     """
     if not any(map(has_words, group.completions)):
-        return "empty"
+        return _wordless(group)
     right, wrong = (_marked(group, marks, wanted) for wanted in (True, False))
     if right and wrong:
         return Pair(right[0], wrong[0])
@@ -248,5 +250,10 @@ def _too_few(group: Group, usable: Sequence[Candidate]) -> Reason | None:
     if len(usable) >= 2:
         return None
     if not any(map(has_words, group.completions)):
-        return "empty"
+        return _wordless(group)
     return "one_candidate" if usable else "no_score"
+
+
+def _wordless(group: Group) -> Reason:
+    failed = any(completion.finish_reason == "error" for completion in group.completions)
+    return "failed" if failed else "empty"

@@ -52,6 +52,7 @@ REASONS = {
     "identical": "best and worst were the same text",
     "one_candidate": "only one answer had a score",
     "no_score": "no judgement could be read",
+    "failed": "the engine gave no answer",
     "empty": "every answer was empty",
     "all_right": "every answer was right",
     "all_wrong": "every answer was wrong",

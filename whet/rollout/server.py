@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import aiohttp
 
@@ -34,6 +34,11 @@ AHEAD = 2
 caller."""
 WINDOW = 16
 """How far the newest request may be from the oldest unanswered one, in the same multiples."""
+MOST_IN_A_ROW = 8
+"""Requests that may fail one after another, each in a way of its own, before the server is what fails."""
+ACCOUNT = (401, 402, 403, 404)
+"""A key, money or a model that is not there: no request to come has a better chance."""
+GO_ON = "mend it; the same command goes on with the answers that are there"
 CANNOT_MEASURE = "this server does not tell the log-probs of given continuations"
 
 
@@ -59,11 +64,14 @@ class Manner:
 
 
 class _Again(Exception):
-    """An attempt that failed and may be made again, after some seconds at least."""
+    """An attempt that failed and may be made again, after some seconds at least. `blames` says what failed if it never
+    succeeds: this request, a server that is down, or one that no longer serves us."""
 
-    def __init__(self, reason: str, *, after: float = 0.0) -> None:
+    def __init__(
+        self, reason: str, *, after: float = 0.0, blames: Literal["request", "server", "account"] = "request"
+    ) -> None:
         super().__init__(reason)
-        self.after = after
+        self.after, self.blames = after, blames
 
 
 class _Refused(Exception):
@@ -83,10 +91,12 @@ class ServerEngine:
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._counts = {"answered": 0.0, "failed": 0.0, "retries": 0.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}
         self._running: _Running | None = None
+        self._lost, self._lost_at = 0, 0
+        """Requests given up since the last answer, and how many answers there were then."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions as they come. Raises ConfigError where the server refuses the key or the model, and
-        RunError where it has never answered."""
+        RunError where it does not answer, or not any more: what it has answered is yielded first."""
         if self._running is None:
             self._running = _Running(self._concurrency, local=self.manner.local)
         running, arrived = self._running, SimpleQueue[tuple[int, Completion | BaseException]]()
@@ -106,6 +116,7 @@ class ServerEngine:
                 number, result = arrived.get()
                 del tasks[number]
                 if isinstance(result, BaseException):
+                    yield from _answered(arrived)
                     raise result
                 beat()
                 yield result
@@ -183,24 +194,37 @@ class ServerEngine:
         )
 
     async def _ask_until(self, name: str, path: str, body: Mapping[str, Any], read: Reader[T]) -> T:
-        """Ask, again where that may help. Raises _Refused with the last reason where it did not, and RunError where
-        nothing has ever answered."""
-        reason = ""
+        """Ask, again where that may help. Raises _Refused with the last reason where it did not, and RunError where the
+        server is what fails: then no request shall pass for one that cannot be answered."""
+        answered, last = self._endpoints.num_answered, _Again("")
         for attempt in range(self._retries + 1):
             try:
                 said, usage = await self._ask(path, body, read)
             except _Again as error:
-                reason = str(error)
+                last = error
                 if attempt < self._retries:
                     self._counts["retries"] += 1
+                    answered = self._endpoints.num_answered
                     await asyncio.sleep(max(pause(attempt, name), error.after))
                 continue
             self._counts["prompt_tokens"] += usage.prompt_tokens
             self._counts["completion_tokens"] += usage.completion_tokens
             return said
-        if not self._endpoints.num_answered:
-            raise RunError("the server does not answer", field=self.manner.field, found=reason)
-        raise _Refused(reason)
+        self._give_up(last, answered)
+        raise _Refused(str(last))
+
+    def _give_up(self, last: _Again, answered: int) -> None:
+        """Raises RunError where no other request fares better. `answered` were there before the last and longest
+        pause."""
+        found, field, now = str(last), self.manner.field, self._endpoints.num_answered
+        if not now:
+            raise RunError("the server does not answer", field=field, found=found)
+        if last.blames == "account":
+            raise RunError("the server refuses all requests by now", field=field, found=found, fix=GO_ON)
+        self._lost = self._lost + 1 if self._lost_at == now else 1
+        self._lost_at = now
+        if (last.blames == "server" and now == answered) or self._lost >= MOST_IN_A_ROW:
+            raise RunError("the server does not answer any more", field=field, found=found, fix=GO_ON)
 
     async def _ask(self, path: str, asked: Mapping[str, Any], read: Reader[T]) -> tuple[T, Usage]:
         endpoint = self._endpoints.take()
@@ -210,8 +234,8 @@ class ServerEngine:
             if status in AGAIN:
                 raise _Again(
                     f"{endpoint.url}: status {status} {complaint(body)}".rstrip(),
-                    after=retry_after(headers.get("retry-after")),
-                )
+                    after=retry_after(headers.get("retry-after")), blames="request" if status == 500 else "server",
+                )  # fmt: skip
             if status != 200:
                 self._refuse(endpoint, status, body)
             read_whole = read(body)
@@ -238,20 +262,30 @@ class ServerEngine:
             ):
                 return reply.status, reply.headers, await reply.read()
         except TimeoutError:
-            raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s") from None
+            raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s", blames="server") from None
         except aiohttp.InvalidURL as error:
             raise ConfigError("is no URL", field=self.manner.field, found=f"{endpoint.url}: {error}") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise _Again(f"{endpoint.url}: {type(error).__name__} {error}".rstrip()) from None
+            reason = f"{endpoint.url}: {type(error).__name__} {error}".rstrip()
+            raise _Again(reason, blames="server") from None
 
     def _refuse(self, endpoint: Endpoint, status: int, body: bytes) -> None:
-        """Raises UserError for what stands in the plan, _Refused for what is in the request alone."""
+        """Raises UserError for what stands in the plan, _Refused for what is in the request alone, and _Again for what
+        has been otherwise before."""
         said = complaint(body)
         found = f"{endpoint.url}: status {status} {said}".rstrip()
         if endpoint.num_answered:
-            raise _Again(found) if status in (401, 403, 404) else _Refused(found)
+            raise _Again(found, blames="account") if status in ACCOUNT else _Refused(found)
         raise_for(status, found, self.manner.field)
         raise _Refused(found)
+
+
+def _answered(arrived: SimpleQueue[tuple[int, Completion | BaseException]]) -> Iterator[Completion]:
+    """What has come already."""
+    while not arrived.empty():
+        _, result = arrived.get()
+        if isinstance(result, Completion):
+            yield result
 
 
 def raise_for(status: int, found: str, field: str) -> None:

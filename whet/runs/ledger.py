@@ -60,10 +60,21 @@ class Status:
         return f"changed: {keys}" if keys else None
 
 
+MANNER = frozenset({
+    "concurrency", "timeout", "retries", "start_timeout", "token_env", "price_per_million_prompt_tokens",
+    "price_per_million_completion_tokens",
+})  # fmt: skip
+"""How a server is asked: what it says does not depend on it, and after an outage somebody will change it."""
+
+
 def first_difference(left: Any, right: Any, path: str = "") -> str | None:
-    """Dotted path of the first value in which two configurations differ, with both values; None where they agree."""
+    """Dotted path of the first value in which two configurations differ, with both values; None where they agree.
+
+    `MANNER` of servers is not compared.
+    """
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        for key in sorted({*left, *right}):
+        manner = MANNER if "concurrency" in left and "concurrency" in right else frozenset()
+        for key in sorted({*left, *right} - manner):
             found = first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
             if found:
                 return found
