@@ -131,4 +131,5 @@ def test_how_a_server_is_asked_is_no_difference() -> None:
     found = first_difference({"engine": engine}, {"engine": {**engine, "model": "n"}})
     assert found == 'engine.model ("m" -> "n")'
     # a reward's own limit decides which calls fail
-    assert first_difference({"reward": {"timeout": 1.0}}, {"reward": {"timeout": 2.0}}) is not None
+    custom = {"type": "custom", "timeout": 1.0, "concurrency": 4}
+    assert first_difference(custom, {**custom, "timeout": 2.0}) is not None

@@ -73,7 +73,7 @@ def first_difference(left: Any, right: Any, path: str = "") -> str | None:
     `MANNER` of servers is not compared.
     """
     if isinstance(left, Mapping) and isinstance(right, Mapping):
-        manner = MANNER if "concurrency" in left and "concurrency" in right else frozenset()
+        manner = MANNER if "retries" in left and "retries" in right else frozenset()
         for key in sorted({*left, *right} - manner):
             found = first_difference(left.get(key), right.get(key), f"{path}.{key}" if path else str(key))
             if found:
