@@ -111,6 +111,8 @@ def test_bad_lines_are_handed_on(tmp_path: Path, name: str, data: str, complaint
         ("x.jsonl", b'{"a": "ok"}\n{"a": "\xff"}\n', "x.jsonl:2: is not UTF-8 (found byte 0xff)"),
         ("x.json", b'[{"a": "\xff"}]', "x.json: is not UTF-8"),
         ("x.csv", b"prompt\n\xff\n", "x.csv: is not UTF-8"),
+        ("x.csv", "prompt,note,completion,note\na,1,b,2\n", "x.csv:1: two columns have one name (found 'note')"),
+        ("x.csv", "prompt,,\na,1,2\n", "x.csv:1: two columns have one name (found '')"),
         ("x.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "x.json: holds several lists of rows (found train, test)"),
         ("x.json", "[{\"a\": " + "[" * 100_000, "x.json:1: unreadable JSON"),
         ("x.md", "hello", "x.md: is no data file (found suffix '.md')"),

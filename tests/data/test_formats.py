@@ -193,6 +193,17 @@ def test_alpaca_input_history_system_and_other_columns() -> None:
     assert record.columns == {"id": 9}
 
 
+def test_a_cell_that_pandas_left_empty_is_none() -> None:
+    values = {"instruction": "Say hi", "input": float("nan"), "output": "Hi", "system": float("nan"), "n": float("nan")}
+    (record,) = read_row(Row(values, AT), "alpaca", "conversation")
+    assert isinstance(record, Conversation)
+    assert [message.text for message in record.messages] == ["Say hi", "Hi"] and record.columns == {"n": None}
+    bare = Row({"prompt": "?", "completion": float("nan"), "reference": float("nan")}, AT)
+    assert "completion" not in bare and matches(bare) == ["prompt"]
+    (asked,) = read_row(bare, "prompt", "prompt")
+    assert isinstance(asked, Prompt) and asked.reference is None
+
+
 def test_tools() -> None:
     values = {
         "conversations": [
@@ -284,7 +295,11 @@ BAD: list[tuple[Format, dict[str, Any], str]] = [
     ("kto", {"messages": [{"role": "user", "content": "x"}], "label": True}, "messages: does not end with the answer"),
     ("ranking", {"prompt": "x", "responses": ["5", "6"], "rankings": [1]}, "rankings: 1 numbers for 2 responses"),
     ("scored", {"prompt": "x", "response": "5", "reward": "high"}, "reward: is not a number (found 'high')"),
-    ("scored", {"prompt": "x", "response": "5", "reward": float("nan")}, "reward: is not a finite number"),
+    ("scored", {"prompt": "x", "response": "5", "reward": float("nan")}, "reward: is null (found NaN)"),
+    ("prompt_completion", {"prompt": "x", "completion": float("nan")}, "completion: is null (found NaN)"),
+    ("alpaca", {"instruction": float("inf"), "output": "x"}, "instruction: is null (found Infinity)"),
+    ("alpaca", {"instruction": "x", "output": "y", "history": [["a", float("nan")]]}, "history[0]: is not a finite number (found NaN)"),
+    ("messages", {"messages": [{"role": "user", "content": float("nan")}, {"role": "assistant", "content": "y"}]}, "messages[0].content: is a number, not text (found NaN)"),
     ("prompt", {"prompt": ""}, "prompt: is empty"),
     ("prompt", {"prompt": [{"role": "system", "content": "x"}]}, "prompt: has no user turn"),
     ("prompt_completion", {"question": "x", "query": "y", "answer": "5"}, "prompt: two columns could be it: question, query"),

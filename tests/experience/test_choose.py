@@ -25,13 +25,20 @@ def test_signs_of_a_sum_make_another_prompt() -> None:
     assert len({fingerprint(text) for text in sums}) == 5
 
 
+def test_other_pictures_make_another_prompt() -> None:
+    shown: tuple[tuple[str, ...], ...] = ((), ("a",), ("b",), ("a", "b"), ("b", "a"), ("ab",))
+    assert len({fingerprint("[image] What is this?", pictures) for pictures in shown}) == len(shown)
+    assert fingerprint("[image] what is THIS", ("a",)) == fingerprint("[image] What is this?", ("a",))
+
+
 def test_texts_without_words_are_told_apart() -> None:
     assert fingerprint("?!") != fingerprint("...") and fingerprint("?!") == fingerprint(" ?! ")
 
 
 def test_an_evaluation_is_never_asked_in_training() -> None:
     chooser = Chooser(GivenPrompts())
-    chooser.exclude([BIRD, "Spell cat."])
+    for text in (BIRD, "Spell cat."):
+        chooser.exclude(text)
     assert [chooser.offer(text) for text in (BIRD.upper(), "Spell dog.", "Spell CAT!")] == [False, True, False]
     account = chooser.account(["held_out.jsonl"])
     assert account["evaluation"]["num"] == 2 and account["taken"]["num"] == 1 and account["in_both"] == 0
@@ -42,14 +49,14 @@ def test_an_evaluation_is_never_asked_in_training() -> None:
 def test_a_broken_exclusion_cannot_be_accounted_for() -> None:
     chooser = Chooser(GivenPrompts())
     chooser.offer(BIRD)
-    chooser.exclude([BIRD])
+    chooser.exclude(BIRD)
     with pytest.raises(AssertionError, match="1 prompts of an evaluation were taken"):
         chooser.account([])
 
 
 def test_seen_and_twice() -> None:
     chooser = Chooser(GivenPrompts())
-    chooser.saw([BIRD])
+    chooser.saw(BIRD)
     assert [chooser.offer(text) for text in (BIRD, "Spell dog.", "Spell dog")] == [False, True, False]
     assert chooser.refused == {"seen": 1, "duplicate": 1}
 
@@ -73,8 +80,8 @@ def test_seen_and_twice() -> None:
 )
 def test_filters_of_self_instruct(text: str, reason: str | None) -> None:
     chooser = Chooser(SelfInstruct())
-    chooser.exclude(["Count the legs of a spider."])
-    chooser.saw([BIRD])
+    chooser.exclude("Count the legs of a spider.")
+    chooser.saw(BIRD)
     assert chooser.offer(text) is (reason is None)
     assert list(chooser.refused) == ([reason] if reason else [])
     assert reason is None or reason in REASONS
@@ -84,7 +91,7 @@ def test_filters_of_self_instruct(text: str, reason: str | None) -> None:
 
 def test_near_evaluation_prompts_are_counted_where_no_filter_removes_them() -> None:
     chooser = Chooser(GivenPrompts())
-    chooser.exclude(["Invent a name for a dragon: 5 letters, starts with K."])
+    chooser.exclude("Invent a name for a dragon: 5 letters, starts with K.")
     assert chooser.offer("Invent a name for a dragon: 5 letters, starts with L.")
     assert chooser.offer("Sort these words by their length.")
     assert chooser.account([])["near"] == {"rouge_l": 0.7, "num": 1}
@@ -93,7 +100,8 @@ def test_near_evaluation_prompts_are_counted_where_no_filter_removes_them() -> N
 @given(st.lists(st.text(max_size=20), max_size=20), st.lists(st.text(max_size=20), max_size=5))
 def test_whatever_the_texts_everything_is_taken_or_counted(texts: list[str], held_out: list[str]) -> None:
     chooser = Chooser(SelfInstruct(min_words=0))
-    chooser.exclude(held_out)
+    for text in held_out:
+        chooser.exclude(text)
     taken = sum(chooser.offer(text) for text in texts)
     assert taken + chooser.refused.total() == len(texts) and taken == len(chooser.taken)
     assert chooser.account([])["in_both"] == 0

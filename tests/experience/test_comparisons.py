@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64encode
 from collections import Counter
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,13 @@ def test_pictures_inside_rows_are_put_beside(in_tmp: Path) -> None:
     named = [name for row in rows_in(in_tmp / "out/prompts.jsonl") for name in row["images"]]
     assert len(named) == 3 and all(name.startswith("compare_pictures/") for name in named)
     assert (in_tmp / "out" / named[0]).read_bytes() == b"\x89PNG 1"
+
+
+def test_a_date_beside_an_item_becomes_text(in_tmp: Path) -> None:
+    row = {"question": "q", "answers": ["x", "y"], "better": 1, "day": date(2024, 2, 29)}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), in_tmp / "p.parquet")
+    compare(["p.parquet"], in_tmp / "out", Splitting(held_out=0))
+    assert [row["day"] for row in rows_in(in_tmp / "out/prompts.jsonl")] == ["2024-02-29"]
 
 
 def test_marks_in_the_question_say_where_its_pictures_go(in_tmp: Path) -> None:

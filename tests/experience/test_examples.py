@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 
@@ -11,13 +12,12 @@ from whet.config.judge import Pointwise
 from whet.experience.examples import (
     Example,
     ExampleCounts,
-    HumanScored,
     agreeing_examples,
     agreement_with_people,
     human_examples,
-    human_scored,
     without_commonest,
 )
+from whet.experience.told import HumanScored, human_scored
 from whet.rewards.pointwise import PointForm
 from whet.schema.records import Message, Preference, Ranking, Record, Scored
 from whet.schema.rollouts import Group, Judgement, Score
@@ -57,10 +57,52 @@ def test_every_kind_of_human_score_is_read_and_rows_of_a_prompt_come_together() 
     ]  # fmt: skip
     city, ranked, paired = human_scored(records)
     assert [c.text for c in city.group.completions] == ["Rome", "Roma"] and city.values == (4.0, 2.0)
-    assert city.reasons == ("It is one.", None) and city.ordered == [(0, 1)]
-    assert ranked.values == (-2.0, -1.0) and ranked.ordered == [(1, 0)]
-    assert paired.values == (1.0, 0.0)
+    assert city.reasons == ("It is one.", None) and city.ordered == ((0, 1),)
+    assert ranked.values == paired.values == (None, None)
+    assert ranked.ordered == ((1, 0),) and paired.ordered == ((0, 1),)
     assert len({one.group.completions[0].key for one in (city, ranked, paired)}) == 3
+
+
+def compared(better: str, worse: str, *scores: float) -> Preference:
+    high, low = scores or (None, None)
+    return Preference(
+        prompt=ASKED, chosen=(Message("assistant", better),), rejected=(Message("assistant", worse),),
+        chosen_score=high, rejected_score=low,
+    )  # fmt: skip
+
+
+def order(*records: Record) -> list[str]:
+    """What people told apart among the answers to one prompt, `a>b` for each two."""
+    (one,) = human_scored(records)
+    texts = [completion.text for completion in one.group.completions]
+    return [f"{texts[better]}>{texts[worse]}" for better, worse in one.ordered]
+
+
+def ranked(responses: str, *ranks: float) -> Ranking:
+    return Ranking(prompt=ASKED, responses=tuple(responses), ranks=ranks)
+
+
+def scored(responses: str, *values: float, kind: Literal["reward", "weight"] = "reward") -> Scored:
+    return Scored(prompt=ASKED, responses=tuple(responses), values=values, kind=kind)
+
+
+def test_what_nobody_compared_is_not_told_apart() -> None:
+    assert order(compared("A", "B"), compared("B", "C"), compared("X", "Y")) == ["A>B", "B>C", "X>Y"]
+    assert order(compared("A", "B"), compared("A", "B"), compared("B", "A")) == ["A>B", "B>A"], "as they said it"
+    assert order(compared("A", "B", 4, 2), compared("X", "Y", 9, 8)) == ["A>B", "X>Y"], "whose scales may be two"
+    assert order(ranked("abc", 1, 2, 2), ranked("de", 2, 1)) == ["a>b", "a>c", "e>d"]
+    assert order(scored("ab", 0.7, 0.3, kind="weight"), scored("c", 1.0, kind="weight")) == ["a>b"]
+    assert order(scored("a", 3), scored("b", 5), scored("c", 3), compared("d", "a")) == ["d>a", "b>a", "b>c"]
+
+
+def test_a_comparison_is_no_score() -> None:
+    counts = ExampleCounts()
+    told = human_scored([compared("A", "B"), scored("A", 4.0)])
+    assert [(e.question, e.score) for e in human_examples(told, FORM, counts)] == [("Q Name a city. A A", 4.0)]
+    assert human_examples(human_scored([compared("A", "B")]), FORM, counts) == []
+    assert (counts.kept, counts.dropped) == (1, {"no_score": 1})
+    beside = human_examples(human_scored([compared("A", "B", 4.0, 2.0)]), FORM, counts)
+    assert [example.score for example in beside] == [4.0, 2.0]
 
 
 def test_agreement_by_hand() -> None:
@@ -95,7 +137,7 @@ def test_the_first_vote_in_the_peoples_order_becomes_examples() -> None:
     for scored, vote in others:
         agreeing_examples([scored], [judged(scored, vote)], FORM, counts)
     assert counts.to_json() == {
-        "total": 4, "kept": 1, "no_order": 1, "unreadable": 1, "other_order": 1, "off_scale": 0,
+        "total": 4, "kept": 1, "no_order": 1, "unreadable": 1, "other_order": 1, "no_score": 0, "off_scale": 0,
     }  # fmt: skip
 
 

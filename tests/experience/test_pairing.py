@@ -55,6 +55,16 @@ def test_pairs_of_two_files(in_tmp: Path) -> None:
     assert records[0].columns == {"key": "1", "chosen_origin": f"{chosen}:1", "rejected_origin": f"{rejected}:5"}
 
 
+def test_a_right_answer_beyond_the_pairs_of_its_prompt_is_called_so(in_tmp: Path) -> None:
+    chosen = write(in_tmp / "a.jsonl", [right("1", "yes"), right("1", "aye"), right("2", "alone")])
+    rejected = write(in_tmp / "b.jsonl", [wrong("1", "no"), wrong("1", "nay")])
+    found = pair(chosen, rejected, in_tmp / "pairs.jsonl").to_json()
+    assert (found["pairs"], found["chosen_alone"], found["rejected_alone"]) == (1, 2, 1)
+    assert {why: where["lines"] for why, where in found["chosen"]["dropped"].items()} == {
+        "its prompt has all the pairs it may have": {chosen: "2"}, "no wrong answer for it": {chosen: "3"},
+    }  # fmt: skip
+
+
 def test_without_keys_prompts_are_compared(in_tmp: Path) -> None:
     def without(row: dict[str, Any]) -> dict[str, Any]:
         return {name: value for name, value in row.items() if name != "key"}

@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import date
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 import whet.rollout.build as build
@@ -74,6 +78,28 @@ def test_files_are_gone_through_round_by_round_without_the_evaluation(
     with pytest.raises(RunError, match=r"no prompts left.*was seen before"):
         both = {"seen": {"files": ["@one/prompts.jsonl", "@two/prompts.jsonl"]}}
         run(tmp_path / "three", folders={n: tmp_path / n for n in ("one", "two")}, **keys, **both)
+
+
+def test_the_same_words_about_another_picture_are_another_prompt(tmp_path: Path) -> None:
+    for name, shown in (("a", b"1"), ("b", b"2"), ("again", b"1"), ("held", b"3")):
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG" + shown)
+
+    def asking(*names: str) -> list[dict[str, Any]]:
+        return [{"prompt": "What is this?", "images": [f"{name}.png"]} for name in names]
+
+    file = write(tmp_path / "prompts.jsonl", [*asking("a", "b", "again", "held"), {"prompt": "What is this?"}])
+    held_out = write(tmp_path / "held_out.jsonl", asking("held"))
+    run(tmp_path / "out", data={"files": [file]}, exclude=[{"files": [held_out]}])
+    assert read_json(tmp_path / "out" / "prompts.json")["refused"] == {"duplicate": 1, "evaluation": 1}
+    assert [str(row["prompt"]).count(".png") for row in read_jsonl(tmp_path / "out" / "prompts.jsonl")] == [1, 1, 0]
+
+
+def test_what_json_has_no_word_for_becomes_text(tmp_path: Path) -> None:
+    row = {"prompt": "How much?", "day": date(2024, 2, 29), "cost": Decimal("1.50")}
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "p.parquet")
+    run(tmp_path / "out", data={"files": [str(tmp_path / "p.parquet")]})
+    (written,) = read_jsonl(tmp_path / "out" / "prompts.jsonl")
+    assert written == {"prompt": "How much?", "day": "2024-02-29", "cost": "1.50"}
 
 
 class Listing(NativeEngine):

@@ -11,6 +11,7 @@ from typing import Any
 
 from whet.config.data import Data
 from whet.data.beside import Beside
+from whet.data.formats import OWN_ANSWER
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.places import pictures_in
@@ -147,14 +148,16 @@ def _sharegpt_row(record: Conversation) -> dict[str, Any]:
 
 
 def _sharegpt_turns(message: Message) -> list[dict[str, Any]]:
-    """Words and calls of one turn are two turns in this format."""
-    turns = [{"from": SHAREGPT_ROLES[message.role], "value": _text(message)}] if _text(message) else []
+    """Words and calls of one turn are two turns in this format, each with its weight."""
+    turns: list[dict[str, Any]] = []
+    if _text(message):
+        turns.append({"from": SHAREGPT_ROLES[message.role], "value": _text(message)})
     if message.tool_calls:
         calls = [dict(call) for call in message.tool_calls]
         turns.append(
             {"from": "function_call", "value": json.dumps(calls[0] if len(calls) == 1 else calls, ensure_ascii=False)}
         )
-    return turns
+    return [{**turn, "weight": message.weight} for turn in turns] if message.weight != 1 else turns
 
 
 def _alpaca_row(record: Conversation) -> dict[str, Any]:
@@ -164,6 +167,8 @@ def _alpaca_row(record: Conversation) -> dict[str, Any]:
     other = record.tools or pictures_in(messages)
     if not messages or roles != ["user", "assistant"] * (len(messages) // 2) or other:
         raise _unwritable("alpaca", f"turns {'/'.join(roles)}", record.origin)
+    if weights := [answer.weight for answer in messages[1::2] if answer.weight != 1]:
+        raise _unwritable("alpaca", f"an answer of weight {weights[0]:g}", record.origin)
     texts = [message.text for message in messages]
     history = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
     row: dict[str, Any] = {"instruction": texts[-2], "input": "", "output": texts[-1]}
@@ -216,4 +221,6 @@ def _prompt_row(record: Prompt) -> dict[str, Any]:
     row: dict[str, Any] = {"prompt": _prompt(record.messages, marks)}
     if record.reference is not None:
         row["reference"] = record.reference
+    if record.answer is not None:
+        row[OWN_ANSWER] = record.answer
     return {**row, **_tools(record.tools), **_images(record.messages, marks)}

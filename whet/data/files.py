@@ -10,7 +10,8 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
@@ -127,6 +128,7 @@ def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
         reader = csv.reader(handle, strict=True)
         try:
             header = next(reader, [])
+            _no_name_twice(header, name)
             before = reader.line_num
             for cells in reader:
                 origin, before = Origin(file=name, line=before + 1), reader.line_num
@@ -145,6 +147,13 @@ def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
             raise DataError(
                 f"broken CSV ({error})", file=name, line=reader.line_num, fix="mend the file there"
             ) from None
+
+
+def _no_name_twice(header: Sequence[str], name: str) -> None:
+    """Raises DataError where two columns have one name: a row has room for the cell of one."""
+    twice = next((column for column, num in Counter(header).items() if num > 1), None)
+    if twice is not None:
+        raise DataError("two columns have one name", file=name, line=1, found=repr(twice), fix="rename or remove one")
 
 
 def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:

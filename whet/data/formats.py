@@ -37,6 +37,8 @@ KIND: dict[Format, RecordKind] = {
     "text": "prompt",
 }
 """What the rows of a format are before anyone asks for something else."""
+OWN_ANSWER = "own_answer"
+"""Where rows that whet writes keep a prompt's `answer`: under its own name it would make a conversation of the row."""
 
 
 def kind_for(format: Format, want: Sequence[RecordKind]) -> RecordKind | None:
@@ -107,5 +109,7 @@ def prompt(row: Row) -> Prompt:
         turns, reference = turns[:-1], reference if reference is not None else turns[-1].text
     preferences.check_prompt(row, turns)
     reference = reference if reference is not None else column(row.values, WORKED_NAMES)
-    tools = read_tools(row)
-    return Prompt(messages=turns, reference=reference, tools=tools, columns=row.rest(), origin=row.origin)
+    answer, tools = row.maybe_text(OWN_ANSWER) or None, read_tools(row)
+    return Prompt(
+        messages=turns, reference=reference, answer=answer, tools=tools, columns=row.rest(), origin=row.origin
+    )

@@ -61,7 +61,8 @@ def parse_message(row: Row, turn: Any, field: str) -> Message:
     key = row.tags.content or ("content" if "content" in turn else "value")
     content = turn.get(key)
     if role == CALL:
-        return Message("assistant", "", tool_calls=read_calls(row, content, f"{field}.{key}"))
+        calls = read_calls(row, content, f"{field}.{key}")
+        return Message("assistant", "", tool_calls=calls, weight=_weight(row, turn, field))
     calls = parse_calls(row, turn.get("tool_calls"), f"{field}.tool_calls")
     body = _content(row, content, f"{field}.{key}")
     reasoning = turn.get("reasoning_content")

@@ -1,12 +1,14 @@
 """A row of a file on its way to a record: its values, where it stood, and which of them a format has used.
 
 Formats ask a row for what they need. What is missing, null or empty becomes a `DataError` that names file, line and
-field; what nobody asked for is left in `rest()` and ends in the record's `columns`.
+field; what nobody asked for is left in `rest()` and ends in the record's `columns`. NaN and infinity are null: pandas
+writes NaN for a cell without a value, and JSON has no such numbers.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,13 +36,14 @@ PLAIN = Tags()
 class Row:
     """One row, read by asking. Names are ours: a user's `columns` mapping has been applied before."""
 
-    __slots__ = ("_used", "folders", "origin", "tags", "values")
+    __slots__ = ("_given", "_used", "folders", "origin", "tags", "values")
 
     def __init__(
         self, values: Mapping[str, Any], origin: Origin, tags: Tags = PLAIN, folders: Sequence[str] = ()
     ) -> None:
         """`folders` are where relative paths of pictures are looked for, the first that has one winning."""
-        self.values, self.origin, self.tags, self.folders = values, origin, tags, folders
+        self.values, self.origin, self.tags, self.folders = _nulled(values), origin, tags, folders
+        self._given = values
         self._used: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
@@ -60,7 +63,7 @@ class Row:
             raise self.error(
                 "is null" if name in self.values else "is missing",
                 field=name,
-                found=None if name in self.values else f"fields {keys}",
+                found=self._given[name] if name in self.values else f"fields {keys}",
                 fix=f"fill it in, name its column by data.columns={{{name}: YOURS}}, or set data.on_bad_row=drop",
             )
         return value
@@ -88,8 +91,12 @@ class Row:
                 return self._encodable(value, field)
             case bool():
                 raise self.error("is true or false, not text", field=field, found=value)
-            case int() | float():
+            case int():
                 return str(value)
+            case float() if math.isfinite(value):
+                return str(value)
+            case float():
+                raise self.error("is not a finite number", field=field, found=value)
             case _:
                 raise self.error(f"is {kind_of_value(value)}, not text", field=field, found=value)
 
@@ -113,8 +120,7 @@ class Row:
         if (
             isinstance(value, bool)
             or not isinstance(value, int | float)
-            or value != value
-            or abs(value) == float("inf")
+            or not math.isfinite(value)
         ):
             raise self.error("is not a finite number", field=field, found=value)
         return float(value)
@@ -169,6 +175,17 @@ class Row:
     def rest(self) -> dict[str, Any]:
         """What no format asked for."""
         return {name: value for name, value in self.values.items() if name not in self._used}
+
+
+def _nulled(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The values with null for numbers that are none."""
+    if not any(map(_no_number, values.values())):  # nearly always
+        return values
+    return {name: None if _no_number(value) else value for name, value in values.items()}
+
+
+def _no_number(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def quote(value: object) -> str:

@@ -1,7 +1,8 @@
 """Which prompts a stage takes: new ones, that no evaluation asks, and that pass its filters.
 
-Two prompts are the same where they differ in case, width, punctuation and spaces only; a prompt of several turns is
-compared whole. Every prompt refused is refused for one reason, the first of `REASONS`, and counted under it.
+Two prompts are the same where they show the same pictures and differ in case, width, punctuation and spaces only; a
+prompt of several turns is compared whole. How like two are (`max_similarity`) is told from their words alone. Every
+prompt refused is refused for one reason, the first of `REASONS`, and counted under it.
 """
 
 from __future__ import annotations
@@ -42,12 +43,13 @@ SIGNS = frozenset("-/*%&@#\\_")
 OPENING = re.compile(r"[\w\"'“‘«「『《([{<#*@$/\\`]")
 
 
-def fingerprint(text: str) -> str:
+def fingerprint(text: str, pictures: Sequence[str] = ()) -> str:
     """Names a prompt: the same for texts that differ in case, width, spaces and punctuation only. `3 + 2` and `3 - 2`
-    are two: signs that may be arithmetic stay."""
+    are two: signs that may be arithmetic stay. `pictures` are the hashes of those that it shows, in their order."""
     plain = unicodedata.normalize("NFKC", text).casefold()
     bare = "".join(" " if unicodedata.category(sign)[0] == "P" and sign not in SIGNS else sign for sign in plain)
-    return hashlib.sha256((" ".join(bare.split()) or plain.strip()).encode()).hexdigest()
+    said = " ".join(bare.split()) or plain.strip()
+    return hashlib.sha256("\n".join((said, *pictures)).encode()).hexdigest()
 
 
 def digest(fingerprints: Iterable[str]) -> str:
@@ -80,22 +82,20 @@ class Chooser:
         listed = "|".join(re.escape(word) for word in self.filters.keywords)
         self._keywords = re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE) if listed else None
 
-    def exclude(self, texts: Iterable[str]) -> None:
-        """Prompts of evaluations: never taken."""
-        for text in texts:
-            self._evaluation.add(fingerprint(text))
-            self._like_evaluation.add(words(text))
-            self._evaluations.append(text)
+    def exclude(self, text: str, pictures: Sequence[str] = ()) -> None:
+        """A prompt of an evaluation: never taken."""
+        self._evaluation.add(fingerprint(text, pictures))
+        self._like_evaluation.add(words(text))
+        self._evaluations.append(text)
 
-    def saw(self, texts: Iterable[str]) -> None:
-        """Prompts used before: not taken again."""
-        for text in texts:
-            self._seen.add(fingerprint(text))
-            self._remember(text)
+    def saw(self, text: str, pictures: Sequence[str] = ()) -> None:
+        """A prompt used before: not taken again."""
+        self._seen.add(fingerprint(text, pictures))
+        self._remember(text)
 
-    def offer(self, text: str) -> bool:
+    def offer(self, text: str, pictures: Sequence[str] = ()) -> bool:
         """Whether the prompt is taken."""
-        name = fingerprint(text)
+        name = fingerprint(text, pictures)
         found = self._why_not(text, name)
         if found is not None:
             reason, other = found

@@ -33,7 +33,8 @@ from whet.data.lines import Lines
 from whet.data.verdict import TIE, read_verdict, write_verdict
 from whet.errors import ConfigError, DataError
 from whet.experience.candidates import Item, read_items
-from whet.runs.files import write_json, write_jsonl
+from whet.experience.sampled import line_of
+from whet.runs.files import write_json, write_text
 
 FILES = ("cold_start.jsonl", "prompts.jsonl", "held_out.jsonl")
 ACCOUNT = "compare.json"
@@ -115,7 +116,7 @@ def compare(files: Sequence[str], folder: Path, splitting: Splitting) -> Compare
             rows[name].append(row)
     for name, of_file in rows.items():
         if of_file:
-            write_jsonl(folder / name, of_file)
+            write_text(folder / name, "".join(map(line_of, of_file)))
     found.rows = {name: len(of_file) for name, of_file in rows.items()}
     write_json(folder / ACCOUNT, found.to_json())
     return found

@@ -14,45 +14,25 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
 from typing import Any, Literal
 
 from whet.data.images import IMAGE
-from whet.experience.collect import prompt_keys
+from whet.experience.told import HumanScored
 from whet.rewards.pointwise import PointForm
-from whet.rewards.transcript import images_of, transcript
-from whet.schema.records import Preference, Prompt, Ranking, Record, Scored
-from whet.schema.rollouts import Completion, Group
+from whet.rewards.transcript import images_of
+from whet.schema.rollouts import Group
 
-Dropped = Literal["no_order", "unreadable", "other_order", "off_scale"]
+Dropped = Literal["no_order", "unreadable", "other_order", "no_score", "off_scale"]
 DROPPED: dict[Dropped, str] = {
     "no_order": "people told no two of the answers apart",
     "unreadable": "no vote could be read for every answer",
     "other_order": "in no vote the scores stand in the people's order",
+    "no_score": "people only compared the answers, and gave no score",
     "off_scale": "a score that people gave is not on the judge's scale",
 }
 """Why a prompt gives no examples."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class HumanScored:
-    """Answers to a prompt with what people thought of each: the higher the better, on whatever scale."""
-
-    group: Group
-    values: tuple[float, ...]
-    reasons: tuple[str | None, ...]
-
-    @property
-    def ordered(self) -> list[tuple[int, int]]:
-        """Places of every two answers that people told apart, the better one first."""
-        values = self.values
-        return [
-            (i, j) if values[i] > values[j] else (j, i)
-            for i, j in combinations(range(len(values)), 2)
-            if values[i] != values[j]
-        ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,29 +66,6 @@ class ExampleCounts:
     def describe(self) -> str:
         reasons = [f"{count}: {DROPPED[reason]}" for reason, count in self.dropped.most_common()]
         return f"examples from {self.kept} of {self.total} prompts" + (f" ({'; '.join(reasons)})" if reasons else "")
-
-
-def human_scored(records: Iterable[Record]) -> list[HumanScored]:
-    """Preferences, rankings and scored answers as one thing; rows with the same prompt come together."""
-    told: dict[str, tuple[Prompt, list[tuple[str, float, str | None]]]] = {}
-    for record in records:
-        answers = _answers(record)
-        prompt = Prompt(messages=record.prompt, columns=record.columns, origin=record.origin)  # type: ignore[union-attr]
-        (key,) = prompt_keys([prompt])
-        told.setdefault(key, (prompt, []))[1].extend(answers)
-    found = []
-    for key, (prompt, answers) in told.items():
-        once = {text: (value, reason) for text, value, reason in reversed(answers)}
-        texts = [text for text in dict.fromkeys(text for text, _, _ in answers) if text.strip()]
-        completions = [
-            Completion(key=f"{key}#{place}", ids=(), text=text, logprobs=(), finish_reason="stop")
-            for place, text in enumerate(texts)
-        ]
-        if completions:
-            group = Group(prompt=prompt, completions=tuple(completions), scores=(), columns={"key": key})
-            values, reasons = zip(*(once[text] for text in texts), strict=True)
-            found.append(HumanScored(group=group, values=values, reasons=reasons))
-    return found
 
 
 def agreement_with_people(told: Sequence[HumanScored], judged: Sequence[Group]) -> dict[str, float]:
@@ -158,11 +115,13 @@ def human_examples(told: Sequence[HumanScored], form: PointForm, counts: Example
     examples: list[Example] = []
     for one in told:
         counts.total += 1
-        if not all(config.low <= value <= config.high for value in one.values):
-            counts.dropped["off_scale"] += 1
+        scored = [(place, value) for place, value in enumerate(one.values) if value is not None]
+        if not scored or not all(config.low <= value <= config.high for _, value in scored):
+            counts.dropped["off_scale" if scored else "no_score"] += 1
             continue
         counts.kept += 1
-        for place, (value, reason) in enumerate(zip(one.values, one.reasons, strict=True)):
+        for place, value in scored:
+            reason = one.reasons[place]
             said = [reason.strip()] if reason and reason.strip() else []
             score = f"Score: {value:g}"
             words = [score, *said] if config.template == "score_first" else [*said, score]
@@ -179,24 +138,6 @@ def without_commonest(examples: Sequence[Example], seed: int, counts: ExampleCou
     out = set(random.Random(f"examples {seed}").sample(places, num - most))
     counts.left_out = len(out)
     return [example for place, example in enumerate(examples) if place not in out]
-
-
-def _answers(record: Record) -> list[tuple[str, float, str | None]]:
-    """Text, value and reason of each answer of a record."""
-    match record:
-        case Preference(chosen=chosen, rejected=rejected):
-            better, worse = record.chosen_score, record.rejected_score
-            known = better is not None and worse is not None and better > worse
-            high, low = (better, worse) if known else (1.0, 0.0)
-            return [(transcript(chosen), float(high or 0.0), None), (transcript(rejected), float(low or 0.0), None)]
-        case Ranking(responses=responses, ranks=ranks):
-            return [(text, -rank, None) for text, rank in zip(responses, ranks, strict=True)]
-        case Scored(responses=responses, values=values, columns=columns):
-            reason = columns.get("reason")
-            only = reason if isinstance(reason, str) and len(responses) == 1 else None
-            return [(text, value, only) for text, value in zip(responses, values, strict=True)]
-        case _:
-            raise TypeError(f"people scored no {type(record).__name__}")
 
 
 def _first_agreeing(one: HumanScored, group: Group) -> list[tuple[str, float]] | Dropped:

@@ -27,6 +27,9 @@ from whet.errors import DataError
 from whet.runs.files import json_line, replacing
 from whet.schema.records import Conversation, Message, Preference, Rating
 
+ENOUGH = "its prompt has all the pairs it may have"
+"""Why a right answer is in no pair though a wrong one may be left; see `pairs_per_prompt`."""
+
 
 @dataclass(slots=True)
 class Paired:
@@ -35,7 +38,7 @@ class Paired:
     pairs: int = 0
     prompts: int = 0
     chosen_alone: int = 0
-    """Right answers for which no wrong one was left."""
+    """Right answers in no pair: no wrong one was left for them, or their prompt had its pairs."""
     rejected_alone: int = 0
     """Wrong answers that no right one took."""
     same_text: int = 0
@@ -80,10 +83,11 @@ def pair(
         waiting.setdefault(one.key, []).append(one)
     with replacing(out) as file:
         for right in _answers(chosen, folders, found.chosen):
-            wrong = _nearest(right, waiting.get(right.key, []), found) if given.get(right.key, 0) < num else None
+            full = given.get(right.key, 0) >= num
+            wrong = None if full else _nearest(right, waiting.get(right.key, []), found)
             if wrong is None:
                 found.chosen_alone += 1
-                found.chosen.drop("no wrong answer for it", right.record.origin)
+                found.chosen.drop(ENOUGH if full else "no wrong answer for it", right.record.origin)
                 continue
             given[right.key] = given.get(right.key, 0) + 1
             file.write(json_line(_row(right, wrong)))

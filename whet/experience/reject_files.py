@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -26,7 +27,7 @@ from whet.errors import DataError
 from whet.experience.accept import Fates, pair_up
 from whet.experience.sampled import Sampled, line_of
 from whet.runs.files import replacing
-from whet.schema.records import Conversation, Message, Preference, Prompt, Rating
+from whet.schema.records import Conversation, Message, Preference, Rating
 
 FILES = ("accepted.jsonl", "rejected.jsonl", "preference.jsonl", "solved.jsonl", "unsolved.jsonl")
 
@@ -63,7 +64,7 @@ def preference_rows(group: Sampled, fates: Fates, num: int) -> Iterator[Row]:
 def prompt_row(group: Sampled, fates: Fates) -> Row:
     """The prompt with its columns, for checkers and for another try."""
     prompt = group.prompt
-    row = writer_of("prompt")(Prompt(messages=prompt.messages, reference=prompt.reference, tools=prompt.tools))
+    row = writer_of("prompt")(replace(prompt, columns={}))
     columns = {name: value for name, value in prompt.columns.items() if name not in row}
     return {**row, **columns, **_whose(group), "num_right": fates.right, "num_scored": fates.scored}
 

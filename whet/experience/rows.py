@@ -16,6 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from whet.data.formats import OWN_ANSWER
 from whet.experience.pairs import Outcome, Pair, candidates
 from whet.rewards.transcript import transcript
 from whet.schema.records import Message, Part, Prompt
@@ -79,8 +80,9 @@ def gspo_row(group: Group, temperature: float) -> Row | None:
 def prompt_row(prompt: Prompt) -> Row:
     """A prompt alone, with the columns of the row it came from, so that checkers and rewards find theirs."""
     reference = {} if prompt.reference is None else {"reference": prompt.reference}
+    answer = {} if prompt.answer is None else {OWN_ANSWER: prompt.answer}
     columns = {name: value for name, value in prompt.columns.items() if name not in ("prompt", "tools")}
-    return _prompt(prompt, "prompt") | reference | columns
+    return _prompt(prompt, "prompt") | reference | columns | answer
 
 
 def softmax(values: Sequence[float]) -> list[float]:

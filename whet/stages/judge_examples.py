@@ -25,16 +25,15 @@ from whet.experience.collect import at_once
 from whet.experience.examples import (
     Example,
     ExampleCounts,
-    HumanScored,
     agreeing_examples,
     agreement_with_people,
     human_examples,
-    human_scored,
     without_commonest,
 )
 from whet.experience.judging import judge_metrics
 from whet.experience.rows import raw_row
 from whet.experience.summary import histograms, reservoir
+from whet.experience.told import HumanScored, human_scored
 from whet.rewards.judge import AskedJudge, build_judge
 from whet.rewards.pointwise import PointForm
 from whet.runs.files import write_json, write_jsonl
@@ -93,13 +92,14 @@ def judge_all(
 def write_judged(
     stage: JudgeExamplesStage, context: Context, told: Sequence[HumanScored], judged: Sequence[Group]
 ) -> None:
-    """What the judge said of every answer, beside what people thought of it."""
+    """What the judge said of every answer, beside what people thought of it: `human_order` has the places of every two
+    that they told apart, the better one first."""
     raw = []
     for one, group in zip(told, judged, strict=True):
         row = raw_row(group, None)
         for candidate, value in zip(row["candidates"], one.values, strict=True):
             candidate["human"] = value
-        raw.append(row)
+        raw.append(row | {"human_order": [list(places) for places in one.ordered]})
     write_jsonl(context.paths.file("raw_responses.jsonl"), raw)
     write_jsonl(context.paths.file("self_reward_samples.jsonl"), reservoir(raw, stage.num_logged, stage.data.seed))
     most = max((len(one.values) for one in told), default=0)

@@ -18,6 +18,8 @@ from whet.config.data import Data
 from whet.config.prompts import SelfInstruct
 from whet.config.stage import PromptsStage
 from whet.data.ledger import Ledger
+from whet.data.picture_files import identity
+from whet.data.places import pictures_in
 from whet.data.render import Renderer
 from whet.data.sources import read_records
 from whet.errors import RunError
@@ -26,10 +28,11 @@ from whet.experience.collect import CHUNK_BATCHES, sampling_of
 from whet.experience.diversity import diversity
 from whet.experience.instruct import draw, parse, question, read_instruct_template
 from whet.experience.rows import prompt_row
+from whet.experience.sampled import line_of
 from whet.experience.store import RolloutStore
 from whet.rewards.transcript import transcript
 from whet.rollout.build import Answering, Served, open_engine
-from whet.runs.files import json_line, write_json, write_text, writing
+from whet.runs.files import write_json, write_text, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import StageResult
 from whet.schema.records import Message, Prompt
@@ -46,7 +49,8 @@ def run(stage: PromptsStage, context: Context) -> StageResult:
     chooser = Chooser(stage.source)
     files = exclude_evaluations(stage, context, chooser)
     if stage.seen.files:
-        chooser.saw(map(text_of, read_prompts_of(stage.seen, context)[0]))
+        for prompt in read_prompts_of(stage.seen, context)[0]:
+            chooser.saw(text_of(prompt), pictures_of(prompt))
     given, ledger = read_prompts_of(stage.data, context)
     maker = Maker(stage, context, chooser, given) if isinstance(stage.source, SelfInstruct) else None
     rows = maker.rows() if maker is not None else given_rows(stage, chooser, given)
@@ -75,7 +79,8 @@ def run(stage: PromptsStage, context: Context) -> StageResult:
 def exclude_evaluations(stage: PromptsStage, context: Context, chooser: Chooser) -> list[str]:
     """Hand over the prompts of evaluations; returns the names of their files."""
     for data in stage.exclude or ():
-        chooser.exclude(map(text_of, read_prompts_of(data, context)[0]))
+        for prompt in read_prompts_of(data, context)[0]:
+            chooser.exclude(text_of(prompt), pictures_of(prompt))
     return [file if isinstance(file, str) else file.path for data in stage.exclude or () for file in data.files]
 
 
@@ -88,12 +93,17 @@ def text_of(prompt: Prompt) -> str:
     return transcript(prompt.messages)
 
 
+def pictures_of(prompt: Prompt) -> list[str]:
+    """What the prompt shows: the same words about another picture are another question."""
+    return [identity(source) for source in pictures_in(prompt.messages)]
+
+
 def given_rows(stage: PromptsStage, chooser: Chooser, given: Sequence[Prompt]) -> Iterator[Row]:
     """The prompts of the files, in their order, until there are enough."""
     for prompt in given:
         if stage.num is not None and len(chooser.taken) >= stage.num:
             return
-        if chooser.offer(text_of(prompt)):
+        if chooser.offer(text_of(prompt), pictures_of(prompt)):
             yield prompt_row(prompt)
 
 
@@ -107,7 +117,8 @@ class Maker:
         self._stage, self._context, self._chooser = stage, context, chooser
         self._given = [text_of(prompt) for prompt in given]
         self._template = read_instruct_template(stage.source.template)
-        chooser.saw(self._given)
+        for prompt in given:
+            chooser.saw(text_of(prompt), pictures_of(prompt))
 
     def rows(self) -> Iterator[Row]:
         """New prompts, a batch of requests at a time. What a batch shows the model depends on the batches before it
@@ -154,7 +165,7 @@ def write_rows(path: Path, rows: Iterator[Row]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as handle:
             for row in rows:
-                handle.write(json_line(row))
+                handle.write(line_of(row))
         temporary.replace(path)
 
 
