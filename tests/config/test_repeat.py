@@ -123,6 +123,8 @@ def test_behind_rounds_their_name_is_a_model() -> None:
         (rounds(stopp={"no_gain": 1}), r"stages\.1\.stopp: unknown key; did you mean stop"),
         (rounds(stages=[{"kind": "dpo", "train": {"epoch": 2}}]), r"stages\.1\.stages\.0\.train\.epoch: unknown key"),
         (rounds(stages=[{"kind": "prepare", "start": "dpo"}, "dpo"]), "'dpo' comes later in its round"),
+        ({"kind": ["dpo"]}, r"stages\.1\.kind: must be one of sft, .*\(found a list\)"),
+        (rounds(stages=[{"kind": ["dpo"]}, "dpo"]), r"stages\.1\.stages\.0\.kind: must be one of .*\(found a list\)"),
         (rounds(name="sft"), "two models or stages are called 'sft'"),
     ],
 )

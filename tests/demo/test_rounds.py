@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -38,6 +39,29 @@ def test_inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = {file.name: len(file.read_text().splitlines()) for file in tmp_path.glob("*.jsonl")}
     assert lines["pool.jsonl"] == 20 and lines["held_out.jsonl"] == lines["judged.jsonl"] == 8
     assert lines["practice_1.jsonl"] == lines["practice_2.jsonl"] == 8 and "practice_3.jsonl" not in lines
+
+
+def killed(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("name", ["plan", "rounds"])
+def test_inputs_killed_half_way_are_written_anew(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both demos write `judge.txt` last; the kill comes there."""
+    module = import_module(f"whet.demo.{name}")
+    for size in [key for key in vars(module) if key.startswith("NUM_") or key.endswith("_A_ROUND")]:
+        monkeypatch.setattr(module, size, 8)
+    start = {"plan": lambda: module.run_demo(tmp_path, 0), "rounds": lambda: module.run_rounds(tmp_path, 0, 2)}[name]
+    monkeypatch.setattr("whet.stages.pipeline.run_plan", killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+    assert not (tmp_path / "inputs").exists()
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert [path.name for path in tmp_path.iterdir()] == ["inputs"]
+    assert (tmp_path / "inputs/judge.txt").is_file()
 
 
 @pytest.mark.slow

@@ -42,8 +42,8 @@ CASES = [
         "margin fell",
     ),
     (
-        alarms.coarse_accuracy(steps("rewards/accuracies", [0.0, 1.0] * 6)),
-        alarms.coarse_accuracy(steps("rewards/accuracies", [0.5, 1.0] * 6)),
+        alarms.coarse_accuracy(steps("rewards/accuracies", [0.0, 1.0] * 6), "pairs"),
+        alarms.coarse_accuracy(steps("rewards/accuracies", [0.5, 1.0] * 6), "pairs"),
         "0 or 1 at every step",
     ),
     (

@@ -44,15 +44,6 @@ def test_a_preference_for_the_place_is_neither_good_nor_bad():
     assert not shown.rows and not any(cell.best for cell in shown.breakdown[0].cells)
 
 
-def test_matches_against_different_models_are_not_compared():
-    line = [measure("one", 0.7, 0.6, 0.8, "win_rate"), measure("two", 0.5, 0.4, 0.6, "win_rate")]
-    name = line[0].task
-    (row,) = table(line, ["one", "two"], {name}).rows
-    assert [(cell.delta, cell.trend, cell.best) for cell in row.cells] == [("", "", False)] * 2
-    (row,) = table(line, ["one", "two"]).rows
-    assert [cell.best for cell in row.cells] == [True, False] and row.cells[1].trend != ""
-
-
 def test_overlapping_intervals_claim_nothing():
     (verdict,) = verdicts([SFT, measure("dpo", 0.4, 0.37, 0.43)], ["sft", "dpo"])
     assert verdict.trend == "same"

@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 
 from whet.errors import RunError
 from whet.report.page import write_report
@@ -44,6 +45,22 @@ def test_evaluation_comes_first_with_its_sentence_and_the_judge(page):
     assert "the judge scores a right answer above a wrong one with chance 0.84" in html
     places = [html.index(f'id="{name}"') for name in ("evaluation", "answers", "sft", "prepare", "dpo", "data", "plan")]
     assert places == sorted(places)
+
+
+def test_another_stage_with_the_same_task_on_another_file_stands_apart(finished_run):
+    keep_only(finished_run, "04-evaluate")
+    first, second = (finished_run / "stages" / name for name in ("04-evaluate", "05-again"))
+    shutil.copytree(first, second)
+    for folder, file in ((first, "x.jsonl"), (second, "y.jsonl")):
+        tasks = [{"type": "exact", "name": "sampled", "data": {"files": [file]}}]
+        (folder / "config.yaml").write_text(yaml.safe_dump({"tasks": tasks}))
+    (second / "status.json").write_text(json.dumps({"name": "again", "kind": "evaluate", "status": "done"}))
+    (second / "evaluation.json").write_text(json.dumps([
+        {"stage": "dpo", "task": "sampled", "metric": "accuracy", "value": 0.9, "low": 0.8, "high": 0.95, "num": 100},
+    ]))  # fmt: skip
+    html = write_report(finished_run).read_text()
+    assert "sampled (evaluate) accuracy rose from 0.362" in html and "sampled (again)" in html
+    assert "0.608" in html and "0.900" in html and "to 0.900" not in html
 
 
 def test_pictures_lie_beside_the_page(page):

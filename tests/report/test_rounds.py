@@ -109,6 +109,27 @@ def test_sentences(section: RoundsSection) -> None:
     assert texts[-1] == "Later stages go on from dpo-1."
 
 
+def test_rounds_whose_tasks_differ_are_not_compared(run: Path) -> None:
+    for number, place in ((1, "05"), (2, "09")):
+        task = {"type": "exact", "name": "held_out", "data": {"files": [f"held_out_{number}.jsonl"]}}
+        config = run / "stages" / f"{place}-evaluate-{number}" / "config.yaml"
+        config.write_text(yaml.safe_dump({"tasks": [task]}))
+    (found,) = read_rounds(read_run(run))
+    assert column(found, "held_out accuracy") == [None, ("0.600", ""), ("0.620", "")]
+    assert column(found, "judging agreement") == [None, ("0.860", ""), ("0.860", "same")]
+    assert not any(verdict.text.startswith("held_out/accuracy") for verdict in found.verdicts)
+
+
+def test_a_later_stage_with_tasks_of_the_same_name_overwrites_no_round(run: Path) -> None:
+    plan = yaml.safe_load((run / "plan.yaml").read_text())
+    plan["stages"].append({"name": "after", "kind": "evaluate"})
+    (run / "plan.yaml").write_text(yaml.safe_dump(plan))
+    after = run / "stages" / f"{len(STAGES) + 1:02d}-after"
+    write(after / "evaluation.json", [measure("dpo-1", "held_out", "accuracy", 0.1)])
+    (found,) = read_rounds(read_run(run))
+    assert column(found, "held_out accuracy") == [None, ("0.600", ""), ("0.620", "same")]
+
+
 def test_charts(section: RoundsSection) -> None:
     rounds, scores = section.charts
     assert [panel.ylabel.split("\n")[0] for panel in rounds.figure.panels] == ["held_out", "judge", "tokens"]

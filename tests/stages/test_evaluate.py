@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from whet.config.engine import Native
-from whet.config.evaluate import ExactTask, OverlapTask, PerplexityTask, WinRateTask
+from whet.config.evaluate import ExactTask, JudgementTask, OverlapTask, PerplexityTask, WinRateTask
 from whet.config.model import Model
-from whet.config.stage import EvaluateStage
+from whet.config.stage import EvaluateStage, SftStage
 from whet.data.render import Renderer
 from whet.errors import ConfigError, DataError, UserError
 from whet.models.load import load_tokenizer
@@ -24,6 +25,9 @@ from whet.schema.artifacts import ModelRef
 from whet.schema.rollouts import Completion
 from whet.stages import evaluate
 from whet.stages.context import Context
+from whet.stages.measure.asked import models_asked
+from whet.stages.measure.ready import ready_task
+from whet.stages.watch import watch
 
 ROWS = [
     {"prompt": f"How much is {n} plus {n + 1}?", "reference": f"GOLD-{2 * n + 1}", "task": "odd" if n % 2 else "even"}
@@ -194,13 +198,13 @@ def test_measuring_leaves_the_model_training(tiny_checkpoint, tmp_path, prompts)
     torch.manual_seed(5)
     expected = torch.rand(1)
     torch.manual_seed(5)
+    task = ExactTask(data={"files": prompts}, temperature=1.0, max_new_tokens=4)
     measures, samples = evaluate.measure_task(
-        ExactTask(data={"files": prompts}, temperature=1.0, max_new_tokens=4),
+        ready_task(task, folders={}),
         model=subject.model,
         tokenizer=subject.tokenizer,
         renderer=subject.renderer,
         label="sft",
-        folders={},
     )
     assert subject.model.training
     assert torch.equal(torch.rand(1), expected)
@@ -231,6 +235,22 @@ def test_models_answer_the_same_logged_prompts_and_previous_gets_its_name(tiny_c
     [
         (lambda file: ExactTask(data={"files": file}, by="colour"), DataError, "no column 'colour'"),
         (lambda file: ExactTask(data={"files": file}, num_samples=3), ConfigError, "num_samples"),
+        (
+            lambda file: WinRateTask(data={"files": file}, num_samples=3, temperature=1.0),
+            ConfigError,
+            r"tasks\.win_rate\.num_samples: win_rate compares one answer",
+        ),
+        (
+            lambda file: ExactTask(data={"files": file, "max_length": 64}),
+            ConfigError,
+            r"tasks\.exact\.data\.max_length: a task of type exact asks whole prompts",
+        ),
+        (
+            lambda file: OverlapTask(data={"files": file, "on_overlong": "drop"}),
+            ConfigError,
+            r"tasks\.overlap\.data\.on_overlong",
+        ),
+        (lambda file: JudgementTask(data={"files": file, "max_length": 64}), ConfigError, "type judgement asks whole"),
         (lambda file: WinRateTask(data={"files": file}, against="sff"), ConfigError, "no such model"),
         (lambda file: ExactTask(data={"files": file + "x"}), UserError, "prompts.jsonlx"),
     ],
@@ -240,6 +260,52 @@ def test_mistakes_are_one_clear_line(tiny_checkpoint, tmp_path, prompts, scripte
     with pytest.raises(error, match=match) as caught:
         evaluate.run(stage, context(tiny_checkpoint, tmp_path / "out", stage))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("keys", "labels"),
+    [
+        ({}, ["dpo"]),
+        ({"start": "sft"}, ["sft"]),
+        ({"start": "sft", "models": ("sft",)}, ["sft"]),
+        ({"models": ("base", "previous")}, ["base", "dpo"]),
+    ],
+)
+def test_start_is_measured_where_models_does_not_say(keys, labels, tiny_checkpoint, tmp_path, prompts, scripted):
+    scripted.script = lambda request, prompt: "x"
+    stage = EvaluateStage(name="evaluate", tasks=(ExactTask(data={"files": prompts}),), **keys)
+    plain = context(tiny_checkpoint, tmp_path / "out", stage)
+    sft, dpo = (ModelRef(path=str(tiny_checkpoint) + end) for end in ("/.", "/./."))
+    models = {"base": plain.start, "sft": sft, "dpo": dpo, "previous": dpo}
+    found = evaluate.run(stage, replace(plain, models=models))
+    assert [measure.stage for measure in found.evaluation] == labels
+
+
+def test_start_and_models_that_differ_are_refused():
+    stage = EvaluateStage(name="evaluate", start="sft", models=("base", "sft"))
+    with pytest.raises(ConfigError, match=r"evaluate\.start: .*found 'sft', and models base, sft\); leave `start` out"):
+        models_asked(stage)
+
+
+def test_watch_asks_under_each_tasks_own_system_message_and_keeps_tasks_apart(
+    tiny_checkpoint, tmp_path, prompts, scripted
+):
+    """One task asks as a pirate and one plainly; the pirate's answers alone are right. The stage's own message, which
+    it trains with, is in neither."""
+    asked = []
+    scripted.script = lambda request, prompt: asked.append(prompt) or ("yes" if "pirate" in prompt else "no")
+    checker = {"type": "contains"}
+    rows = [{"prompt": f"How much is {n} plus {n}?", "reference": "yes"} for n in range(3)]
+    Path(prompts).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tasks = tuple(
+        ExactTask(data={"files": prompts, "system": system}, checker=checker) for system in ("You are a pirate.", None)
+    )
+    stage = SftStage(name="sft", data={"files": prompts, "system": "You are a clerk."}, watch=tasks)
+    plain = context(tiny_checkpoint, tmp_path / "out", EvaluateStage(name="evaluate"))
+    subject = evaluate.load_subject("base", plain, Native(), system=None)
+    found = watch(stage, plain, subject.model, subject.tokenizer)
+    assert found == {"watch/exact/accuracy": 1.0, "watch/exact-2/accuracy": 0.0}
+    assert len(asked) == 6 and not [prompt for prompt in asked if "clerk" in prompt]
 
 
 def test_a_model_has_no_match_with_itself(tiny_checkpoint, tmp_path, prompts, scripted, capsys):

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from whet.stages.measure.interval import bootstrap, proportion, proportion_of_sums, ratio, wilson
+from whet.stages.measure.interval import Z, area, bootstrap, proportion, proportion_of_sums, ratio, wilson
 
 
 def test_wilson_by_hand():
@@ -62,3 +62,27 @@ def test_bootstrap_is_seeded_and_close_to_the_normal_interval():
     first = bootstrap(rows, lambda row: float(row[0] / row[1]), seed=3)
     assert first == bootstrap(rows, lambda row: float(row[0] / row[1]), seed=3)
     assert first[2] - first[1] == pytest.approx(2 * 1.96 * rows[:, 0].std() / math.sqrt(400), rel=0.1)
+
+
+@pytest.mark.parametrize(("value", "num_good", "num_bad"), [(1.0, 2, 2), (0.5, 2, 2), (0.8, 30, 50), (0.97, 200, 40)])
+def test_the_ends_of_an_area_lie_z_of_their_own_errors_away(value, num_good, num_bad):
+    """Hanley and McNeil's variance, written out: Q1 = A/(2-A), Q2 = 2A^2/(1+A), both counts their mean less one."""
+    found, *ends = area(value, num_good, num_bad)
+    others = (num_good + num_bad) / 2 - 1
+    assert found == value and 0 < ends[0] < 1
+    for end in ends:
+        first, second = end / (2 - end) - end**2, 2 * end**2 / (1 + end) - end**2
+        error = math.sqrt((end * (1 - end) + others * first + others * second) / (num_good * num_bad))
+        assert abs(value - end) == pytest.approx(Z * error, abs=1e-6)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 3.0])
+def test_an_area_covers_the_truth(shift):
+    """Normal scores `shift` apart, whose area is Phi(shift / sqrt 2), with 12 good and 20 bad answers."""
+    rng, truth = np.random.default_rng(0), 0.5 * (1 + math.erf(shift / 2))
+    hits = 0
+    for _ in range(400):
+        good, bad = rng.normal(shift, 1, 12), rng.normal(0, 1, 20)
+        _, low, high = area(float((good[:, None] > bad[None, :]).mean()), 12, 20)
+        hits += low <= truth <= high
+    assert 0.92 < hits / 400 <= 1.0

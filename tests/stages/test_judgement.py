@@ -45,6 +45,15 @@ def test_a_judge_that_tosses_a_coin_has_an_interval_around_one_half() -> None:
     assert low < 0.5 < high and 0.08 < high - low < 0.16 and value == pytest.approx(0.5, abs=0.06)
 
 
+@pytest.mark.parametrize(
+    ("scores", "value"), [([2.0, 2.0, 1.0, 1.0], 1.0), ([1.0, 1.0, 2.0, 2.0], 0.0), ([3.0] * 4, 0.5)]
+)
+def test_four_answers_are_never_sure(scores: list[float], value: float) -> None:
+    """All apart, all the wrong way round, all tied: their own spread is 0, and the interval is not."""
+    found, low, high = agreement(scores, ready([True, True, False, False]))
+    assert found == value and low <= value <= high and high - low > 0.4
+
+
 def test_one_label_alone_says_nothing() -> None:
     with pytest.raises(DataError, match=r"needs two good and two bad answers with a score.*3 good, 0 bad"):
         agreement([1.0, 2.0, 3.0], ready([True] * 3))

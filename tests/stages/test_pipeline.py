@@ -17,8 +17,10 @@ import pytest
 from whet.config.plan import Plan
 from whet.errors import ConfigError, DataError, RunError
 from whet.runs.files import read_json, read_jsonl, write_text
+from whet.runs.layout import RunPaths
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages import pipeline
+from whet.stages.claim import archive
 from whet.stages.context import Context
 from whet.stages.pipeline import run_plan
 
@@ -116,6 +118,23 @@ def test_until_stops_behind_a_stage_and_a_later_call_goes_on(work: Path, ran: li
     ran.clear()
     summary = run_plan(plan(work), until="sft")
     assert ran == [] and [stage["status"] for stage in summary["stages"]] == ["done"] * 3
+
+
+def test_the_summary_keeps_values_of_stages_behind_the_last_that_was_done(work: Path, ran: list[str]) -> None:
+    whole = run_plan(plan(work))
+    assert len(whole["evaluation"]) == 1
+    part = run_plan(plan(work), until="sft")
+    assert [stage["status"] for stage in part["stages"]] == ["done"] * 3
+    assert part["evaluation"] == whole["evaluation"] == read_json(work / "run" / "summary.json")["evaluation"]
+
+
+def test_an_evaluation_of_two_choices_is_refused_before_anything_is_trained(work: Path, ran: list[str]) -> None:
+    stages = [*plan(work).model_dump(mode="json")["stages"][:2], {
+        "kind": "evaluate", "name": "evaluate", "start": "sft", "models": ["base"],
+    }]  # fmt: skip
+    with pytest.raises(ConfigError, match=r"evaluate\.start: `start` and `models` name different models") as caught:
+        run_plan(plan(work, stages=stages))
+    assert "\n" not in str(caught.value) and ran == [] and not (work / "run").exists()
 
 
 def test_until_a_stage_that_is_not_there_makes_nothing(work: Path, ran: list[str]) -> None:
@@ -225,6 +244,38 @@ def test_fresh_archives_and_starts_over(work: Path, ran: list[str]) -> None:
     kept = tree(work / "run" / "archive")
     for name in ("plan.yaml", "summary.json", "stages/01-sft/adapter/weights"):
         assert before[name] in kept.values(), name
+
+
+@pytest.mark.parametrize("foreign", ["stacks", "notes.txt", "thesis"])
+def test_fresh_leaves_what_is_not_the_runs_where_it_is(foreign: str, work: Path, ran: list[str]) -> None:
+    """What the watchdog wrote, or a person put there, is no obstacle: neither to --fresh nor to any start after it."""
+    run_plan(plan(work))
+    place = work / "run" / foreign
+    place.write_text("precious") if place.suffix else write_text(place / "rank-0.txt", "precious")
+    ran.clear()
+    other = plan(work, model={"path": str(work / "model"), "lora": {"rank": 3}})
+    run_plan(other, fresh=True)
+    assert ran == ["sft", "dpo", "evaluate"]
+    assert place.exists() and not list((work / "run" / "archive").glob(f"*-{foreign}"))
+    assert len(run_plan(other)["stages"]) == 3 and len(ran) == 3
+    run_plan(plan(work), fresh=True)
+    assert len(ran) == 6
+
+
+def test_killed_after_the_old_plan_was_archived_the_directory_is_still_the_runs(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    write_text(work / "run" / "notes.txt", "precious")
+    archive(RunPaths(work / "run"), work / "run" / "stages")
+    archive(RunPaths(work / "run"), work / "run" / "plan.yaml")
+    run_plan(plan(work))
+    assert len(ran) == 6
+
+
+def test_stacks_alone_make_no_directory_anothers(work: Path, ran: list[str]) -> None:
+    """The watchdog of a run that hung before it wrote its plan."""
+    write_text(work / "run" / "stacks" / "rank-0.txt", "")
+    run_plan(plan(work))
+    assert ran == ["sft", "dpo", "evaluate"]
 
 
 def test_archives_never_collide(work: Path, ran: list[str]) -> None:

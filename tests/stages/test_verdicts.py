@@ -97,6 +97,12 @@ def test_consistently_wrong_is_consistent_and_what_cannot_be_read_is_wrong() -> 
     }  # fmt: skip
 
 
+def test_a_tie_favours_no_place() -> None:
+    tie = answer("Image 1 and Image 2 are equally good")
+    assert measured(BOTH, [answer(FIRST), tie, tie, tie])["first"] == (1, 1)
+    assert "first" not in measured(BOTH, [tie] * 4)
+
+
 def test_samples_of_an_order_are_compared_one_by_one() -> None:
     found = measured(BOTH[:2], [answer(FIRST), answer(SECOND), answer(SECOND), answer(SECOND)], num_samples=2,
                      temperature=1.0)  # fmt: skip

@@ -103,7 +103,7 @@ def _makes_model(stage: Node, others: Sequence[Node], names: Sequence[str]) -> b
     kind = stage.get("kind")
     if kind == "merge" and stage.is_dict and (start := stage.get("start")) in names:
         return not is_repeat(others[names.index(start)]) and others[names.index(start)].get("kind") != "reward"
-    return kind in model_kinds()
+    return isinstance(kind, str) and kind in model_kinds()
 
 
 @dataclass(frozen=True, slots=True)

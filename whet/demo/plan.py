@@ -7,7 +7,9 @@ writes its data and its plan into the run directory and then does what `whet run
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import shutil
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,17 @@ BASE = files("whet.demo").joinpath("base")
 NUM_DEMONSTRATIONS, NUM_JUDGE_EXAMPLES = 5000, 5000
 NUM_PROMPTS, NUM_RL_PROMPTS, NUM_VALIDATION, NUM_HELD_OUT = 800, 3000, 200, 600
 TEMPERATURE = 1.0
+
+
+def make_inputs(folder: Path, write: Callable[[Path], None]) -> None:
+    """The demo's inputs, where there are none. The folder appears when it is whole: a demo killed before that begins
+    anew."""
+    if folder.exists():
+        return
+    half = folder.with_name(f".{folder.name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    write(half)
+    half.rename(folder)
 
 
 def write_inputs(folder: Path, seed: int) -> None:
@@ -134,9 +147,7 @@ def run_demo(run: Path, seed: int, overrides: Sequence[str] = ()) -> None:
     from whet.stages.pipeline import run_plan
 
     plan = load_plan(demo_plan(run, seed), overrides)
-    folder = RunPaths(Path(plan.run)).inputs
-    if not folder.exists():
-        write_inputs(folder, seed)
+    make_inputs(RunPaths(Path(plan.run)).inputs, partial(write_inputs, seed=seed))
     summary = run_plan(plan)
     print_table(plan, summary)
     print(f"report: {write_report(Path(plan.run))}")

@@ -12,6 +12,7 @@ its own. How well a model judges is measured on stored answers, the same in all 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from whet.demo.plan import (
     TEMPERATURE,
     accuracy,
     judge,
+    make_inputs,
     prepare_stage,
     prompts,
     sft_stage,
@@ -114,9 +116,7 @@ def run_rounds(run: Path, seed: int, rounds: int, overrides: Sequence[str] = ())
     from whet.stages.pipeline import run_plan
 
     plan = load_plan(rounds_plan(run, seed, rounds), overrides)
-    folder = RunPaths(Path(plan.run)).inputs
-    if not folder.exists():
-        write_inputs(folder, seed, rounds)
+    make_inputs(RunPaths(Path(plan.run)).inputs, partial(write_inputs, seed=seed, rounds=rounds))
     print_rounds(plan, run_plan(plan))
     print(f"report: {write_report(Path(plan.run))}")
 

@@ -61,10 +61,10 @@ def margin_falling(steps: Sequence[Row]) -> str | None:
     return None
 
 
-def coarse_accuracy(steps: Sequence[Row]) -> str | None:
+def coarse_accuracy(steps: Sequence[Row], unit: str) -> str | None:
     values = [y for _, y in finite(steps, "rewards/accuracies")]
     if len(values) >= ENOUGH_STEPS and set(values) <= {0.0, 1.0} and len(set(values)) == 2:
-        return "Accuracy is 0 or 1 at every step: a batch holds too few pairs to read the curve step by step."
+        return f"Accuracy is 0 or 1 at every step: a batch holds too few {unit} to read the curve step by step."
     return None
 
 

@@ -10,6 +10,9 @@ from whet.report.series import column, eval_series, has, names, step_series
 from whet.runs.reader import StageView
 
 LOG_2 = 0.6931
+RIGHT_PAIRS = "pairs", "Share of pairs in which the chosen answer has the higher reward."
+RIGHT_RESPONSES = "responses", "Share of responses on the right side of the threshold: good ones above, bad ones below."
+"""What `rewards/accuracies` counts, in a word and in a sentence."""
 
 
 def training_charts(stage: StageView) -> list[Chart]:
@@ -115,16 +118,17 @@ def _accuracies(stage: StageView) -> Chart | None:
     series = [step_series(stage.steps, "rewards/accuracies", "training", "accuracy")]
     if has(stage.evaluations, "eval/rewards/accuracies"):
         series.append(eval_series(stage.evaluations, "eval/rewards/accuracies", "held out", "eval"))
-    panel = Panel(ylabel="share of pairs", series=tuple(series), levels=((0.5, "chance"),), bounds=(-0.02, 1.05))
+    unit, about = RIGHT_RESPONSES if stage.kind == "kto" else RIGHT_PAIRS
+    panel = Panel(ylabel=f"share of {unit}", series=tuple(series), levels=((0.5, "chance"),), bounds=(-0.02, 1.05))
     return Chart(
         name="accuracies",
         title="Reward accuracy",
         about=(
-            "Share of pairs in which the chosen answer has the higher reward. Healthy: both lines rise above one half. "
+            f"{about} Healthy: both lines rise above one half. "
             "Red flags: training reaches 1 while held-out stays at chance (learnt by heart); values of only 0 and 1."
         ),
         figure=Lines(panels=(panel,)),
-        alarms=alarms.fired([alarms.coarse_accuracy(stage.steps)]),
+        alarms=alarms.fired([alarms.coarse_accuracy(stage.steps, unit)]),
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -64,13 +64,13 @@ class Verdict:
     text: str
 
 
-def table(measures: Sequence[Measure], order: Sequence[str], unlike: Collection[str] = ()) -> Table:
-    """`order` gives the models' places; what is measured but not in it comes last. In tasks that are `unlike` from
-    model to model (each round against the one before) models are not compared."""
+def table(measures: Sequence[Measure], order: Sequence[str]) -> Table:
+    """`order` gives the models' places; what is measured but not in it comes last. A task's name stands for one thing:
+    see `report.tasks`."""
     models = models_in_order(measures, order)
     keys = list(dict.fromkeys((one.task, one.metric) for one in measures))
     known = {(one.task, one.metric, one.stage): one for one in measures}
-    rows = [_row([known.get((*key, model)) for model in models], compared=key[0] not in unlike) for key in keys]
+    rows = [_row([known.get((*key, model)) for model in models]) for key in keys]
     return Table(
         models=models,
         rows=tuple(row for row in rows if not row.detail),
@@ -151,12 +151,12 @@ def trend(before: Measure, after: Measure) -> str:
     return "same"
 
 
-def _row(line: Sequence[Measure | None], *, compared: bool) -> TableRow:
+def _row(line: Sequence[Measure | None]) -> TableRow:
     present = [one for one in line if one is not None]
     metric, _, group = present[0].metric.partition("/")
     sign = -1 if metric in LOWER_IS_BETTER else 1
     values = sorted((sign * one.value for one in present), reverse=True)
-    best = values[0] if len(values) > 1 and values[0] > values[1] and metric not in DETAIL and compared else None
+    best = values[0] if len(values) > 1 and values[0] > values[1] and metric not in DETAIL else None
     left: Measure | None = None
     cells: list[Cell | None] = []
     for one in line:
@@ -164,7 +164,7 @@ def _row(line: Sequence[Measure | None], *, compared: bool) -> TableRow:
             cells.append(None)
             continue
         cells.append(_cell(one, left, best=sign * one.value == best))
-        left = one if compared else None
+        left = one
     return TableRow(
         task=present[0].task,
         metric=words(metric),

@@ -28,6 +28,7 @@ from whet.report.plots import DARK, LIGHT, draw
 from whet.report.rounds import RoundsSection, read_rounds
 from whet.report.rows import ledger_rows
 from whet.report.shown_rows import ShownRow, read_shown_rows
+from whet.report.tasks import told_apart
 from whet.runs.files import write_text, writing
 from whet.runs.reader import RunView, StageView, read_run
 
@@ -93,35 +94,26 @@ def render(run: RunView, folder: Path) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    chart = evaluation.intervals_chart(run.evaluation, order)
+    told = told_apart(run)
+    chart = evaluation.intervals_chart(told.evaluation, order)
     sections = [_section(number, stage, folder) for number, stage in enumerate(run.stages, start=1)]
     context: dict[str, Any] = {
         "css": files("whet.report").joinpath("templates", "page.css").read_text(encoding="utf-8"),
         "run": run,
         "header": header(run),
-        "table": evaluation.table(run.evaluation, order, unlike_tasks(run)) if run.evaluation else None,
-        "verdicts": [*evaluation.verdicts(run.evaluation, order), *judging.verdicts(run.stages)],
+        "table": evaluation.table(told.evaluation, order) if told.evaluation else None,
+        "verdicts": [*evaluation.verdicts(told.evaluation, order), *judging.verdicts(run.stages)],
         "intervals": _drawn(chart, folder, "00") if chart else None,
         "alarms": [(section.stage.name, alarm) for section in sections for alarm in section.alarms],
         "rounds": [
             DrawnRounds(section=one, charts=[_drawn(chart, folder, f"00-{one.name}") for chart in one.charts])
             for one in read_rounds(run)
         ],
-        "answers": side_by_side([row for stage in run.stages for row in stage.samples], order),
+        "answers": side_by_side([row for stage in told.stages for row in stage.samples], order),
         "sections": [section for section in sections if section.charts or section.judging or section.rejection],
         "ledgers": [row for stage in run.stages for row in ledger_rows(stage)],
     }
     return environment.get_template("page.html").render(context)
-
-
-def unlike_tasks(run: RunView) -> set[str]:
-    """Matches that the plan's stages play against different models."""
-    against: dict[str, set[str]] = {}
-    for stage in run.plan.get("stages", ()):
-        for task in stage.get("tasks") or ():
-            if task.get("type") == "win_rate":
-                against.setdefault(task.get("name") or "win_rate", set()).add(task.get("against", ""))
-    return {name for name, models in against.items() if len(models) > 1}
 
 
 def model_order(run: RunView) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from whet.report.evaluation import Verdict, number, trend, words
 from whet.report.figures import Chart, Lines, Panel, Role, Series
+from whet.report.round import Round, read_round
 from whet.runs.files import read_json
 from whet.runs.reader import RunView, StageView
 from whet.schema.artifacts import Measure
@@ -52,19 +53,6 @@ class RoundsSection:
     charts: tuple[Chart, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Round:
-    number: int
-    model: str
-    stages: Mapping[str, StageView]
-    """Stages of the round by kind, the last of a kind."""
-    judged: StageView | None
-    """The stage in which this round's model was its own judge: the next round's."""
-    mean_length: float | None
-    measures: Mapping[tuple[str, str], Measure]
-    """By task and metric."""
-
-
 def read_rounds(run: RunView) -> list[RoundsSection]:
     """A section for each loop of which a round is done."""
     loops = (run.summary or {}).get("loops") or []
@@ -73,7 +61,7 @@ def read_rounds(run: RunView) -> list[RoundsSection]:
 
 
 def _section(run: RunView, loop: Mapping[str, Any], plan: Mapping[str, Any]) -> RoundsSection:
-    rounds = [_round(run, one, plan) for one in loop["rounds"]]
+    rounds = [read_round(run, one, plan) for one in loop["rounds"]]
     columns = list(_columns(rounds))
     rows = [
         RoundRow(
@@ -86,19 +74,6 @@ def _section(run: RunView, loop: Mapping[str, Any], plan: Mapping[str, Any]) -> 
     return RoundsSection(
         name=loop["name"], columns=tuple(words for words, _ in columns), rows=tuple(rows),
         verdicts=tuple(_verdicts(loop, rounds)), charts=tuple(_charts(rounds, loop["metric"])),
-    )  # fmt: skip
-
-
-def _round(run: RunView, one: Mapping[str, Any], plan: Mapping[str, Any]) -> _Round:
-    number, names = one["number"], plan["rounds"]
-    found = {stage.name: stage for stage in run.stages}
-    own = [found[name] for name in (names[number - 1] if number else ()) if name in found]
-    after = [found[name] for name in (names[number] if number < len(names) else ()) if name in found]
-    measures = [m for stage in run.stages for m in stage.evaluation if m.stage == one["model"]]
-    return _Round(
-        number=number, model=one["model"], stages={stage.kind: stage for stage in own},
-        judged=next((stage for stage in after if stage.kind == "prepare" and stage.status == "done"), None),
-        mean_length=one["mean_length"], measures={(m.task, m.metric): m for m in measures if "/" not in m.metric},
     )  # fmt: skip
 
 
@@ -123,7 +98,7 @@ HIDDEN = ("win", "tie", "loss", "consistency", "unreadable", "rouge1", "rouge2")
 """Measured values that stand in the table of the evaluation only."""
 
 
-def _columns(rounds: Sequence[_Round]) -> Iterator[Column]:
+def _columns(rounds: Sequence[Round]) -> Iterator[Column]:
     measured = dict.fromkeys(key for one in rounds for key in one.measures if key[1] not in HIDDEN)
     for task, metric in measured:
         yield (words(metric) if task == metric else f"{task} {words(metric)}"), (task, metric)
@@ -134,16 +109,17 @@ def _columns(rounds: Sequence[_Round]) -> Iterator[Column]:
             yield title, key
 
 
-def _number(one: _Round, key: tuple[str, str]) -> float | None:
+def _number(one: Round, key: tuple[str, str]) -> float | None:
     kind, metric = key
     stage = one.judged if kind == "judged" else one.stages.get(kind)
     return stage.metrics.get(metric) if stage is not None else None
 
 
-def _cell(column: Column, rounds: Sequence[_Round], index: int) -> RoundCell | None:
+def _cell(column: Column, rounds: Sequence[Round], index: int) -> RoundCell | None:
     one, (_, key) = rounds[index], column
     if key in one.measures:
-        found, before = one.measures[key], rounds[index - 1].measures.get(key) if index else None
+        found, last = one.measures[key], rounds[index - 1] if index else None
+        before = last.measures[key] if last and key in last.measures and one.like(last, key) else None
         against = trend(before, found) if before is not None and found.metric != "win_rate" else ""
         if found.metric == "win_rate":
             against = "better" if found.low > 0.5 else "worse" if found.high < 0.5 else "same"
@@ -155,12 +131,12 @@ def _cell(column: Column, rounds: Sequence[_Round], index: int) -> RoundCell | N
     return None if value is None else RoundCell(text=FORMS.get(key[1], "{:,.0f}").format(value))
 
 
-def _verdicts(loop: Mapping[str, Any], rounds: Sequence[_Round]) -> Iterator[Verdict]:
+def _verdicts(loop: Mapping[str, Any], rounds: Sequence[Round]) -> Iterator[Verdict]:
     """From the first to the last round in a sentence, and why the loop ended where it did."""
     if loop["metric"] is not None:
         task, _, metric = loop["metric"].partition("/")
         measured = [(one, one.measures[task, metric]) for one in rounds if (task, metric) in one.measures]
-        if len(measured) > 1:
+        if len(measured) > 1 and measured[0][0].like(measured[-1][0], (task, metric)):
             (first, before), (last, after) = measured[0], measured[-1]
             kind = trend(before, after)
             sure = "the intervals overlap" if kind == "same" else "the intervals do not overlap"
@@ -184,7 +160,7 @@ def _value(one: Measure) -> str:
     return f"{number(one.metric, one.value)} [{low}, {high}]"
 
 
-def _charts(rounds: Sequence[_Round], metric: str | None) -> Iterator[Chart]:
+def _charts(rounds: Sequence[Round], metric: str | None) -> Iterator[Chart]:
     panels = [panel for panel in _panels(rounds, metric) if panel.series]
     if len(rounds) > 1 and panels:
         yield Chart(
@@ -214,7 +190,7 @@ def _charts(rounds: Sequence[_Round], metric: str | None) -> Iterator[Chart]:
         )
 
 
-def _panels(rounds: Sequence[_Round], metric: str | None) -> Iterator[Panel]:
+def _panels(rounds: Sequence[Round], metric: str | None) -> Iterator[Panel]:
     if metric is not None:
         task, _, name = metric.partition("/")
         known = [(one.number, one.measures[task, name]) for one in rounds if (task, name) in one.measures]
@@ -240,7 +216,7 @@ def _panels(rounds: Sequence[_Round], metric: str | None) -> Iterator[Panel]:
         ))  # fmt: skip
 
 
-def _scores(one: _Round) -> tuple[str, list[float], list[float]] | None:
+def _scores(one: Round) -> tuple[str, list[float], list[float]] | None:
     """Label, middle of each bin and share of the answers in it, as the round's model judged its own answers."""
     if one.judged is None:
         return None

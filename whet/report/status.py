@@ -6,16 +6,22 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from whet.runs.reader import read_run
 
 
 def print_status(root: Path) -> None:
-    """Print every stage of a run with its state, its time and its first numbers, or what stopped it."""
+    """Print every stage of a run with its state, its time and its first numbers, or what stopped it.
+
+    Names, and errors that quote the user's data, are only text: Rich would read a style in [image].
+    """
     run = read_run(root)
-    table = Table("stage", "kind", "status", "seconds", "result", title=str(root), title_justify="left")
+    title = Text(str(root), style="table.title")
+    table = Table("stage", "kind", "status", "seconds", "result", title=title, title_justify="left")
     for stage in run.stages:
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in list(stage.metrics.items())[:4])
         seconds = f"{stage.seconds:.1f}" if stage.seconds is not None else ""
-        table.add_row(stage.name, stage.kind, stage.status, seconds, stage.error or numbers)
+        cells = (stage.name, stage.kind, stage.status, seconds, stage.error or numbers)
+        table.add_row(*map(Text, cells))
     Console().print(table)

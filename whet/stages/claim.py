@@ -20,10 +20,14 @@ from whet.runs.ledger import first_difference
 
 
 def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
-    """Make the run directory this plan's. Raises RunError where it is another plan's, or holds something else."""
+    """Make the run directory this plan's. Raises RunError where it is another plan's, or holds something else: then
+    nothing was moved."""
     text = dump_plan(plan)
-    if fresh and paths.root.exists():
-        for part in (paths.plan, paths.stages, paths.summary, paths.environment, paths.report.parent):
+    if not is_ours(paths) and any(is_foreign(path) for path in paths.root.iterdir()):
+        raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
+    if fresh:
+        # The plan goes last: a kill before that leaves a directory that is still this run's.
+        for part in (paths.stages, paths.summary, paths.environment, paths.report.parent, paths.plan):
             if part.exists():
                 archive(paths, part)
     if paths.plan.exists() and holds_work(paths):
@@ -34,8 +38,6 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-    elif not paths.plan.exists() and any(is_foreign(path) for path in paths.root.iterdir()):
-        raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
     write_text(paths.plan, text)
     if not paths.environment.exists():
         write_json(paths.environment, describe_environment(sys.argv))
@@ -54,9 +56,15 @@ def holds_work(paths: RunPaths) -> bool:
     return any(read_json(path)["status"] == "done" for path in paths.stages.glob("*/status.json"))
 
 
+def is_ours(paths: RunPaths) -> bool:
+    """Whether a run has worked here: its plan is there, or went to the archive. What others put beside it is theirs,
+    and no obstacle."""
+    return paths.plan.exists() or any((paths.root / "archive").glob("*-plan.yaml"))
+
+
 def is_foreign(path: Path) -> bool:
     """Whether something in a directory without a plan is not ours. Hidden: the lock, and what a kill left unnamed."""
-    return not path.name.startswith(".") and path.name not in ("archive", "inputs", "ledger.jsonl")
+    return not path.name.startswith(".") and path.name not in ("archive", "inputs", "ledger.jsonl", "stacks")
 
 
 def archive(run: RunPaths, path: Path) -> Path:

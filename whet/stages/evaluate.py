@@ -23,6 +23,7 @@ from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.answers import Measured
+from whet.stages.measure.asked import models_asked
 from whet.stages.measure.ready import ReadyTask, ready_tasks
 from whet.stages.measure.store import ReplyStore
 from whet.stages.measure.subject import Called, RefLoader, Subject
@@ -36,7 +37,7 @@ def run(stage: EvaluateStage, context: Context) -> StageResult:
     """Measure, write the files above, and hand the values on."""
     if not stage.tasks:
         raise ConfigError("nothing to measure", field=f"{stage.name}.tasks", fix="add a task, e.g. {type: perplexity}")
-    labels = model_labels(stage.models, context)
+    labels = model_labels(models_asked(stage), context)
     ready = ready_tasks(stage.tasks, folders=context.folders)
     store = ReplyStore(context.paths.file("replies.jsonl"))
     measures: list[Measure] = []

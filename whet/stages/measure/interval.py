@@ -63,6 +63,35 @@ def ratio(totals: Sequence[float], counts: Sequence[float]) -> Interval:
     return value, value - Z * spread, value + Z * spread
 
 
+def area(value: float, num_good: int, num_bad: int) -> Interval:
+    """An area under the ROC curve, with the score interval of Newcombe (2006, part 2, method 5).
+
+    The ends are where the value lies Z standard errors away, each by the variance that the end itself would have
+    (Hanley and McNeil 1982). One taken from the answers is 0 where they are all apart, or all tied, and an interval
+    without width would then claim to be sure.
+    """
+    return value, _far_end(value, 0.0, num_good, num_bad), _far_end(value, 1.0, num_good, num_bad)
+
+
+def _far_end(value: float, limit: float, num_good: int, num_bad: int) -> float:
+    """The area between `value` and `limit` that is Z of its own standard errors from the value, by bisection."""
+    inside, outside = value, limit
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        if abs(value - middle) <= Z * math.sqrt(_area_variance(middle, num_good, num_bad)):
+            inside = middle
+        else:
+            outside = middle
+    return inside
+
+
+def _area_variance(value: float, num_good: int, num_bad: int) -> float:
+    """Variance of an area of exponential scores, the two numbers each replaced by their mean where they add up."""
+    others = (num_good + num_bad) / 2 - 1
+    spread = 1 + others * (1 - value) / (2 - value) + others * value / (1 + value)
+    return value * (1 - value) * spread / (num_good * num_bad)
+
+
 def bootstrap(
     statistics: NDArray[np.float64], value_of: Callable[[NDArray[np.float64]], float], *, seed: int
 ) -> Interval:

@@ -18,7 +18,7 @@ from whet.schema.artifacts import Measure
 from whet.schema.records import Prompt, Rating
 from whet.schema.rollouts import Completion, Group
 from whet.stages.measure.answers import ROUND, Measured
-from whet.stages.measure.interval import Interval, Z, proportion
+from whet.stages.measure.interval import Interval, area, proportion
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
 from whet.stages.measure.subject import Subject
@@ -46,7 +46,7 @@ def measure_judgement(ready: ReadyTask, task: JudgementTask, subject: Subject, s
 
 
 def agreement(scores: Sequence[float | None], ready: ReadyTask) -> Interval:
-    """Area under the ROC curve and its interval by the variance of placements (DeLong et al. 1988)."""
+    """Area under the ROC curve and its interval."""
     scored = [(score, rating.label) for score, rating in zip(scores, ready.ratings, strict=True) if score is not None]
     good = np.array([score for score, label in scored if label])
     bad = np.array([score for score, label in scored if not label])
@@ -56,10 +56,7 @@ def agreement(scores: Sequence[float | None], ready: ReadyTask) -> Interval:
             found=f"{len(good)} good, {len(bad)} bad",
         )  # fmt: skip
     won = (good[:, None] > bad[None, :]) + 0.5 * (good[:, None] == bad[None, :])
-    value = float(won.mean())
-    variance = won.mean(axis=1).var(ddof=1) / len(good) + won.mean(axis=0).var(ddof=1) / len(bad)
-    half = Z * float(np.sqrt(variance))
-    return value, max(0.0, value - half), min(1.0, value + half)
+    return area(float(won.mean()), len(good), len(bad))
 
 
 def _num(scores: Sequence[float | None]) -> int:

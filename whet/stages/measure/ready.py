@@ -8,11 +8,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config.evaluate import JudgementTask, PerplexityTask, Task
+from whet.config.data import Data
+from whet.config.evaluate import JudgementTask, PerplexityTask, Task, WinRateTask
 from whet.data.ledger import Ledger
 from whet.data.picture_check import with_sound_pictures
 from whet.data.sources import read_records
 from whet.errors import ConfigError, DataError
+from whet.runs.tasks import numbered
 from whet.schema.records import Conversation, Origin, Prompt, Rating, Record, RecordKind
 
 
@@ -38,13 +40,8 @@ class ReadyTask:
 
 def ready_tasks(tasks: Sequence[Task], *, folders: Mapping[str, Path]) -> list[ReadyTask]:
     """Read the records of all tasks. A name that repeats gets a number."""
-    wanted = [task.name or task.type for task in tasks]
-    seen: Counter[str] = Counter()
-    ready = []
-    for task, name in zip(tasks, wanted, strict=True):
-        seen[name] += 1
-        ready.append(ready_task(task, folders=folders, name=name if seen[name] == 1 else f"{name}-{seen[name]}"))
-    return ready
+    names = numbered([task.name or task.type for task in tasks])
+    return [ready_task(task, folders=folders, name=name) for task, name in zip(tasks, names, strict=True)]
 
 
 def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = None) -> ReadyTask:
@@ -78,6 +75,15 @@ def _read(task: Task, kind: RecordKind, folders: Mapping[str, Path]) -> tuple[li
 
 
 def _check(task: Task, name: str) -> None:
+    """Raises ConfigError for what a task would take without a word and not use."""
+    _check_length(task, name)
+    if isinstance(task, WinRateTask) and task.num_samples > 1:
+        raise ConfigError(
+            "win_rate compares one answer of each model to a prompt",
+            field=f"tasks.{name}.num_samples",
+            found=str(task.num_samples),
+            fix="leave it out, and take more prompts",
+        )
     if not isinstance(task, PerplexityTask | JudgementTask) and task.num_samples > 1 and task.temperature == 0:
         raise ConfigError(
             "greedy answers to one prompt are all the same",
@@ -85,6 +91,21 @@ def _check(task: Task, name: str) -> None:
             found=str(task.num_samples),
             fix="set temperature above 0, or num_samples: 1",
         )
+
+
+def _check_length(task: Task, name: str) -> None:
+    """Only perplexity cuts rows. What a model is asked elsewhere is never cut: a shorter question is another one."""
+    if isinstance(task, PerplexityTask):
+        return
+    for key in ("max_length", "on_overlong"):
+        found = getattr(task.data, key)
+        if found != Data.model_fields[key].default:
+            raise ConfigError(
+                f"a task of type {task.type} asks whole prompts, of any length",
+                field=f"tasks.{name}.data.{key}",
+                found=str(found),
+                fix="leave it out: max_length and on_overlong are for perplexity",
+            )
 
 
 def _keys(origins: Sequence[Origin]) -> tuple[str, ...]:

@@ -1,13 +1,12 @@
 """One task, one model: the dispatch, usable on a model that is already in memory.
 
-measures, samples = measure_task(task, model=model, tokenizer=tokenizer, renderer=renderer, label="sft", folders={})
+measures, samples = measure_task(ready, model=model, tokenizer=tokenizer, renderer=renderer, label="sft")
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import assert_never
 
 import torch
@@ -18,7 +17,6 @@ from whet.config.evaluate import (
     JudgementTask,
     OverlapTask,
     PerplexityTask,
-    Task,
     VerdictTask,
     WinRateTask,
 )
@@ -32,7 +30,7 @@ from whet.stages.measure.exact import measure_exact
 from whet.stages.measure.judgement import measure_judgement
 from whet.stages.measure.overlap import measure_overlap
 from whet.stages.measure.perplexity import measure_perplexity
-from whet.stages.measure.ready import ReadyTask, ready_task
+from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import ReplyStore
 from whet.stages.measure.subject import Present, RefLoader, Subject
 from whet.stages.measure.verdict import measure_verdicts
@@ -40,23 +38,24 @@ from whet.stages.measure.win_rate import measure_win_rate
 
 
 def measure_task(
-    task: Task,
+    ready: ReadyTask,
     *,
     model: torch.nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     renderer: Renderer,
     label: str,
-    folders: Mapping[str, Path],
     ref_loader: RefLoader | None = None,
 ) -> tuple[list[Measure], list[SampleRow]]:
-    """Read a task's records and measure a model on it; nothing is stored. See `measure` for many models.
+    """Measure a model in memory on a task, under the task's own system message; nothing is stored. See `measure` for
+    many models.
 
     The model's training state and random numbers stay as they were.
     """
+    renderer = renderer.speaking(ready.task.data.system)
     answering = Answering.by(renderer, batch_size=1, exact=True)
     subject = Subject(label=label, voice=Present(model, answering), tokenizer=tokenizer, renderer=renderer)
     with evaluating(model):
-        measured = measure(ready_task(task, folders=folders), subject, load=ref_loader)
+        measured = measure(ready, subject, load=ref_loader)
     return measured.measures, measured.samples
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from whet.config.evaluate import VerdictTask
-from whet.data.verdict import Verdict, parse_verdict, read_verdict
+from whet.data.verdict import TIE, Verdict, parse_verdict, read_verdict
 from whet.errors import DataError
 from whet.schema.artifacts import Measure
 from whet.schema.records import Prompt
@@ -38,8 +38,8 @@ def measure_verdicts(
     ready: ReadyTask, task: VerdictTask, subject: Subject, store: ReplyStore, num_logged: int
 ) -> Measured:
     """`accuracy` over items, both orders (and `accuracy/GROUP`); `consistency`, the share of items whose two orders are
-    answered with the same candidate; `first`, the share of readable verdicts for the candidate shown first, one half
-    without bias where truths are balanced; `readable`, the share of answers with a verdict.
+    answered with the same candidate; `first`, the share of decided verdicts (no ties) for the candidate shown first,
+    one half without bias where truths are balanced; `readable`, the share of answers with a verdict.
 
     An item that is asked in one order only has no consistency; the ledger's notes say how many there are."""
     items, groups = items_of(ready, task)
@@ -73,7 +73,8 @@ def outcomes_of(of_item: Mapping[str, Sequence[Asked]], groups: Mapping[str, str
         **{f"accuracy/{name}": [right[item] for item in right if groups[item] == name]
            for name in sorted(set(groups.values()))},
         "consistency": [agreements(asked) for asked in of_item.values()],
-        "first": [[verdict.better == 1 for verdict in verdicts if verdict is not None] for verdicts in given],
+        "first": [[verdict.better == 1 for verdict in verdicts if verdict is not None and verdict.better != TIE]
+                  for verdicts in given],
         "readable": [[verdict is not None for verdict in verdicts] for verdicts in given],
     }  # fmt: skip
 
