@@ -209,6 +209,23 @@ def test_a_server_that_fails_half_way_ends_the_stage_and_costs_no_answer(
     assert [completion.finish_reason for completion in completions] == ["stop"] * 8 and asked == 5
 
 
+@pytest.mark.parametrize("status", [504, None])
+def test_a_request_that_takes_too_long_is_data_also_at_the_end(opened: list[ServerEngine], status: int | None) -> None:
+    """Nobody else is answered meanwhile, and the same command would ask for it again for ever."""
+
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        if body["max_tokens"] != 9:
+            return good(path, body)
+        if status is None:
+            stub.stopped.wait(10)
+        return status or 200, b"", {}
+
+    with Stub(answer) as stub:
+        engine = engine_of(opened, stub.url, retries=1, concurrency=1, timeout=0.3)
+        asked = [*requests(2), Request(key="long", prompt_ids=(1,), sampling=Sampling(max_new_tokens=9), seed=0)]
+        assert [completion.finish_reason for completion in answers(engine, asked)] == ["stop", "stop", "error"]
+
+
 def test_many_failures_in_a_row_are_the_servers(opened: list[ServerEngine]) -> None:
     """One request may be more than a server can bear; not every one."""
 
@@ -233,6 +250,7 @@ def test_a_request_the_server_cannot_take_is_not_made_again(opened: list[ServerE
     ("status", "said"),
     [
         (401, "the server refuses the key .*status 401 who are you.*token_env"),
+        (402, "the account has no money .*status 402 who are you"),
         (404, "the server has no such model or path .*status 404 who are you.*check the model's name"),
     ],
 )

@@ -392,21 +392,23 @@ def test_a_checkpoint_waits_for_the_round_that_is_drawn_ahead(tiny_checkpoint: P
     """A run that goes on from it has the weights that drew the round no more."""
 
     class Slow(Share):
-        busy = False
-
         def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
-            self.busy = True
             time.sleep(0.5)
-            self.busy = False
             return super().score(prompts, completions)
 
-    reward, busy = Slow(), list[bool]()
+    scored: list[bool] = []
+
+    def look() -> None:
+        """The round behind the one that is trained on is there, rewards and all."""
+        rows = [row for path in (tmp_path / "rounds").glob("000001*") for row in read_jsonl(path) if "key" in row]
+        scored.append(bool(rows) and all(row["reward"] is not None for row in rows))
+
     training = Training(
-        tiny_checkpoint, tmp_path, plan.Grpo(num_iterations=2, kl_weight=0.0), reward, max_steps=4, staleness=1,
-        save_every=1, at_save=lambda: busy.append(reward.busy),
+        tiny_checkpoint, tmp_path, plan.Grpo(num_iterations=2, kl_weight=0.0), Slow(), max_steps=4, staleness=1,
+        save_every=1, at_save=look,
     )  # fmt: skip
     training.run()
-    assert busy == [False] * 4
+    assert scored == [True] * 4
 
 
 def test_completions_are_logged_once_with_their_advantage(tiny_checkpoint: Path, tmp_path: Path) -> None:

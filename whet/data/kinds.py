@@ -91,8 +91,8 @@ def as_prompt(record: Record) -> Prompt:
             reference = reference_of(record.columns)
             messages = record.messages
             if messages[-1].role == "assistant":
-                messages, answer = messages[:-1], messages[-1].text
-                reference = reference if reference is not None else answer
+                messages, reference = messages[:-1], reference if reference is not None else messages[-1].text
+                answer = record.messages[-1].text or None
             reference = reference if reference is not None else column(record.columns, WORKED_NAMES)
             tools = record.tools
         case Preference() | Rating():

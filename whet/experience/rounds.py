@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import numpy as np
 
 from whet.config.rollout import Rollout
 from whet.data.render import Renderer
-from whet.errors import RunError
+from whet.errors import RunError, UserError
 from whet.experience.collect import prompt_keys, sampling_of
 from whet.experience.group_rewards import (
     UNSCORED,
@@ -41,12 +41,13 @@ from whet.experience.group_rewards import (
 )
 from whet.experience.round_file import Round, group_rows, groups_of, last_line, place_of, read_round, round_lines
 from whet.ranks.group import ALONE, Ranks
+from whet.ranks.pulse import beat
 from whet.rewards.reward import Reward
 from whet.rewards.state import RewardState, load_state, save_state
-from whet.rollout.engine import Engine, answers
+from whet.rollout.engine import Engine
 from whet.runs.files import read_jsonl, write_jsonl
 from whet.schema.records import Prompt
-from whet.schema.rollouts import Group, Request, Score
+from whet.schema.rollouts import Completion, Group, Request, Score
 
 MOST_TRIES = 4
 """Times a round asks for other prompts in place of those whose rewards are all equal."""
@@ -100,7 +101,7 @@ class Rounds:
         seconds = {"generate": 0.0, "score": 0.0}
         known = self._parts(number)
         mine = self._ranks.share(places)
-        drawn = self._drawn(number, [place for place in mine if place not in known], seconds)
+        drawn = self._drawn(number, [place for place in mine if place not in known], seconds, known.values())
         by_place = known | {place_of(group): group for group in drawn}
         share = Share(groups=tuple(by_place[place] for place in mine), seconds=seconds)
         if drawn:
@@ -145,7 +146,9 @@ class Rounds:
         for path in sorted(self._folder.glob(f"{number:06d}.part-*.jsonl")):
             groups = groups_of(read_jsonl(path), self._prompts)[True]
             self._check(number, groups, path)
-            found |= {place_of(group): group for group in groups}
+            for group in groups:
+                if is_scored(group) or place_of(group) not in found:
+                    found[place_of(group)] = group
         return found
 
     def _keep_part(self, number: int, groups: Sequence[Group]) -> None:
@@ -206,9 +209,10 @@ class Rounds:
         """Nothing can be learned of such a round. What was drawn waits for its rewards, in the first rank's part."""
 
         def wait() -> None:
-            for part in self._folder.glob(f"{number:06d}.part-*.jsonl"):
-                part.unlink()
             self._keep_part(number, [unscored(group) for group in groups if is_answered(group)])
+            for part in self._folder.glob(f"{number:06d}.part-*.jsonl"):
+                if part != self._part(number):
+                    part.unlink()
 
         self._ranks.on_main(wait, "the round, which has no reward")
         return RunError(
@@ -240,23 +244,31 @@ class Rounds:
         draw = np.random.Generator(np.random.PCG64([self._rollout.seed, number, tries]))
         return [rest[int(i)] for i in draw.permutation(len(rest))[:num]]
 
-    def _drawn(self, number: int, places: Sequence[int], seconds: dict[str, float]) -> list[Group]:
-        """The prompts at these places with their completions, not scored yet."""
-        if not places:
-            return []
-        begun = time.perf_counter()
-        completions = answers(self._engine, [request for place in places for request in self._requests(number, place)])
+    def _drawn(
+        self, number: int, places: Sequence[int], seconds: dict[str, float], known: Iterable[Group] = ()
+    ) -> list[Group]:
+        """The prompts at these places with their completions, not scored yet. Where the engine gives up, the prompts
+        that are whole stay in the part, beside those `known`."""
+        beat("generating")
+        asked = {place: list(self._requests(number, place)) for place in places}
+        begun, said = time.perf_counter(), dict[str, Completion]()
+        try:
+            for completion in self._engine.generate([request for own in asked.values() for request in own]):
+                said[completion.key] = completion
+        except UserError:
+            whole = [place for place, own in asked.items() if all(request.key in said for request in own)]
+            self._keep_part(number, [*known, *(self._group(place, asked[place], said) for place in whole)])
+            raise
         seconds["generate"] += time.perf_counter() - begun
-        size = self._rollout.group_size
-        return [
-            Group(
-                prompt=self._prompts[place],
-                completions=tuple(completions[start : start + size]),
-                scores=(UNSCORED,) * size,
-                columns={"place": place},
-            )
-            for place, start in zip(places, range(0, len(completions), size), strict=True)
-        ]
+        return [self._group(place, own, said) for place, own in asked.items()]
+
+    def _group(self, place: int, asked: Sequence[Request], said: Mapping[str, Completion]) -> Group:
+        return Group(
+            prompt=self._prompts[place],
+            completions=tuple(said[request.key] for request in asked),
+            scores=(UNSCORED,) * len(asked),
+            columns={"place": place},
+        )
 
     def _scored(self, groups: Sequence[Group], seconds: dict[str, float]) -> list[Group]:
         """The same groups; those that have their scores keep them."""

@@ -77,7 +77,12 @@ class _Told:
             group=Group(prompt=self.prompt, completions=completions, scores=(), columns={"key": key}),
             values=tuple(value for value, _ in scores),
             reasons=tuple(reason for _, reason in scores),
-            ordered=tuple((places[one], places[other]) for one, other in better if one in places and other in places),
+            # Where people contradict each other, nothing is told apart.
+            ordered=tuple(
+                (places[one], places[other])
+                for one, other in better
+                if one in places and other in places and (other, one) not in better
+            ),
         )
 
     def _compare(self, answers: Sequence[tuple[str, float]]) -> None:

@@ -69,6 +69,7 @@ def load_function(path: str) -> Callable[..., Any]:
     if not place or not name:
         raise NoFunction("no such function", "write module:function or FILE.py:function")
     _let_find(Path(place).parent if place.endswith(".py") else Path())
+    _let_find(Path())
     try:
         module = _load_file(place) if place.endswith(".py") else importlib.import_module(place)
     except Exception as error:  # an import runs the user's code, which may raise anything
@@ -173,7 +174,7 @@ def _tell(replies: IO[str], message: dict[str, Any]) -> None:
 
 
 def _let_find(folder: Path) -> None:
-    """Modules of the user's stand beside the plan or the file, where the `whet` command by itself does not look."""
+    """Modules of the user's stand where the command is called or beside the file, and `whet` does not look there."""
     if (name := str(folder.resolve())) not in sys.path:
         sys.path.append(name)  # behind what is installed: a folder here may be called like a package
 

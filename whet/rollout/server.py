@@ -38,6 +38,8 @@ MOST_IN_A_ROW = 8
 """Requests that may fail one after another, each in a way of its own, before the server is what fails."""
 ACCOUNT = (401, 402, 403, 404)
 """A key, money or a model that is not there: no request to come has a better chance."""
+SLOW = (408, 500, 504)
+"""May be a request's own fault, like no answer in time: others may be answered."""
 GO_ON = "mend it; the same command goes on with the answers that are there"
 CANNOT_MEASURE = "this server does not tell the log-probs of given continuations"
 
@@ -234,7 +236,7 @@ class ServerEngine:
             if status in AGAIN:
                 raise _Again(
                     f"{endpoint.url}: status {status} {complaint(body)}".rstrip(),
-                    after=retry_after(headers.get("retry-after")), blames="request" if status == 500 else "server",
+                    after=retry_after(headers.get("retry-after")), blames="request" if status in SLOW else "server",
                 )  # fmt: skip
             if status != 200:
                 self._refuse(endpoint, status, body)
@@ -262,7 +264,7 @@ class ServerEngine:
             ):
                 return reply.status, reply.headers, await reply.read()
         except TimeoutError:
-            raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s", blames="server") from None
+            raise _Again(f"{endpoint.url}: no answer in {self._timeout:g} s") from None
         except aiohttp.InvalidURL as error:
             raise ConfigError("is no URL", field=self.manner.field, found=f"{endpoint.url}: {error}") from None
         except (aiohttp.ClientError, OSError) as error:
@@ -294,6 +296,8 @@ def raise_for(status: int, found: str, field: str) -> None:
         raise ConfigError(
             "the server refuses the key", field=field, found=found, fix="name the variable that holds one: token_env"
         )
+    if status == 402:
+        raise ConfigError("the account has no money", field=field, found=found, fix="fill it, or take another key")
     if status in (404, 405):
         raise ConfigError(
             "the server has no such model or path", field=field, found=found,

@@ -35,7 +35,8 @@ def held_out_reward(
     with on_scale(reward, read_json(scale) if scale.is_file() else None):
         scores = reward.score(prompts, completions)
         seen = save_state(reward)
-    if seen and not scale.is_file() and any(score.value is not None for score in scores):
+    # A part that has no spread yet would be measured as it is ever after.
+    if seen and not scale.is_file() and all(numbers["num"] > 1 for numbers in seen.values()):
         write_json(scale, seen)
     answered = [completion for completion in completions if completion.finish_reason != "error"]
     known = [score for score in scores if score.value is not None]

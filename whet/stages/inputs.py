@@ -23,6 +23,7 @@ from whet.data.locate import locate
 from whet.errors import DataError
 from whet.runs.ledger import content_hash
 from whet.schema.artifacts import ModelRef
+from whet.stages.measure.asked import models_asked
 
 
 def input_hashes(
@@ -48,8 +49,8 @@ def models_in(stage: Stage) -> Iterator[str]:
     """Every model a stage asks for beside the one it starts from, as the plan names it."""
     for section in sections_in(stage):
         match section:
-            case EvaluateStage(models=models):
-                yield from models
+            case EvaluateStage():
+                yield from models_asked(section)
             case OnlineReference(model=model) | Asking(model=model) | ModelValue(model=model):
                 if model not in ("start", "self"):
                     yield model

@@ -46,7 +46,7 @@ from whet.stages.claim import archive, claim, only_one_process
 from whet.stages.context import Context
 from whet.stages.inputs import files_in, input_hashes, models_in
 from whet.stages.loops import Outcome, ended_round, judge_rounds, stopped_before, tell_stopped
-from whet.stages.measure.asked import refuse_two_choices
+from whet.stages.measure.asked import check_measured
 
 
 def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
     directory that another plan has used, and the stage's own UserError where a stage cannot go on.
     """
     stages = stages_until(plan, until)
-    refuse_two_choices(stages)
+    check_measured(stages)
     refuse_other_number(plan.launch.processes)
     paths = RunPaths(Path(plan.run))
     ranks = join_ranks(plan.launch.watchdog, paths.stacks)
@@ -264,7 +264,7 @@ def write_summary(
     paths: RunPaths, plan: Plan, done: list[Status], loops: Mapping[str, Outcome]
 ) -> dict[str, Any]:  # fmt: skip
     """summary.json: every stage of the plan with its state, all measured values, and how rounds compare."""
-    stages, evaluation = [], list[dict[str, Any]]()
+    stages, evaluation, newest = [], list[dict[str, Any]](), ""
     for number, stage in enumerate(plan.stages, start=1):
         left_out = stopped_before(plan, stage.name, loops) and stage.name not in [status.name for status in done]
         status = next((s for s in done if s.name == stage.name), None) or read_status(paths.stage(number, stage.name))
@@ -274,7 +274,9 @@ def write_summary(
             "status": "left out" if left_out else status.status if status else "waiting",
             "seconds": status.seconds if status else None, "metrics": dict(status.metrics) if status else {},
         })  # fmt: skip
-        evaluation += [dict(measure) for measure in (status.evaluation if status else ())]
+        if status is not None and (status.finished or "") >= newest:  # else what it measured has been made again
+            evaluation += [dict(measure) for measure in status.evaluation]
+            newest = status.finished or newest
     summary = {"run": plan.run, "stages": stages, "evaluation": evaluation}
     if plan.loops:
         summary["loops"] = [loops[loop.name].to_json(loop) for loop in plan.loops if loop.name in loops]

@@ -89,6 +89,7 @@ def means(steps: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 
 def _weight(row: Mapping[str, Any], name: str) -> float:
     """Samples that a step's number is the mean of."""
-    if name == "loss" or "num_completions" not in row:
+    of_round = name == "reward" or name.endswith(("/mean", "/std"))  # others are of the pairs a step trains on
+    if not of_round or "num_completions" not in row:
         return float(row["samples"])
     return float(row["num_completions"] * (1.0 - row["frac_reward_failed"]))

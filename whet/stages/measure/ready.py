@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.config.data import Data
-from whet.config.evaluate import JudgementTask, PerplexityTask, Task, WinRateTask
+from whet.config.evaluate import JudgementTask, PerplexityTask, Task
 from whet.data.ledger import Ledger
 from whet.data.picture_check import with_sound_pictures
 from whet.data.sources import read_records
-from whet.errors import ConfigError, DataError
+from whet.errors import DataError
 from whet.runs.tasks import numbered
 from whet.schema.records import Conversation, Origin, Prompt, Rating, Record, RecordKind
+from whet.stages.measure.asked import check_task
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ def ready_tasks(tasks: Sequence[Task], *, folders: Mapping[str, Path]) -> list[R
 def ready_task(task: Task, *, folders: Mapping[str, Path], name: str | None = None) -> ReadyTask:
     """Read the records of one task. Raises DataError where fewer than two are left: one item has no interval."""
     name = name or task.name or task.type
-    _check(task, name)
+    check_task(task, name)
     if isinstance(task, PerplexityTask):
         records, ledger = _read(task, "conversation", folders)
         conversations = tuple(record for record in records if isinstance(record, Conversation))
@@ -72,40 +72,6 @@ def _read(task: Task, kind: RecordKind, folders: Mapping[str, Path]) -> tuple[li
     """The task's records. Pictures that cannot be read are found now, before any model answers."""
     records, ledger = read_records(task.data, (kind,), folders=folders)
     return with_sound_pictures(records, task.data.on_bad_row, ledger), ledger
-
-
-def _check(task: Task, name: str) -> None:
-    """Raises ConfigError for what a task would take without a word and not use."""
-    _check_length(task, name)
-    if isinstance(task, WinRateTask) and task.num_samples > 1:
-        raise ConfigError(
-            "win_rate compares one answer of each model to a prompt",
-            field=f"tasks.{name}.num_samples",
-            found=str(task.num_samples),
-            fix="leave it out, and take more prompts",
-        )
-    if not isinstance(task, PerplexityTask | JudgementTask) and task.num_samples > 1 and task.temperature == 0:
-        raise ConfigError(
-            "greedy answers to one prompt are all the same",
-            field=f"tasks.{name}.num_samples",
-            found=str(task.num_samples),
-            fix="set temperature above 0, or num_samples: 1",
-        )
-
-
-def _check_length(task: Task, name: str) -> None:
-    """Only perplexity cuts rows. What a model is asked elsewhere is never cut: a shorter question is another one."""
-    if isinstance(task, PerplexityTask):
-        return
-    for key in ("max_length", "on_overlong"):
-        found = getattr(task.data, key)
-        if found != Data.model_fields[key].default:
-            raise ConfigError(
-                f"a task of type {task.type} asks whole prompts, of any length",
-                field=f"tasks.{name}.data.{key}",
-                found=str(found),
-                fix="leave it out: max_length and on_overlong are for perplexity",
-            )
 
 
 def _keys(origins: Sequence[Origin]) -> tuple[str, ...]:
