@@ -158,3 +158,33 @@ def test_completions_are_on_disk_while_they_are_scored(tmp_path: Path, renderer:
     made = rounds(tmp_path, renderer, engine).make(3, PLACES, lambda: None)
     assert len(drawn.asked) == 8 and not engine.asked
     assert all(score.value for group in made.groups for score in group.scores)
+
+
+def test_prompts_that_are_whole_stay_where_a_server_gives_up(tmp_path: Path, renderer: Renderer) -> None:
+    class GivesUp(Counting):
+        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+            for completion in super().generate(requests):
+                if len(self.asked) == 6:
+                    raise RunError("the server does not answer any more")
+                yield completion
+
+    engine = Counting()
+    with pytest.raises(RunError, match="does not answer any more"):
+        rounds(tmp_path, renderer, GivesUp()).make(3, PLACES, lambda: None)
+    made = rounds(tmp_path, renderer, engine).make(3, PLACES, lambda: None)
+    assert len(engine.asked) == 4, "two of four prompts had both of their completions"
+    assert [group.columns["place"] for group in made.groups] == PLACES
+
+
+def test_what_is_scored_is_not_asked_for_again_by_fewer_ranks(tmp_path: Path, renderer: Renderer) -> None:
+    """Two ranks were killed while they scored; one went on and had the rewards when it was killed, too."""
+
+    class Killed:
+        def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
+            raise KeyboardInterrupt
+
+    for rank in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            rounds(tmp_path, renderer, Counting(), Ranks(rank=rank, world=2), reward=Killed()).begin(3, PLACES)
+    rounds(tmp_path, renderer, Counting()).begin(3, PLACES)
+    rounds(tmp_path, renderer, Counting(), reward=Killed()).make(3, PLACES, lambda: None)
