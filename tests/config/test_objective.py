@@ -31,6 +31,7 @@ def test_defaults_are_the_published_settings() -> None:
     assert (plan.Cdpo().label_smoothing, plan.Robust().label_smoothing, plan.Exo().label_smoothing) == (0.1, 0.1, 1e-3)
     assert (plan.Orpo().odds_weight, plan.Orpo().nll_weight, plan.Cpo().nll_weight) == (0.1, 1.0, 1.0)
     assert (BradleyTerry().center, RewardWeighted().kl_weight, SoftPreference().temperature) == (0.0, 0.0, 1.0)
+    assert BradleyTerry().margin == "column"
     assert [(part.objective.type, part.weight) for part in Mixture().parts] == [
         ("sigmoid", 0.8), ("bco", 0.2), ("nll", 1.0),
     ]  # fmt: skip

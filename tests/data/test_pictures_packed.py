@@ -79,7 +79,7 @@ def test_every_batch_brings_its_pictures() -> None:
         collate_tokens([row], **with_reader).packed.media,  # type: ignore[arg-type]
         collate_groups([group], [0], **with_reader).packed.media,  # type: ignore[arg-type]
         collate_rankings([group], **with_reader).packed.media,  # type: ignore[arg-type]
-        collate_ratings([single], [single], [0], **with_reader).mismatched.packed.media,  # type: ignore[arg-type]
+        collate_ratings([single], [single], [0], max_length=99, **with_reader).mismatched.packed.media,  # type: ignore[arg-type]
     ]
     assert [found.pictures for found in media if found] == [(DOG,), (CAT,), (CAT,), (CAT,)]
 

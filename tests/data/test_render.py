@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from whet.config.objective import Margin
 from whet.data.ledger import Ledger
 from whet.data.render import (
     OVERLONG,
@@ -248,6 +250,7 @@ def test_fingerprint_follows_what_changes_the_ids() -> None:
     assert one == renderer(T.CHATML).fingerprint
     fewer = T.byte_level(T.CHATML, vocab_size=290)
     others = [renderer(T.HEADERS), Renderer(T.byte_level(T.CHATML), system="x"), Renderer(fewer)]
+    others.append(Renderer(T.byte_level(T.CHATML), margin="scores"))
     assert one not in [other.fingerprint for other in others]
     used = T.byte_level(T.CHATML)
     used(["a", "b c"], padding=True, truncation=True, max_length=4)  # leaves its mark in the tokenizer's state
@@ -324,16 +327,7 @@ ROME, MILAN = (Message("assistant", "Rome."),), (Message("assistant", "Milan."),
     ("record", "answers", "values"),
     [
         (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN), ["Rome.", "Milan."], ()),
-        (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, margin=2), ["Rome.", "Milan."], (2.0, 0.0)),
-        (
-            Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, chosen_score=4.5, rejected_score=1.0),
-            ["Rome.", "Milan."], (3.5, 0.0),
-        ),
-        (
-            Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, chosen_score=4.5, rejected_score=1.0, margin=0.0),
-            ["Rome.", "Milan."], (0.0, 0.0),
-        ),
-        (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, chosen_score=4.5), ["Rome.", "Milan."], ()),
+        (Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, margin=-2), ["Rome.", "Milan."], ()),
         (Rating(prompt=PROMPT, response=ROME, label=True), ["Rome."], (1.0,)),
         (Rating(prompt=PROMPT, response=MILAN, label=False), ["Milan."], (0.0,)),
         (Ranking(prompt=PROMPT, responses=("Milan.", "Rome."), ranks=(2.0, 1.0)), ["Milan.", "Rome."], (2.0, 1.0)),
@@ -353,6 +347,38 @@ def test_groups_of_every_kind(
     assert [decode(ids) for ids in group.response_ids] == [f"{words}<|im_end|>" for words in answers]
     assert (group.prompt_ids, group.values, group.origin.line) == (by.prompt(PROMPT), values, 4)
     assert list(render_records(by, [record], "error", Ledger(kept=1))) == [by.group(record)]
+
+
+@pytest.mark.parametrize(
+    ("says", "column", "scores"),
+    [
+        ({}, (), ()),
+        ({"margin": 2}, (2.0, 0.0), (2.0, 0.0)),
+        ({"chosen_score": 4.5, "rejected_score": 1.0}, (), (3.5, 0.0)),
+        ({"chosen_score": 4.5, "rejected_score": 1.0, "margin": 0.0}, (0.0, 0.0), (0.0, 0.0)),
+        ({"chosen_score": 1.0, "rejected_score": 4.5, "margin": 1.0}, (1.0, 0.0), (1.0, 0.0)),
+        ({"chosen_score": 4.5}, (), ()),
+        ({"chosen_score": 1.0, "rejected_score": 4.5}, (), None),
+        ({"margin": -2}, None, None),
+    ],
+)
+def test_where_a_margin_comes_from(
+    says: dict[str, float], column: tuple[float, ...] | None, scores: tuple[float, ...] | None
+) -> None:
+    """None: the row is refused, and under on_bad_row=drop it goes into the ledger."""
+    record = Preference(prompt=PROMPT, chosen=ROME, rejected=MILAN, origin=Origin(file="a.jsonl", line=4), **says)
+    modes: tuple[tuple[Margin, tuple[float, ...] | None], ...] = (("none", ()), ("column", column), ("scores", scores))
+    for margin, expected in modes:
+        by, ledger = Renderer(T.byte_level(T.CHATML), margin=margin), Ledger(kept=1)
+        if expected is not None:
+            assert by.group(record).values == expected, margin
+            continue
+        field, found = ("margin", "-2") if "margin" in says else ("chosen_score", "1 against 4.5")
+        said = f"a.jsonl:4: {field}: calls the rejected answer the better one (found {found}); swap the answers"
+        with pytest.raises(DataError, match=f"^{re.escape(said)}"):
+            list(render_records(by, [record], "error", ledger))
+        assert list(render_records(by, [record], "drop", ledger)) == []
+        assert ledger.describe() == "1 read, 0 kept, 1 dropped (1 calls the rejected answer the better one)"
 
 
 def test_a_prompt_is_not_rendered_for_training() -> None:

@@ -94,7 +94,8 @@ def plain(rows: list[Any]) -> list[Any]:
     ]
 
 
-def test_rows_and_ledger_are_those_of_single_records(tmp_path: Path, renderer: Renderer) -> None:
+def test_rows_and_ledger_are_those_of_single_records(tmp_path: Path) -> None:
+    renderer = Renderer(T.byte_level(T.CHATML), margin="column")
     data = Data(files=(write(tmp_path / "a.jsonl", pairs(600)),), max_length=100)
     rows, ledger = directly(renderer, data, PAIRS)
     made = tokenise.tokenise(data, PAIRS, renderer)

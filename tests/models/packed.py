@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -15,8 +16,14 @@ from transformers import (
     Gemma3TextConfig,
     GPT2Config,
     GPT2LMHeadModel,
+    GptOssConfig,
+    GptOssForCausalLM,
     GraniteConfig,
     GraniteForCausalLM,
+    GraniteSWAConfig,
+    GraniteSWAForCausalLM,
+    HyperCLOVAXConfig,
+    HyperCLOVAXForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     MambaConfig,
@@ -56,6 +63,7 @@ ARCHITECTURES = {
     "mistral": (MistralForCausalLM, MistralConfig(**SMALL, sliding_window=64)),
     "cohere": (CohereForCausalLM, CohereConfig(**PLAIN)),
     "granite": (GraniteForCausalLM, GraniteConfig(**PLAIN, logits_scaling=4.0)),
+    "hyperclovax": (HyperCLOVAXForCausalLM, HyperCLOVAXConfig(**SMALL, logits_scaling=0.125)),
     "phi": (PhiForCausalLM, PhiConfig(**PLAIN)),
     "gpt2": (GPT2LMHeadModel, GPT2Config(vocab_size=VOCABULARY, **OLDER, **NO_DROPOUT)),
 }
@@ -65,19 +73,30 @@ PADDED = {
     "mamba": (MambaForCausalLM, MambaConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2)),
 }
 """Given padded rows."""
+SINKS = {
+    "gpt_oss": (
+        GptOssForCausalLM, GptOssConfig(**SMALL, sliding_window=64, num_local_experts=4, num_experts_per_tok=2)
+    ),
+    "granite_swa": (GraniteSWAForCausalLM, GraniteSWAConfig(**PLAIN, sliding_window=64)),
+}  # fmt: skip
+"""Given padded rows under their own attention, which has sinks."""
 
 
 def build(name: str, *, attention: str = NAME) -> PreTrainedModel:
     """A random model, its weights large enough that its answers are far from uniform."""
-    made, config = (ARCHITECTURES | PADDED)[name]
+    made, config = (ARCHITECTURES | PADDED | SINKS)[name]
     torch.manual_seed(0)
-    model: PreTrainedModel = made(config)
+    # Of its own configuration: a model that is given another attention is told so in it.
+    model: PreTrainedModel = made(copy.deepcopy(config))
     if model._supports_attention_backend:
         model.set_attn_implementation(attention)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 2:
                 parameter.mul_(8.0)
+        for name, parameter in model.named_parameters():
+            if name.endswith("sinks"):
+                parameter.fill_(2.0)  # they start so near to 0 that one would not be missed
     return model
 
 

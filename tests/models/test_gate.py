@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import silu
 
-from tests.models.packed import build, with_adapter
+from tests.models.packed import ARCHITECTURES, build, with_adapter
 from whet.models import gate
 from whet.models.gate import FusedGate, _Gated, fuse_gates
 
@@ -49,3 +49,59 @@ def test_layers_of_another_kind_are_left_alone() -> None:
         model = build(name)
         fuse_gates(model)
         assert not any(isinstance(module, FusedGate) for module in model.modules())
+
+
+class BoundedMLP(torch.nn.Module):
+    """DeepSeek-V4's, and with `after` Step-3.7's: SwiGLU up to a bound."""
+
+    def __init__(self, limit: float, halves: str) -> None:
+        super().__init__()
+        self.gate_proj, self.up_proj = torch.nn.Linear(32, 48, bias=False), torch.nn.Linear(32, 48, bias=False)
+        self.down_proj = torch.nn.Linear(48, 32, bias=False)
+        self.limit, self.halves = limit, halves
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        if self.halves in ("gate", "both"):
+            gate = gate.clamp(max=self.limit)
+        gate = silu(gate)
+        if self.halves == "after":
+            gate = gate.clamp(max=self.limit)
+        if self.halves in ("up", "both"):
+            up = up.clamp(min=-self.limit, max=self.limit)
+        return self.down_proj(gate * up)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("size", [0.1, 1.0, 20.0])
+@pytest.mark.parametrize("limit", [10.0, 16.0])
+@pytest.mark.parametrize("halves", ["gate", "up", "both", "after"])
+def test_a_bound_that_only_large_numbers_meet_is_found(
+    halves: str, limit: float, size: float, dtype: torch.dtype
+) -> None:
+    """Whatever the size of the weights; and the same layer without one is fused."""
+    torch.manual_seed(0)
+    for kind, fused in ((halves, False), ("none", True)):
+        layer = BoundedMLP(limit, kind).to(dtype)
+        with torch.no_grad():
+            layer.gate_proj.weight.mul_(size)
+            layer.up_proj.weight.mul_(size)
+        fuse_gates(layer)
+        assert isinstance(layer, FusedGate) == fused
+
+
+def test_infinite_numbers_are_not_taken_for_equal_ones() -> None:
+    """Both would be infinite, with a bound and without."""
+    layer = BoundedMLP(10.0, "both").to(torch.float16)
+    with torch.no_grad():
+        layer.down_proj.weight.fill_(60000.0)
+    fuse_gates(layer)
+    assert not isinstance(layer, FusedGate)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("name", ["qwen3", "qwen2", "llama", "mistral", "granite", "cohere", "hyperclovax"])
+def test_a_true_one_is_fused_in_every_type(name: str, dtype: torch.dtype) -> None:
+    model = build(name).to(dtype)
+    fuse_gates(model)
+    assert name in ARCHITECTURES and sum(isinstance(module, FusedGate) for module in model.modules()) == 2

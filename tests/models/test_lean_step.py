@@ -101,3 +101,17 @@ def test_other_numbers_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = LeanStep.__call__
     monkeypatch.setattr(LeanStep, "__call__", lambda self, *given: plain(self, *given) * 1.01)
     assert not Backbone(shaken("qwen3"))._is_lean
+
+
+def test_a_bound_that_a_probe_does_not_meet_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a known name as well: in a model of a version to come, or of code of its own."""
+    model = shaken("qwen3")
+    forward = type(model.model.layers[0].mlp).forward
+
+    def bounded(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x).clamp(max=1e3)) * self.up_proj(x))
+
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", bounded)
+    assert not Backbone(model)._is_lean
+    monkeypatch.setattr(type(model.model.layers[0].mlp), "forward", forward)
+    assert Backbone(shaken("qwen3"))._is_lean

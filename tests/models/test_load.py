@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from whet.config.model import Lora, Model
 from whet.errors import ModelError
-from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, save_trained
+from whet.models.load import compute_dtype, end_ids, load_model, load_tokenizer, pick_device, save_trained
 from whet.schema.artifacts import ModelRef
 
 FP32 = torch.float32
@@ -99,6 +99,29 @@ def test_ends_of_a_turn(tiny_checkpoint: Path) -> None:
     assert end_ids(tokenizer, model) == (tokenizer.eos_token_id, 5)
     model.generation_config.eos_token_id = None
     assert end_ids(tokenizer, model) == (tokenizer.eos_token_id,)
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "mps"):
+        with pytest.raises(ModelError, match=rf"^reference\.device: torch finds no such device .*found '{name}'.*cpu"):
+            pick_device(name, field="reference.device")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("mps") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+
+
+def test_a_model_is_not_loaded_for_a_device_that_is_not_there(
+    tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ModelError, match=r"^model\.device: torch finds no such device"):
+        load_model(
+            ModelRef(path=str(tiny_checkpoint)), Model(path=str(tiny_checkpoint), device="cuda"), dtype=torch.float32
+        )
 
 
 def test_arithmetic() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import layer as peft_lora
 
 from tests.models.packed import build, with_adapter
@@ -103,3 +103,30 @@ def test_files_and_copies_are_those_of_peft(tmp_path: Path) -> None:
     torch.testing.assert_close(copy.deepcopy(ours)(input_ids=IDS).logits, ours(input_ids=IDS).logits)
     merged = ours.merge_and_unload()
     torch.testing.assert_close(merged(input_ids=IDS).logits, loaded(input_ids=IDS).logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+def test_a_bias_that_trains_has_pefts_gradient(bias: str) -> None:
+    """qwen2's projections have biases."""
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", bias=bias)
+    ours = get_peft_model(build("qwen2"), config)
+    with torch.no_grad():
+        for name, parameter in ours.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.2)
+    theirs = copy.deepcopy(ours)
+    fuse_adapters(ours)
+    (found, gradients), (expected, their_gradients) = outcome(ours), outcome(theirs)
+    torch.testing.assert_close(found, expected)
+    assert gradients.keys() == their_gradients.keys() and sum("bias" in name for name in gradients) >= 4
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, their_gradients[name], rtol=1e-4, atol=1e-4)
+
+
+def test_a_bias_on_a_layer_in_4_bits_has_a_gradient() -> None:
+    """As far as it does not take bitsandbytes: a weight that is not in 4 bits is itself."""
+    from whet.models.four_bit import _Product
+
+    x = torch.randn(2, 3, 5, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(4, 5, dtype=torch.float64), torch.randn(4, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, bias: _Product.apply(x, weight, bias), (x, bias))

@@ -73,3 +73,27 @@ def test_a_trained_weight_goes_the_way_of_transformers() -> None:
     model(input_ids=IDS).logits.square().sum().backward()
     norm = next(module for module in model.modules() if isinstance(module, FusedNorm))
     assert norm.weight.grad is not None and float(norm.weight.grad.norm()) > 0
+
+
+@pytest.mark.parametrize("what", ["bounded input", "bounded output", "epsilon behind the root", "another epsilon"])
+def test_a_norm_that_differs_for_some_sizes_alone_is_left_alone(what: str) -> None:
+    class OddRMSNorm(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(32)), 1e-6
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x.clamp(-50.0, 50.0) if what == "bounded input" else x
+            size = x.pow(2).mean(-1, keepdim=True)
+            match what:
+                case "epsilon behind the root":
+                    return self.weight * x / (size.sqrt() + self.eps * 1e2)
+                case "another epsilon":
+                    return self.weight * x * torch.rsqrt(size + 10 * self.eps)
+                case "bounded output":
+                    return self.weight * (x * torch.rsqrt(size + self.eps)).clamp(max=1.5)
+            return self.weight * x * torch.rsqrt(size + self.eps)
+
+    layer = OddRMSNorm()
+    fuse_norms(layer)
+    assert not isinstance(layer, FusedNorm)

@@ -7,8 +7,9 @@ import torch
 
 from tests.models.packed import VOCABULARY, build, with_adapter
 from whet.models import packed_linear
-from whet.models.backbone import Backbone, least_rows
+from whet.models.backbone import Backbone
 from whet.models.packed_linear import PackedLinear, packs
+from whet.models.repeated import least_rows
 from whet.models.rows import from_trees
 from whet.models.scoring import logits_function, next_logits
 from whet.models.snapshot import Snapshot

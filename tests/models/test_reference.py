@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from tests.models.packed import build, pack, with_adapter
+from whet.errors import ModelError
 from whet.models.load import save_trained
 from whet.models.reference import SecondModel, by_adapter
 from whet.models.scoring import TokenScorer
@@ -91,6 +93,23 @@ def test_a_second_model_is_loaded_once_when_it_is_first_asked() -> None:
     torch.testing.assert_close(first, TokenScorer(build("qwen3"))(packed).logprobs)
 
 
+def test_a_model_that_is_released_is_gone_and_comes_back_when_it_is_asked() -> None:
+    packed, made = pack(SHAPES), list[weakref.ref[torch.nn.Module]]()
+
+    def load(device: torch.device) -> torch.nn.Module:
+        model = build("qwen3")
+        made.append(weakref.ref(model))
+        return model
+
+    second = SecondModel(load, torch.device("cpu"), fall_back=True)
+    second.release()  # nothing has been loaded
+    first = second(packed)
+    assert made[0]() is not None
+    second.release()
+    assert made[0]() is None
+    assert torch.equal(first, second(packed)) and len(made) == 2
+
+
 def test_out_of_memory_moves_the_second_model_to_the_cpu_and_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     packed = pack(SHAPES)
 
@@ -107,3 +126,12 @@ def test_out_of_memory_moves_the_second_model_to_the_cpu_and_says_so(capsys: pyt
     assert capsys.readouterr().out == ""
     with pytest.raises(torch.OutOfMemoryError):
         SecondModel(load, torch.device("cuda"), fall_back=False)(packed)
+
+
+def test_an_adapter_that_trains_biases_has_no_second_copy_and_says_so_in_one_line(tmp_path: Path) -> None:
+    config = LoraConfig(r=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM", bias="lora_only")
+    get_peft_model(build("qwen2"), config).save_pretrained(tmp_path)
+    scorer = TokenScorer(PeftModel.from_pretrained(build("qwen2"), str(tmp_path), is_trainable=True))
+    with pytest.raises(ModelError, match=r"^model\.adapter: the reference cannot be a second copy") as caught:
+        by_adapter(scorer, str(tmp_path))
+    assert "\n" not in str(caught.value) and "put a merge stage before" in str(caught.value)

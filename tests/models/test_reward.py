@@ -218,7 +218,7 @@ def test_merged_it_scores_the_same(tiny_checkpoint: Path, tmp_path: Path) -> Non
         merge_reward_adapter(trained(make(tiny_checkpoint)), probes, dtype=torch.bfloat16, tolerance=1e-7)
 
 
-@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("cohere", "granite")])
+@pytest.mark.parametrize("name", [name for name in ARCHITECTURES if name not in ("cohere", "granite", "hyperclovax")])
 def test_packed_rows_score_as_padded_ones(name: str, tmp_path: Path) -> None:
     build(name).save_pretrained(tmp_path)
     for head in (ONE, TWO):

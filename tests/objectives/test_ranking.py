@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,7 +60,9 @@ def test_margin_asks_for_a_lead() -> None:
     # Llama 2: -log sigma(0.5 - 0.2), and -log sigma(-1.5 - 0)
     rows = ranked([0.8, 0.3, -1.0, 0.5], [0, 0, 1, 1], [1, 2, 1, 2], margins=[0.2, 0.0, 0.0, 0.0])
     assert bradley_terry(rows).total.item() == pytest.approx(softplus(-0.3) + softplus(1.5), abs=1e-12)
-    assert bradley_terry(rows, margin=False).total.item() == pytest.approx(softplus(-0.5) + softplus(1.5), abs=1e-12)
+    assert bradley_terry(replace(rows, margins=None)).total.item() == pytest.approx(
+        softplus(-0.5) + softplus(1.5), abs=1e-12
+    )
 
 
 def test_centring_pulls_the_level_to_zero() -> None:
@@ -94,4 +97,5 @@ def test_metrics() -> None:
     assert found["rewards/chosen"] == pytest.approx((0.3 + 0.3 + 0.8 + 0.1) / 4)
     assert found["rewards/rejected"] == pytest.approx((-1.0 + 0.8 - 1.0 + 0.2) / 4)
     assert found["mean_reward"] == pytest.approx(0.08)
-    assert (found["min_reward"], found["max_reward"]) == (-1.0, 0.8)
+    # The loop adds up what it is given: a lowest and a highest score would be averaged over micro-batches.
+    assert not {"min_reward", "max_reward"} & found.keys()

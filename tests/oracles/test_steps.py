@@ -1,30 +1,43 @@
 """The whole path against TRL 1.16: our packed rows and its padded ones, its own loss functions, twenty steps on.
 
-Its trainers are not started: `DPOTrainer._compute_loss` and `SFTTrainer.compute_loss` are called with a stand-in for
-`self`, and the model carries TRL's own fused LM head, so nothing of ours is on its side. The formulas one by one are in
-`test_preference` and `test_objectives`. Skipped where TRL is not installed.
+Its trainers are not started: `compute_loss` of `SFTTrainer` and `RewardTrainer` and `_compute_loss` of `DPOTrainer` and
+`KTOTrainer` are called with a stand-in for `self`. The language model carries TRL's own fused LM head, the reward model
+is transformers' classifier, and KTO's rows go through TRL's collator, so nothing of ours is on its side. The formulas
+one by one are in `test_preference` and `test_objectives`. Skipped where TRL is not installed.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3ForSequenceClassification
 
 from tests.oracles.stand_ins import trainer as stand_in
-from whet.data.batch import collate_groups, collate_tokens
+from whet.config.objective import BradleyTerry, Kto
+from whet.config.pairwise import Aot
+from whet.data.batch import collate_groups, collate_rankings, collate_ratings, collate_tokens
 from whet.data.render import Rendered, RenderedGroup
-from whet.models.scoring import TokenScorer
+from whet.models.scoring import RowScorer, TokenScorer
 from whet.objectives import pairwise
 from whet.objectives.loss import Loss
 from whet.objectives.supervised import nll
-from whet.train.bind import PairObjective
-from whet.train.learners import PairLearner, TokenLearner, response_logprobs
+from whet.train.bind import PairObjective, pairwise_objective, ranking_objective, unpaired_objective
+from whet.train.learners import (
+    Learner,
+    PairLearner,
+    RankingLearner,
+    RatingLearner,
+    TokenLearner,
+    response_logprobs,
+)
+from whet.train.parallel import Parallel
 
 trl = pytest.importorskip("trl", minversion="1.16.0")
 
@@ -32,15 +45,22 @@ NUM, CPU = 6, torch.device("cpu")
 OUTPUTS = ("log_probs", "entropy", "mean_logits", "is_top1")
 
 
+SHAPE = Qwen3Config(
+    vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
+    num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True, num_labels=1,
+    pad_token_id=0,
+)  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def model() -> torch.nn.Module:
+    return strong(Qwen3ForCausalLM)
+
+
+def strong(kind: type[torch.nn.Module]) -> torch.nn.Module:
+    """With weights that are large enough for a step to show."""
     torch.manual_seed(0)
-    made = Qwen3ForCausalLM(
-        Qwen3Config(
-            vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=16, max_position_embeddings=64, tie_word_embeddings=True,
-        )
-    )  # fmt: skip
+    made = kind(copy.deepcopy(SHAPE))
     with torch.no_grad():
         for parameter in made.parameters():
             if parameter.ndim == 2:
@@ -54,6 +74,16 @@ def theirs(model: torch.nn.Module) -> torch.nn.Module:
     from trl.trainer.utils import add_fused_lm_head
 
     twin = copy.deepcopy(model)
+    add_fused_lm_head(twin, outputs=OUTPUTS)
+    return twin
+
+
+def copied(theirs: torch.nn.Module) -> torch.nn.Module:
+    """TRL's head is a method bound to its model, which a deep copy would leave bound to the old one."""
+    from trl.trainer.utils import add_fused_lm_head
+
+    twin = copy.deepcopy(theirs)
+    vars(twin).pop("forward", None)
     add_fused_lm_head(twin, outputs=OUTPUTS)
     return twin
 
@@ -112,8 +142,6 @@ def trl_dpo(
 
 
 def trl_sft(theirs: torch.nn.Module, rows: Sequence[Rendered], count: float) -> torch.Tensor:
-    from types import SimpleNamespace
-
     stub = stand_in(
         args=SimpleNamespace(loss_type="nll", average_tokens_across_devices=True, max_length=None),
         compute_loss_func=None, label_smoother=None, get_tp_size=lambda: 1,
@@ -240,11 +268,127 @@ def test_twenty_steps_of_sft(model, theirs, rows) -> None:
     assert_same_way(trajectory(mine, loss), trajectory(twin, lambda n: trl_sft(twin, *part(n))))
 
 
-def copied(theirs: torch.nn.Module) -> torch.nn.Module:
-    """TRL's head is a method bound to its model, which a deep copy would leave bound to the old one."""
-    from trl.trainer.utils import add_fused_lm_head
+def in_parts(learner: Learner[Any], scorer: torch.nn.Module, batches: Sequence[Any]) -> torch.Tensor:
+    """The loss of a step as the loop divides it: surveyed first, over several micro-batches."""
+    units = sum(learner.units(batch) for batch in batches)
+    surveyed = learner.survey(scorer, batches, Parallel(CPU, torch.float32))
+    return sum((learner.loss(scorer, batch, surveyed).total / units for batch in batches), torch.zeros(()))
 
-    twin = copy.deepcopy(theirs)
-    vars(twin).pop("forward", None)
-    add_fused_lm_head(twin, outputs=OUTPUTS)
-    return twin
+
+def step_of(number: int) -> list[int]:
+    """Places of a step's three records: one batch for TRL."""
+    return [(3 * number + k) % NUM for k in range(3)]
+
+
+def parts_of(number: int) -> list[list[int]]:
+    """The same in two micro-batches, for us."""
+    first, *others = step_of(number)
+    return [[first], others]
+
+
+@pytest.mark.parametrize(("form", "loss_type"), [("paired", "aot"), ("unpaired", "aot_unpaired")])
+def test_twenty_steps_of_a_coupled_loss(form: Any, loss_type: str, model, theirs, pairs, reference) -> None:
+    """AOT sorts what it compares over the whole step, and not over each micro-batch."""
+    mine, twin = copy.deepcopy(model), copied(theirs)
+    # Far enough from the policy's that the two are not in one order already.
+    reference = reference + 6.0 * torch.randn(NUM, 2, generator=torch.Generator().manual_seed(7))
+    learner = PairLearner(
+        pairwise_objective(Aot(beta=0.1, form=form)), lambda batch: reference[list(batch.indices)].flatten()
+    )
+
+    def loss(number: int) -> torch.Tensor:
+        parts = [collate_groups([pairs[i] for i in part], part, device=CPU) for part in parts_of(number)]
+        return in_parts(learner, TokenScorer(mine), parts)
+
+    def their_loss(number: int) -> torch.Tensor:
+        chosen = step_of(number)
+        return trl_dpo(twin, [pairs[i] for i in chosen], reference[chosen], loss_type, 0.1)
+
+    assert_same_way(trajectory(mine, loss), trajectory(twin, their_loss))
+
+
+def trl_kto(
+    theirs: torch.nn.Module, rows: Sequence[RenderedGroup], others: Sequence[RenderedGroup], reference: torch.Tensor,
+    max_length: int,
+) -> torch.Tensor:  # fmt: skip
+    """`reference` [rows, 2]: of each row's own response and of the mismatched one."""
+    from trl.trainer.kto_trainer import DataCollatorForUnpairedPreference
+
+    batch = DataCollatorForUnpairedPreference(pad_token_id=0, max_length=max_length)([
+        {
+            "prompt_ids": list(row.prompt_ids), "completion_ids": list(row.response_ids[0]),
+            "KL_completion_ids": list(other.response_ids[0]), "label": row.values == (1.0,),
+            "ref_logps": own.item(), "ref_KL_logps": mismatched.item(),
+        }
+        for row, other, (own, mismatched) in zip(rows, others, reference, strict=True)
+    ])  # fmt: skip
+    stub = stand_in(
+        loss_type="kto", beta=0.3, desirable_weight=1.4, undesirable_weight=0.6, precompute_ref_logps=True,
+        calculate_KL=True,
+    )  # fmt: skip
+    stub._compute_kl_logps = lambda *given: trl.KTOTrainer._compute_kl_logps(stub, *given)
+    loss: torch.Tensor = trl.KTOTrainer._compute_loss(stub, theirs, batch, False)
+    return loss
+
+
+def test_twenty_steps_of_kto(model, theirs) -> None:
+    """Long prompts with short responses and the other way round: half of the mismatched rows are cut."""
+    g, longest = torch.Generator().manual_seed(6), 16
+    sizes = [((9, 9), (1, 6)) if number % 2 else ((1, 4), (8, 12)) for number in range(NUM)]
+    rows = [
+        RenderedGroup(prompt_ids=ids(g, *prompt), response_ids=(ids(g, *response),), values=(float(number % 3 == 0),))
+        for number, (prompt, response) in enumerate(sizes)
+    ]
+    others = rows[1:] + rows[:1]
+    assert sum(len(a.prompt_ids) + len(b.response_ids[0]) > longest for a, b in zip(rows, others, strict=True)) == 3
+    mine, twin = copy.deepcopy(model), copied(theirs)
+
+    def batch(places: Sequence[int]) -> Any:
+        mine, borrowed = [rows[i] for i in places], [others[i] for i in places]
+        return collate_ratings(mine, borrowed, places, max_length=longest, device=CPU)
+
+    with torch.no_grad():
+        whole = batch(range(NUM))
+        own = [response_logprobs(TokenScorer(model), half) for half in (whole.rated, whole.mismatched)]
+    # The mismatched ones are drawn down, so that z stays above its floor of zero.
+    reference = torch.stack(own, dim=1) + torch.randn(NUM, 2, generator=g) - torch.tensor([0.0, 2.0])
+    objective = unpaired_objective(Kto(beta=0.3, desirable_weight=1.4, undesirable_weight=0.6))
+    learner = RatingLearner(
+        objective, lambda half: reference[list(half.indices), 0], lambda half: reference[list(half.indices), 1]
+    )
+
+    def their_loss(number: int) -> torch.Tensor:
+        chosen = step_of(number)
+        return trl_kto(twin, [rows[i] for i in chosen], [others[i] for i in chosen], reference[chosen], longest)
+
+    assert_same_way(
+        trajectory(mine, lambda n: in_parts(learner, TokenScorer(mine), [batch(part) for part in parts_of(n)])),
+        trajectory(twin, their_loss),
+    )
+
+
+@pytest.mark.parametrize(("center", "margin"), [(0.0, False), (0.01, True)], ids=["plain", "margins, centred"])
+def test_twenty_steps_of_a_reward_model(pairs, center: float, margin: bool) -> None:
+    """Packed rows read at their last token, against transformers' padded rows read where padding begins."""
+    mine = strong(Qwen3ForSequenceClassification)
+    twin = copy.deepcopy(mine)
+    leads = [0.0, 0.5, 1.0, 2.0, 0.1, 0.3]
+    rows = [replace(p, values=(lead, 0.0) if margin else ()) for p, lead in zip(pairs, leads, strict=True)]
+    learner = RankingLearner(ranking_objective(BradleyTerry(center=center)))
+    stub = stand_in(args=SimpleNamespace(center_rewards_coefficient=center or None))
+
+    def loss(number: int) -> torch.Tensor:
+        parts = [collate_rankings([rows[i] for i in part], device=CPU) for part in parts_of(number)]
+        return in_parts(learner, RowScorer(mine), parts)
+
+    def their_loss(number: int) -> torch.Tensor:
+        chosen = step_of(number)
+        whole = [(*rows[i].prompt_ids, *rows[i].response_ids[k]) for k in (0, 1) for i in chosen]
+        inputs = padded([(row, [True] * len(row)) for row in whole])
+        del inputs["completion_mask"]
+        if margin:
+            inputs["margin"] = torch.tensor([leads[i] for i in chosen])
+        found: torch.Tensor = trl.RewardTrainer.compute_loss(stub, twin, inputs)
+        return found
+
+    assert_same_way(trajectory(mine, loss), trajectory(twin, their_loss))

@@ -130,7 +130,9 @@ def test_without_room_on_the_device_it_goes_on_on_the_cpu(
         return load(ref, config, head, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("whet.rewards.model.load_reward_model", full)
-    monkeypatch.setattr("whet.rewards.model.pick_device", lambda name: torch.device("mps" if name != "cpu" else name))
+    monkeypatch.setattr(
+        "whet.rewards.model.pick_device", lambda name, field: torch.device("mps" if name != "cpu" else name)
+    )
 
     def to(packed: object, device: torch.device) -> object:
         if device.type == "mps":

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from whet.cli import main
 from whet.config.load import load_plan
 from whet.data.tokens import load_tokenizer
-from whet.errors import ConfigError, UserError
+from whet.errors import ConfigError, ModelError, UserError
 from whet.estimate.memory import memory_of
 from whet.estimate.result import StageEstimate, to_json
 from whet.estimate.text import table
@@ -168,6 +169,17 @@ def test_the_command(tiny_checkpoint: Path, folder: Path, capsys: pytest.Capture
         main(["estimate", "plan.yaml", "--memory", "0.1"])
     assert ended.value.code == 1
     assert "DOES NOT FIT 0.10 GB" in capsys.readouterr().out
+
+
+def test_a_device_of_another_machine_is_estimated_on_paper_alone(
+    tiny_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    top = {"model": {"path": str(tiny_checkpoint), "device": "cuda"}}
+    (found,) = estimate(tiny_checkpoint, SFT, asked=Asked(gpus=1, memory=24e9), **top)
+    assert found.fits
+    with pytest.raises(ModelError, match=r"^model\.device: torch finds no such device .*found 'cuda'"):
+        estimate(tiny_checkpoint, SFT, **top)
 
 
 def test_what_cannot_be_estimated(tiny_checkpoint: Path, folder: Path) -> None:

@@ -80,7 +80,8 @@ def test_it_learns_what_can_be_told_apart(trained: Path) -> None:
 
 
 def test_calibration_and_length_are_said_at_each_evaluation(trained: Path) -> None:
-    rows = [row for row in read_jsonl(trained / "stages/01-reward/metrics.jsonl") if "eval/loss" in row]
+    lines = read_jsonl(trained / "stages/01-reward/metrics.jsonl")
+    rows, steps = ([row for row in lines if ("eval/loss" in row) is said] for said in (True, False))
     assert [row["step"] for row in rows] == [0, 30, 60]
     for row in rows:
         bins = {name: value for name, value in row.items() if name.endswith("_pairs")}
@@ -88,6 +89,9 @@ def test_calibration_and_length_are_said_at_each_evaluation(trained: Path) -> No
         assert abs(row["eval/length_correlation"]) <= 1
     assert len({row["eval/length_accuracy"] for row in rows}) == 1, "the baseline is the data's, not the model's"
     assert rows[-1]["eval/brier"] < 0.1 < rows[0]["eval/brier"]
+    for row in rows:
+        assert row["eval/min_reward"] <= row["eval/mean_reward"] <= row["eval/max_reward"]
+    assert not [row for row in steps if "min_reward" in row], "a step's would be a mean over its micro-batches"
     assert not any("calibration" in name for name in stage(trained, 0)["metrics"]), "the bins stay in metrics.jsonl"
 
 

@@ -66,6 +66,15 @@ def test_batches_do_not_matter() -> None:
     assert len(judged([scores], [batch(*sizes)]).better) == 6
 
 
+def test_the_range_is_that_of_all_scores() -> None:
+    """The lowest stands in one batch and the highest in another, on another rank; no mean of either comes out."""
+    scores = [torch.tensor([1.0, -4.0]), torch.tensor([0.5, 2.0]), torch.tensor([7.0, 3.0])]
+    one = judged(scores[:2], [batch((1, 2)), batch((3, 4))])
+    report = reward_report([one, judged(scores[2:], [batch((1, 2))])])
+    assert (report["eval/min_reward"], report["eval/max_reward"]) == (-4.0, 7.0)
+    assert reward_report([judged([], [])]) == {}
+
+
 def test_a_model_that_is_as_sure_as_it_is_right_has_no_error() -> None:
     leads = np.concatenate([np.full(3, LOG3), [-LOG3], np.full(9, LOG9), [-LOG9]])
     bins = calibration(leads)
@@ -82,5 +91,5 @@ def test_what_is_not_defined_is_left_out() -> None:
     report = reward_report([judged([torch.tensor([0.5, 0.5])], [batch((3, 3))])])
     assert "eval/length_correlation" not in report and report["eval/brier"] == 0.25
     assert reward_report([judged([torch.tensor([0.5, 0.7])], [batch((3, 4), values=(1.0, 1.0))])]).keys() == {
-        "eval/length_correlation"
-    }
+        "eval/min_reward", "eval/max_reward", "eval/length_correlation",
+    }  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 
 from whet.config.data import Data
 from whet.config.model import Model
+from whet.config.objective import BradleyTerry, Margin
 from whet.config.stage import (
     DpoStage,
     KtoStage,
@@ -34,7 +35,9 @@ SHARES = {"prompt": "2 + 3?", "responses": ["5", "6"], "weights": [0.75, 0.25]}
 CASES: list[tuple[type[OfflineStage], dict[str, Any], int, tuple[float, ...]]] = [
     (DpoStage, PAIR, 2, ()),
     (DpoStage, RANKED, 2, ()),
-    (RewardStage, PAIR | {"chosen_score": 9, "rejected_score": 2}, 2, (7.0, 0.0)),
+    (RewardStage, PAIR | {"chosen_score": 9, "rejected_score": 2}, 2, ()),
+    (RewardStage, PAIR | {"chosen_score": 9, "rejected_score": 2, "margin": 0.5}, 2, (0.5, 0.0)),
+    (DpoStage, PAIR | {"margin": -1}, 2, ()),
     (RewardStage, RANKED, 3, (3.0, 1.0, 2.0)),
     (KtoStage, {"prompt": "2 + 3?", "completion": "6", "label": False}, 1, (0.0,)),
     (KtoStage, {"prompt": "2 + 3?", "completion": "5", "label": True}, 1, (1.0,)),
@@ -66,6 +69,26 @@ def test_every_stage_gets_the_records_it_trains_on(
     assert isinstance(group, RenderedGroup)
     assert (len(group.response_ids), group.values) == (num, values)
     assert rows.lengths[0] == len(group.prompt_ids) + sum(map(len, group.response_ids))
+
+
+@pytest.mark.parametrize(("margin", "leads"), [("none", [(), ()]), ("column", [(), ()]), ("scores", [(7.0, 0.0)])])
+def test_a_plan_says_where_margins_come_from(
+    margin: Margin, leads: list[tuple[float, ...]], tmp_path: Path, tiny_checkpoint: Path
+) -> None:
+    """The same file three times: rows of one margin are not taken for those of another from the token cache."""
+    scored = [PAIR | {"chosen_score": 9, "rejected_score": 2}, PAIR | {"chosen_score": 2, "rejected_score": 9}]
+    data = Data(files=write(tmp_path / "a.jsonl", *scored), on_bad_row="drop")
+    stage = RewardStage(name="x", data=data, objective=BradleyTerry(margin=margin))
+    rows = rows_of(stage, tiny_checkpoint, tmp_path / "x").rows
+    assert [row.values for row in rows] == leads
+    account = json.loads((tmp_path / "x" / "data.json").read_text())
+    assert account["read"] == 2 and account["kept"] == len(leads)
+    if margin == "scores":
+        (dropped,) = account["dropped"].values()
+        assert f"{data.files[0]}:2: chosen_score: calls the rejected" in dropped["example"]
+        with pytest.raises(DataError, match=r"a\.jsonl:2: chosen_score: calls .* \(found 2 against 9\)"):
+            rows_of(stage.model_copy(update={"data": data.model_copy(update={"on_bad_row": "error"})}),
+                    tiny_checkpoint, tmp_path / "y")  # fmt: skip
 
 
 def test_rows_of_the_token_cache_are_announced(

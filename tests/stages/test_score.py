@@ -214,6 +214,13 @@ def test_mistakes_are_one_line(score: Score, tiny_checkpoint: Path) -> None:
         assert message in err
 
 
+def test_a_device_that_is_not_there_is_one_line(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    code, lines, err = score(write("pairs.jsonl", pairs(1)), "--device", "cuda")
+    assert code == 2 and not lines and "Traceback" not in err
+    assert "error: --device: torch finds no such device on this machine (found 'cuda'); use auto or cpu" in err
+
+
 def test_the_folder_of_an_unfinished_stage_is_refused(score: Score) -> None:
     Path("01-reward").mkdir()
     status = {"name": "reward", "kind": "reward", "status": "failed", "config": {}, "inputs": {}, "started": "now",

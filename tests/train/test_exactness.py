@@ -236,7 +236,7 @@ def test_kto_step(make_model, make_pairs, make_loop, start) -> None:
 
     def ratings(indices: Any) -> Any:
         mine, theirs = [rows[i] for i in indices], [others[i] for i in indices]
-        return collate_ratings(mine, theirs, indices, device=torch.device("cpu"))
+        return collate_ratings(mine, theirs, indices, max_length=64, device=torch.device("cpu"))
 
     frozen = reference_by(reference)
     for budget in BUDGETS:

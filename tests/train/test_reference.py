@@ -74,6 +74,35 @@ def test_columns_are_kept_apart(tmp_path: Path) -> None:
     assert numbers[2, :2].tolist() == [-20, -5] and np.isnan(numbers[[0, 1, 3]]).all()
 
 
+def test_the_model_is_given_up_once_every_row_is_known(tmp_path: Path) -> None:
+    """Rows of one to three responses; two ranks that share the file, each of which measures a part."""
+    path, released = tmp_path, list[str]()
+    one = cached(Measure(), open_cache(path), release=lambda: released.append("one"))
+    other = cached(Measure(), open_cache(path), release=lambda: released.append("other"))
+    one(batch(0, 1))
+    other(batch(2))
+    one(batch(1, 0))
+    assert released == []
+    other(batch(3))
+    assert released == ["other"]
+    one(batch(0))
+    assert released == ["other", "one"]
+
+
+def test_the_model_is_kept_while_a_column_that_is_read_has_gaps(tmp_path: Path) -> None:
+    cache, released = open_cache(tmp_path), list[int]()
+    own = cached(Measure(), cache, column=0, release=lambda: released.append(0))
+    stranger = cached(
+        lambda b: torch.full((b.num_samples,), -5.0), cache, column=2, release=lambda: released.append(2)
+    )
+    stranger(batch(2))
+    own(batch(0, 1, 2, 3))
+    assert released == []
+    cache.write((0, 1, 3), 2, (1, 1, 1), torch.zeros(3))
+    own(batch(0))
+    assert released == [0]
+
+
 def test_the_key_names_rows_model_and_arithmetic() -> None:
     key = reference_key("rows", "model", torch.float32)
     others = [("row", "model", torch.float32), ("rows", "base", torch.float32), ("rows", "model", torch.bfloat16)]

@@ -36,12 +36,17 @@ class ApoZeroUnpaired(_Rated):
     type: Literal["apo_zero_unpaired"] = "apo_zero_unpaired"
 
 
+Margin = Literal["none", "column", "scores"]
+"""Where the lead comes from that a reward model is asked for."""
+
+
 class BradleyTerry(Section):
     """Reward model (InstructGPT, 2203.02155, eq. 1): -log sigmoid(better - worse), mean over the pairs of a prompt."""
 
     type: Literal["bradley_terry"] = "bradley_terry"
-    margin: bool = True
-    """Ask for a lead of the `margin` a row carries (Llama 2, 2307.09288, eq. 2); rows without one have none."""
+    margin: Margin = "column"
+    """The lead asked for (Llama 2, 2307.09288, eq. 2): `column` takes a row's `margin`; `scores` that, else
+    `chosen_score - rejected_score` in the scorer's own unit; `none` asks for none. Rows without one have none."""
     center: float = Field(0.0, ge=0.0)
     """Weight of (better + worse)^2, which keeps scores near zero (2312.09244: 0.01)."""
 

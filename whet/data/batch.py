@@ -122,17 +122,26 @@ def collate_ratings(
     others: Sequence[RenderedGroup],
     indices: Sequence[int],
     *,
+    max_length: int,
     device: torch.device,
     reader: PictureReader | None = None,
 ) -> RatingBatch:
-    """`others[i]` is the record that lends row i its mismatched response."""
-    strangers = [
-        replace(row, response_ids=other.response_ids, values=()) for row, other in zip(rows, others, strict=True)
-    ]
+    """`others[i]` is the record that lends row i its mismatched response.
+
+    Each of the two fits into `max_length` tokens, but one's prompt with the other's response need not: the response is
+    cut at its end then, as a row's own would have been.
+    """
+    strangers = [_mismatched(row, other, max_length) for row, other in zip(rows, others, strict=True)]
     return RatingBatch(
         rated=collate_groups(rows, indices, device=device, reader=reader),
         mismatched=collate_groups(strangers, indices, device=device, reader=reader),
     )
+
+
+def _mismatched(row: RenderedGroup, other: RenderedGroup, max_length: int) -> RenderedGroup:
+    """The row's prompt with the other's response, at no more than `max_length` tokens."""
+    room = max_length - len(row.prompt_ids)
+    return replace(row, response_ids=tuple(ids[:room] for ids in other.response_ids), values=())
 
 
 def collate_rankings(

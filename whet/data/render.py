@@ -17,6 +17,7 @@ from hashlib import sha256
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Literal
 
+from whet.config.objective import Margin
 from whet.data.answers import Answered, answers_of, tools_of, values_of
 from whet.data.fit import OVERLONG, PROMPT_OVERLONG, SAME_AFTER_CUT, fit
 from whet.data.ledger import Ledger
@@ -91,10 +92,12 @@ class Renderer:
     """Renders records for one tokenizer. Raises ModelError where its template cannot be trained on."""
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None, reader: PictureReader | None = None
-    ) -> None:
-        """`reader` is the checkpoint's, where it takes pictures; without one, records with pictures are refused."""
-        self.template, self.system, self.reader = Template(tokenizer, reader), system, reader
+        self, tokenizer: PreTrainedTokenizerBase, *, system: str | None = None, reader: PictureReader | None = None,
+        margin: Margin = "none",
+    ) -> None:  # fmt: skip
+        """`reader` is the checkpoint's, where it takes pictures; without one, records with pictures are refused.
+        `margin` says where preferences get theirs from (reward models)."""
+        self.template, self.system, self.reader, self.margin = Template(tokenizer, reader), system, reader, margin
         self.end_id = self.template.end_id
         """Token that ends an assistant turn; an engine has to stop there."""
 
@@ -105,16 +108,17 @@ class Renderer:
 
     def speaking(self, system: str | None) -> Renderer:
         """The same with another system message."""
-        return Renderer(self.template.tokenizer, system=system, reader=self.reader)
+        return Renderer(self.template.tokenizer, system=system, reader=self.reader, margin=self.margin)
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever the same record could give other ids."""
+        """Changes whenever the same record could give other ids or values."""
         tokenizer = self.template.tokenizer
         state = sorted(tokenizer.get_vocab().items()) if not tokenizer.is_fast else definition_of(tokenizer)
         special = sorted(tokenizer.special_tokens_map.items())
         seen = "" if self.reader is None else self.reader.fingerprint
-        parts = (VERSION, self.template.chat_template, self.template.probe_text(), self.system, special, state, seen)
+        asked = self.system, self.margin
+        parts = (VERSION, self.template.chat_template, self.template.probe_text(), asked, special, state, seen)
         return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(
@@ -220,7 +224,7 @@ class Renderer:
             response_ids=tuple(
                 tuple(self.template.response(turn.prompt, turn.answered, ids, record.origin)) for turn in draft.turns
             ),
-            values=values_of(record),
+            values=values_of(record, self.margin),
             origin=record.origin,
             pictures=draft.pictures,
         )

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint
 from transformers import PreTrainedModel
 
 from whet.config.train import Train
+from whet.errors import ModelError
 
 WIDE = 128
 """A product over fewer numbers is computed again: an adapter's second one is cheap beside what its result takes."""
@@ -47,6 +48,21 @@ class Activations:
 
 
 KEEPING_ALL = Activations()
+
+
+def can_recompute(whole: PreTrainedModel) -> bool:
+    """Whether transformers can do it for this class, and one of its modules would."""
+    switches = (getattr(module, "gradient_checkpointing", None) for module in whole.modules())
+    return whole.supports_gradient_checkpointing and any(switch is not None for switch in switches)
+
+
+def check_recomputing(whole: PreTrainedModel, how: Activations) -> None:
+    """Raises ModelError where the plan asks for it and the model cannot: training would find out at its first step."""
+    if how.every and not can_recompute(whole):
+        raise ModelError(
+            "transformers cannot recompute this model's activations", field="train.gradient_checkpointing",
+            found=type(whole).__name__, fix="leave the key out; smaller micro-batches take less memory too",
+        )  # fmt: skip
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Attention over packed trees: one function, registered with transformers, that every layer then calls.
 
 Each prompt attends to itself, each branch to its prompt and itself; nothing is computed between trees. A call without
-trees (generation, padded rows) is transformers' own SDPA.
+trees (generation, padded rows) is transformers' own SDPA. A layer that says more than is known here, such as attention
+sinks, is refused: what is not understood would be left out of its numbers in silence.
 
 On a CPU the trees are taken one segment at a time, so the cost is that of the allowed pairs of tokens: short segments
 in bf16 by products of our own (`tree_attention`), twice as fast there as SDPA's flash kernel, everything else by SDPA.
@@ -31,6 +32,17 @@ NAME = "whet_trees"
 SHORT_PAIRS = 1024 * 1024
 """Queries times keys of a row's largest segment up to which probabilities are kept for the backward pass: 2 MiB a
 head in bf16."""
+SAID_ELSEWHERE = frozenset({
+    "sliding_window", "position_ids", "cache_position", "use_cache", "token_type_ids", "mm_token_type_ids",
+    "output_attentions", "output_hidden_states", "output_router_logits", "return_dict",
+    "logits_to_keep", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k",
+})  # fmt: skip
+"""What layers hand on that changes nothing here: the mask or the trees say it already, other layers or another kernel
+want it."""
+
+
+class UnknownTerm(TypeError):
+    """A layer tells its attention something that is not known here and may change its numbers."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +111,35 @@ def attend(
     trees: Layout | None = None,
     decoding: KeyValues | None = None,
     softcap: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: query [B, h, T, d], key and value [B, k, T, d] with h a multiple of k.
 
     Returns [B, T, h, d]. With `trees`, B is 1 and `attention_mask` is not looked at; with `decoding`, T is the number
-    of rows, each with its newest token.
+    of rows, each with its newest token. Raises UnknownTerm for anything else that is not None and may matter.
     """
+    packed = trees is not None or decoding is not None
+    # Packed rows are causal, and no bias is looked up for them.
+    known = {"position_bias": position_bias, "is_causal": None if is_causal else is_causal} if packed else {}
+    _refuse_unknown({**others, **known})
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    if trees is not None or decoding is not None:
+    if packed:
         # Under autocast angles and norms that train may be wider than products; SDPA would cast them just so.
         query, key = query.to(value.dtype), key.to(value.dtype)
     if decoding is not None:
         newest = query.squeeze(0), key.squeeze(0), value.squeeze(0)
         return decoding.attend(module.layer_idx, *newest, scale, softcap).unsqueeze(0), None  # type: ignore[arg-type]
     if trees is None and softcap is not None:
-        return _capped(query, key, value, scale, softcap, dropout, attention_mask).transpose(1, 2), None
+        _refuse_unknown({"position_bias": position_bias})
+        causal_here = is_causal if is_causal is not None else getattr(module, "is_causal", True)
+        return _capped(query, key, value, scale, softcap, dropout, attention_mask, causal_here).transpose(1, 2), None
     if trees is None:
         out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
-        )
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, is_causal=is_causal,
+            position_bias=position_bias,
+        )  # fmt: skip
         return out, None
     if trees.captured is not None:
         trees.captured.take(module.layer_idx, key.squeeze(0), value.squeeze(0))  # type: ignore[arg-type]
@@ -134,6 +155,12 @@ def attend(
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _refuse_unknown(told: dict[str, Any]) -> None:
+    unknown = sorted(name for name, value in told.items() if value is not None and name not in SAID_ELSEWHERE)
+    if unknown:
+        raise UnknownTerm(f"its attention takes {', '.join(unknown)}, which is not known here")
 
 
 def _segments(query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
@@ -166,15 +193,18 @@ def _segment(
     )[0]  # fmt: skip
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, dropout: float, mask: Tensor | None) -> Tensor:
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, cap: float, dropout: float, mask: Tensor | None,
+    is_causal: bool = True,
+) -> Tensor:  # fmt: skip
     """Scores bent to cap * tanh(score / cap) before the softmax (Gemma 2), which SDPA does not know.
 
-    `mask` is added, or says True where a key is seen; None is causal, as in SDPA's mask function.
+    `mask` is added, or says True where a key is seen; with None every key is, or with `is_causal` those up to a query.
     """
     groups = q.shape[-3] // k.shape[-3]
     k, v = k.repeat_interleave(groups, dim=-3), v.repeat_interleave(groups, dim=-3)
     scores = cap * torch.tanh(torch.matmul(q, k.transpose(-1, -2)) * scale / cap)
-    if mask is None and q.shape[-2] > 1:
+    if mask is None and is_causal and q.shape[-2] > 1:
         mask = causal(q.shape[-2]).to(scores)
     if mask is not None:
         # Finite, since a padding position may see nothing at all, and its row must not become NaN.

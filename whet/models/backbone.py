@@ -1,8 +1,9 @@
 """Hidden states of packed rows, by the checkpoint's own layers; padded rows where its attention cannot take a tree.
 
-What a model can take is tried out, not looked up: its first packed row is preceded by a probe of a few tokens, packed
-and padded, and where the two differ the model is given padded rows from then on, which is said once. So are pictures:
-a row with the first one must get the numbers of the model's own forward pass.
+What a model can take is tried out, not looked up: its first packed row is preceded by a probe of a few tokens, packed,
+padded, and padded under the model's own attention. Where one differs from another the model is given padded rows under
+its own attention from then on, which is said once. So are pictures: a row with the first one must get the numbers of
+the model's own forward pass.
 """
 
 from __future__ import annotations
@@ -23,29 +24,29 @@ from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
 from whet.errors import ModelError
-from whet.models.activations import KEEPING_ALL, Activations, recomputing
-from whet.models.attention import NAME, Layout
+from whet.models.activations import KEEPING_ALL, Activations, can_recompute, check_recomputing, recomputing
+from whet.models.attention import NAME, Layout, UnknownTerm
 from whet.models.decoding import Captured, KeyValues
 from whet.models.gate import fuse_gates
 from whet.models.head import product_dtype
 from whet.models.inputs import Inputs, inputs_of
 from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
-from whet.models.mode import evaluating
+from whet.models.mode import evaluating, trying
 from whet.models.norm import fuse_norms
 from whet.models.offload import offloading
+from whet.models.own_attention import attention_of, finding, found_before, own_attention, remember, set_attention
 from whet.models.positions import prompt_shifts
 from whet.models.recorded import Layers, Record, Recorded
-from whet.models.repeated import ROWS, TOKENS, missing
+from whet.models.repeated import ROWS, TOKENS, least_rows, missing
 from whet.models.rotary import fuse_rotary
 from whet.models.rows import from_trees, row_places
 from whet.models.vision import Vision, language_layers
+from whet.models.window import longest_row, tell_once, text_config, window_of
 from whet.schema.packed import Packed, Tree
 from whet.schema.pictures import Media
 
 PROBE = (Tree(0, 3, (2, 4)), Tree(9, 5))
-ONEDNN_ABOVE = 16**3
-"""Rows times inputs times outputs of a bf16 product (ATen's `mkldnn_gemm_min_size`)."""
 
 Stepper = Callable[[Tensor, KeyValues], Tensor]
 
@@ -57,25 +58,28 @@ class Backbone:
         self, model: torch.nn.Module, *, keep_tokens: int | None = None, activations: Activations = KEEPING_ALL
     ) -> None:
         """Rows of more than `keep_tokens` tokens keep no activations but each layer's input; others as `activations`
-        says."""
+        says. Raises ModelError where that is to recompute what this model cannot."""
         self._whole = unwrapped(model)
+        check_recomputing(self._whole, activations)
         self._keep_tokens, self._activations = keep_tokens, activations
         if activations.offload and next(self._whole.parameters()).device.type == "cpu":
             warnings.warn("train.activation_offload moves nothing on a CPU: activations lie on the host", stacklevel=2)
         self._layers = language_layers(self._whole)
         self._vision = Vision.of(self._whole)
-        self._window = _window(self._whole)
+        self._window = window_of(self._whole)
         self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
         self.least_rows = least_rows(self._whole)
         """Rows that are decoded together at least, some of them filling."""
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
         fuse_gates(self._whole)
-        self.refusal = self._why_not()
+        known = found_before(self._whole, self._layers)
+        self.refusal = finding(self._whole) if known else self._why_not()
         """Why rows are padded, or None where they are packed."""
+        remember(self._whole, self.refusal)
         if self.refusal is None:
             fuse_rotary(self._whole)
-        else:
+        elif not known:
             warnings.warn(f"rows are padded, not packed: {self.refusal}", stacklevel=2)
 
     @property
@@ -89,7 +93,7 @@ class Backbone:
 
         Raises ModelError for pictures that the model does not take, or not in a way that is known here.
         """
-        padded = self.refusal is not None or (self._window is not None and _longest(packed.trees) > self._window)
+        padded = self.refusal is not None or self._exceeds_window(packed.trees)
         self._try_pictures(packed.media)
         with self._keeping(packed):
             inputs = self._inputs(packed, embedded)
@@ -102,6 +106,12 @@ class Backbone:
             yield
             return
         large = self._keep_tokens is not None and packed.num_tokens > self._keep_tokens
+        if large and not can_recompute(self._whole):
+            warnings.warn(
+                f"transformers cannot recompute the activations of {type(self._whole).__name__}: rows of more than "
+                f"{self._keep_tokens} tokens keep theirs", stacklevel=2,
+            )  # fmt: skip
+            self._keep_tokens, large = None, False
         how = replace(self._activations, every=1, selective=False) if large else self._activations
         device = packed.input_ids.device
         away = offloading(self._whole, device) if how.offload and device.type != "cpu" else nullcontext()
@@ -161,28 +171,55 @@ class Backbone:
         """Whether `LeanStep` gives the numbers of the checkpoint's own layers."""
         if not fits(self._whole):
             return False
-        device = next(self._whole.parameters()).device
-        sizes = [tree.num_tokens for tree in PROBE]
-        prompts, ids = tuple(Tree(sum(sizes[:n]), size) for n, size in enumerate(sizes)), torch.arange(sum(sizes))
-        with torch.no_grad(), evaluating(self._whole):
-            captured = self.prompts(from_trees((ids + 1).to(device), prompts))[1]
-            newest, places = torch.tensor([2, 3, 4], device=device), torch.tensor([sizes[0]] * 2 + [sizes[1]])
-            own, lean = KeyValues(), KeyValues()
+        with trying(self._whole):
             try:
-                steps: list[tuple[Layers, KeyValues]] = [(LeanStep(self._whole), lean), (self._step, own)]
+                lean = LeanStep(self._whole)
             except AttributeError:
                 return False
-            hidden = []
-            for step, memory in steps:
-                memory.enter(captured, [2, 1])
-                memory.begin()
-                hidden.append(step(newest, places.to(device), memory).float())
-                memory.end()
-        return self._agree(*hidden)
+            same = self._agree(self._decoded(lean), self._decoded(self._step))
+            return same and all(self._agree(*pair) for pair in lean.gates(self._whole))
+
+    @cached_property
+    def _steps(self) -> bool:
+        """Whether a step gives the numbers of the packed row with its token; not where a layer attends twice, say."""
+        trees = tuple(Tree(start, size, (1,) * rows) for start, size, rows in ((0, 9, 2), (11, 5, 1)))
+        ids = torch.tensor([*range(1, 10), 2, 3, *range(10, 15), 4], device=next(self._whole.parameters()).device)
+        with trying(self._whole):
+            try:
+                expected = self._packed(self._inputs(from_trees(ids, trees)), trees)[[9, 10, 16]].float()
+                same = self._agree(self._decoded(self._step), expected)
+            except torch.OutOfMemoryError:
+                raise
+            except (TypeError, ValueError, RuntimeError, IndexError, KeyError):
+                same = False
+        if not same:
+            name = type(self._whole).__name__
+            warnings.warn(f"rows are decoded with padding: {name} gives other numbers without", stacklevel=2)
+        return same
+
+    def _decoded(self, layers: Layers) -> Tensor:
+        """[3, H] of one step behind two prompts, of which the first has two rows."""
+        device = next(self._whole.parameters()).device
+        captured = self.prompts(from_trees(torch.arange(1, 15, device=device), (Tree(0, 9), Tree(9, 5))))[1]
+        memory = KeyValues()
+        memory.enter(captured, [2, 1])
+        memory.begin()
+        newest, places = torch.tensor([2, 3, 4], device=device), torch.tensor([9, 9, 5], device=device)
+        hidden = layers(newest, places, memory)[:3].float()
+        memory.end()
+        return hidden
+
+    def _exceeds_window(self, trees: tuple[Tree, ...]) -> bool:
+        """Whether a row must be padded, since packed ones know no window."""
+        length = longest_row(trees)
+        if self._window is None or length <= self._window:
+            return False
+        tell_once(self._whole, length, self._window)
+        return True
 
     def decodes(self, length: int) -> bool:
         """Whether rows of so many tokens can be decoded by `prompts` and `step`."""
-        return self.refusal is None and (self._window is None or length <= self._window)
+        return self.refusal is None and (self._window is None or length <= self._window) and self._steps
 
     def _inputs(self, packed: Packed, embedded: Tensor | None = None) -> Inputs:
         return inputs_of(packed, embedded, self.embeddings, self._vision)
@@ -222,31 +259,45 @@ class Backbone:
         return hidden.flatten(0, 1)[flat]
 
     def _why_not(self) -> str | None:
-        implementation = self._whole.config._attn_implementation
-        if implementation not in (NAME, "sdpa"):
-            return f"model.attention is {implementation}"
-        if not self._whole._supports_attention_backend:
-            return f"{type(self._whole).__name__} has an attention of its own"
-        kinds = set(_config(self._whole).get("layer_types") or ()) - {"full_attention", "sliding_attention"}
-        if kinds:
-            return f"{type(self._whole).__name__} has layers of {', '.join(sorted(kinds))}"
-        self._whole.set_attn_implementation(NAME)
-        if self._probe_agrees():
-            return None
-        self._whole.set_attn_implementation(implementation)
-        return f"{type(self._whole).__name__} gives other numbers for packed rows"
+        """Try the model out, and leave its layers with the attention that it is to have."""
+        asked = attention_of(self._layers)
+        own = own_attention(self._layers) if asked == NAME else asked
+        refusal = self._obstacle(asked) or self._other_numbers(own)
+        if attention_of(self._layers) == NAME and refusal is not None:
+            set_attention(self._layers, own)
+        return refusal
 
-    def _probe_agrees(self) -> bool:
+    def _obstacle(self, asked: str) -> str | None:
+        """What is known without a trial."""
+        name = type(self._whole).__name__
+        if not self._whole._supports_attention_backend:
+            return f"{name} has an attention of its own"
+        if asked not in (NAME, "sdpa"):
+            return f"model.attention is {asked}"
+        kinds = set(text_config(self._whole).get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+        return f"{name} has layers of {', '.join(sorted(kinds))}" if kinds else None
+
+    def _other_numbers(self, own: str) -> str | None:
+        """Why packed rows are not what the layers compute under their own attention; None where they are."""
+        name = type(self._whole).__name__
         device = next(self._whole.parameters()).device
         ids = torch.arange(1, 1 + sum(tree.num_tokens for tree in PROBE), device=device)
-        probe = from_trees(ids, PROBE)
-        with torch.no_grad(), evaluating(self._whole):
+        with trying(self._whole):
             try:
-                inputs = self._inputs(probe)
+                inputs = self._inputs(from_trees(ids, PROBE))
+                set_attention(self._layers, own)
+                expected = self._padded(inputs, PROBE).float()
+                set_attention(self._layers, NAME)
                 packed, padded = self._run(inputs, trees=Layout(PROBE)), self._padded(inputs, PROBE)
+            except UnknownTerm as error:
+                return f"{name}: {error}"
+            except torch.OutOfMemoryError:
+                raise
             except (TypeError, ValueError, RuntimeError, IndexError):
-                return False  # a layer that does not pass `trees` on, or will not have the mask
-        return self._agree(packed.float(), padded.float())
+                return f"{name} gives other numbers for packed rows"  # a layer that drops `trees`, or minds the mask
+        # Padded rows as well: those longer than a window are padded under this attention.
+        agree = self._agree(packed.float(), padded.float()) and self._agree(padded.float(), expected)
+        return None if agree else f"{name} gives other numbers for packed rows"
 
     def _try_pictures(self, media: Media | None) -> None:
         """Raises ModelError where a row with the first picture gets other numbers than by the model's own forward."""
@@ -294,37 +345,3 @@ def max_positions(model: torch.nn.Module) -> int | None:
     """Positions the model has; None where its configuration sets no limit."""
     config = model.config.get_text_config()  # type: ignore[union-attr, operator]
     return getattr(config, "max_position_embeddings", None)
-
-
-def _longest(trees: tuple[Tree, ...]) -> int:
-    return max(tree.prompt + max(tree.branches, default=0) for tree in trees)
-
-
-def _config(whole: PreTrainedModel) -> dict[str, Any]:
-    """The shape of the language model, a vision-language model's included."""
-    config: dict[str, Any] = whole.config.get_text_config().to_dict()
-    return config
-
-
-def _window(whole: PreTrainedModel) -> int | None:
-    """Tokens that the layers with a sliding window see; shorter rows do not notice it."""
-    config = _config(whole)
-    slides = "sliding_attention" in (config.get("layer_types") or ()) or (
-        not config.get("layer_types") and config.get("sliding_window")
-    )
-    return config.get("sliding_window") if slides else None
-
-
-def least_rows(model: torch.nn.Module) -> int:
-    """Rows from which on the model's products round alike; a sample must not know its neighbours.
-
-    Found by trying: fp32 on a CPU from 8 rows on; bf16 there as soon as oneDNN computes all of them, which torch leaves
-    to another routine up to `ONEDNN_ABOVE` multiplications. With AMX, whose tiles take over at 37 rows, from 40.
-    """
-    parameters = list(model.parameters())
-    if parameters[0].device.type != "cpu" or parameters[0].dtype != torch.bfloat16:
-        return 8
-    if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
-        return 40
-    smallest = min((parameter.numel() for parameter in parameters if parameter.ndim == 2), default=ONEDNN_ABOVE)
-    return max(8, ONEDNN_ABOVE // smallest + 1)

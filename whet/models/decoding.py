@@ -151,7 +151,7 @@ class KeyValues:
         self._begun = False
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float, cap: float | None) -> Tensor:
-        """Attention of each row's newest token: query [h, T, d], key and value [k, T, d]. Returns [T, h, d].
+        """Attention of each row's newest token: query and key [h or k, T, d], value [k, T, v]. Returns [T, h, v].
 
         What T has beyond the M rows is filling, and comes out as zeros.
         """
@@ -178,7 +178,7 @@ class KeyValues:
         p = scores.softmax(dim=-1).to(value.dtype)
         split = prompt.shape[-1]
         out = step.to_rows(_products(step.to_groups(p[..., :split]), memory.prompt_values))
-        out = (out + _products(p[..., split:], memory.own_values)).reshape(num, heads, width)
+        out = (out + _products(p[..., split:], memory.own_values)).reshape(num, heads, -1)
         return _wider(out, 0, asked)
 
 

@@ -177,7 +177,7 @@ def _frozen(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 
 class _Product(torch.autograd.Function):
-    """x [..., in]; the gradient is that of x alone."""
+    """x [..., in]; the gradient is that of x, and of a bias that trains."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -185,8 +185,9 @@ class _Product(torch.autograd.Function):
         return torch.nn.functional.linear(x, dense(weight).to(x.dtype), bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        return torch.matmul(grad, dense(ctx.weight).to(grad.dtype)), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        for_bias = grad.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
+        return torch.matmul(grad, dense(ctx.weight).to(grad.dtype)), None, for_bias
 
 
 def _kept_whole(skeleton: PreTrainedModel) -> list[str]:

@@ -6,6 +6,7 @@ of a decoder's activations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -19,6 +20,9 @@ from whet.models.tiles import row_tiles
 TILE = 1 << 18
 """Numbers of a tile: 1 MiB in fp32, half of the second-level cache of a server's core."""
 PARTS = ("gate_proj", "up_proj", "down_proj")
+LOUD, LOUD_FP16 = 1024.0, 64.0
+"""What a trial's gate and other half reach: beyond every bound that is put on them (7 to 16), and the product of the
+two within the type."""
 
 
 def fuse_gates(model: torch.nn.Module) -> None:
@@ -60,9 +64,19 @@ def _is_gated(module: torch.nn.Module) -> bool:
     weight = getattr(gate, "weight", None)
     if not isinstance(weight, Tensor) or weight.device.type == "meta" or not product_type(weight).is_floating_point:
         return False  # packed, or quantised in a way that is not known here
-    x = torch.linspace(-2.0, 3.0, dense_shape(weight)[1], dtype=product_type(weight), device=weight.device)[None]
+    x = torch.linspace(-2.0, 3.0, dense_shape(weight)[1], dtype=product_type(weight), device=weight.device)
     with torch.no_grad():
-        return torch.equal(module(x), down(silu(gate(x)) * up(x)))
+        x = soft_and_loud(gate, up, x)
+        ours = down(silu(gate(x)) * up(x))
+        # Infinite numbers would be equal whatever lies behind them.
+        return bool(ours.isfinite().all()) and torch.equal(module(x), ours)
+
+
+def soft_and_loud(gate: Callable[[Tensor], Tensor], up: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """[3, n] of x [n]: itself, and with either sign so large that a bound on the gate or on the other half shows."""
+    reached = min(float(half(x[None]).abs().max()) for half in (gate, up))
+    loud = x * ((LOUD_FP16 if x.dtype == torch.float16 else LOUD) / max(reached, 1e-3))
+    return torch.stack([x, loud, -loud])
 
 
 class _Gated(torch.autograd.Function):

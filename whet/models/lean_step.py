@@ -13,6 +13,7 @@ for it tries it against those layers first (`whet.models.backbone`).
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn.functional import silu
 from transformers import PreTrainedModel
 
 from whet.models.decoding import KeyValues
+from whet.models.gate import soft_and_loud
 from whet.models.packed_linear import PackedLinear
 from whet.models.rotary import signed, turn
 from whet.models.vision import language_layers
@@ -122,6 +124,16 @@ class LeanStep:
             n = layer.before_mlp(x).to(x.dtype)
             x = layer.down.plus(layer.up.times(n, layer.gate.silu(n)), x)
         return self._norm(x).to(x.dtype)
+
+    def gates(self, whole: PreTrainedModel) -> Iterator[tuple[Tensor, Tensor]]:
+        """What each feed-forward layer gives here and by itself for rows small and large: a bound on what lies between
+        the products is met by large ones alone, and none of a probe's few tokens is."""
+        layers: Any = language_layers(whole)
+        weight = self._embed.weight
+        x = torch.linspace(-2.0, 3.0, weight.shape[1], dtype=weight.dtype, device=weight.device)
+        for here, layer in zip(self._layers, layers.layers, strict=True):
+            rows = soft_and_loud(here.gate, here.up, x)
+            yield here.down(here.up.times(rows, here.gate.silu(rows))), layer.mlp(rows)
 
 
 def fits(whole: PreTrainedModel) -> bool:

@@ -27,25 +27,35 @@ from transformers import (
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, nearest
 from whet.models.adapted_layers import adapted_layers
-from whet.models.attention import NAME
 from whet.models.four_bit import dequantised, is_quantised, loading, record_base, settled, warn_of_another_base
 from whet.models.narrow_products import warn_of_slow_products
+from whet.models.own_attention import offer_packing
 from whet.models.parts import Parts, save_in_parts
 from whet.models.processor_files import copy_processor
-from whet.models.vision import vision_parts
+from whet.models.prompt_adapters import refuse_prompts
+from whet.models.vision import language_layers, vision_parts
 from whet.schema.artifacts import ModelRef
 
 UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What the libraries raise on files that are cut short, of another shape, or of another kind."""
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of `model.device`; `auto` takes CUDA, then MPS, then the CPU."""
-    if name != "auto":
-        return torch.device(name)
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+def pick_device(name: str, *, field: str = "device") -> torch.device:
+    """The device that a plan's `field` names; `auto` takes CUDA, then MPS, then the CPU.
+
+    Raises ModelError where this machine has no such device: else the first model to be moved there would find out,
+    after all rows have been tokenised.
+    """
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        return torch.device(next(kind for kind, here in found.items() if here))
+    device = torch.device(name)
+    if not found.get(device.type, True):
+        raise ModelError(
+            "torch finds no such device on this machine", field=field, found=repr(name),
+            fix="use auto or cpu, or install a torch that is built for it",
+        )  # fmt: skip
+    return device
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -103,7 +113,7 @@ def load_model(
     `trainable` the model is in eval mode and nothing requires grad. With `plain`, weights that `config.quantization`
     has rounded to 4 bits are held in `dtype` again.
     """
-    device = pick_device(config.device)
+    device = pick_device(config.device, field="model.device")
     full = trainable and ref.adapter is None and config.lora is None
     model, report = open_checkpoint(ref.path, config, dtype=torch.float32 if full else dtype, plain=plain)
     if "score.weight" in report["unexpected_keys"] or (ref.adapter and _scores(ref.adapter)):
@@ -146,19 +156,21 @@ def from_checkpoint(
 ) -> tuple[PreTrainedModel, dict[str, Any]]:  # fmt: skip
     """`kind.from_pretrained` by the plan's words. Raises ModelError where the weights cannot be loaded."""
     told = dict(
-        attn_implementation=NAME if config.attention == "sdpa" else config.attention, use_safetensors=True,
+        attn_implementation=None if config.attention == "sdpa" else config.attention, use_safetensors=True,
         trust_remote_code=config.trust_remote_code, output_loading_info=True, **asked,
     )  # fmt: skip
     if config.quantization is None:
         told["dtype"] = dtype
     else:
-        told |= loading(config, kind, known, pick_device(config.device))
+        told |= loading(config, kind, known, pick_device(config.device, field="model.device"))
     try:
         model, report = kind.from_pretrained(path, **told)
     except UNREADABLE as error:
         raise ModelError(
             "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
         ) from error
+    if config.attention == "sdpa":
+        offer_packing(model, language_layers(model))
     if config.quantization is not None:
         model = settled(model, dtype)
         model = dequantised(model) if plain else model
@@ -248,17 +260,15 @@ def with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> Pe
 
 
 def check_adapter(adapter: str) -> None:
-    """Say what a local adapter lacks. A path that does not exist is a hub id."""
-    directory = Path(adapter)
-    if directory.exists() and not (directory / "adapter_config.json").is_file():
-        raise ModelError(
-            "not an adapter directory", field="model.adapter", found=adapter, fix="adapter_config.json is missing"
-        )
-    if directory.exists() and not (directory / "adapter_model.safetensors").is_file():
-        raise ModelError(
-            "adapter without safetensors weights", field="model.adapter", found=adapter,
-            fix="adapter_model.safetensors is missing",
-        )  # fmt: skip
+    """Say what a local adapter lacks, and refuse one that is not in the layers. A path that does not exist is a hub
+    id."""
+    for file, problem in (
+        ("adapter_config.json", "not an adapter directory"),
+        ("adapter_model.safetensors", "adapter without safetensors weights"),
+    ):
+        if Path(adapter).exists() and not (Path(adapter) / file).is_file():
+            raise ModelError(problem, field="model.adapter", found=adapter, fix=f"{file} is missing")
+    refuse_prompts(adapter)
 
 
 def _scores(adapter: str) -> bool:

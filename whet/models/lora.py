@@ -4,8 +4,8 @@ peft computes the same from separate layers, and on the way casts its input to f
 once more; each layer keeps a copy of the input for its gradient. Here the input is kept as it came, once for all the
 layers that read it: a quarter of the activations' memory less.
 
-Only what is plain is taken over (one live adapter, no dropout at work, a frozen linear layer under it); anything else
-goes the way of peft.
+Only what is plain is taken over (one live adapter, no dropout at work, a linear layer under it that is frozen, its bias
+included); anything else goes the way of peft.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ class FusedLinear(torch.nn.Module):
         name = self._plain_adapter() if not args and not kwargs else None
         base = _base(self)
         dtype = product_dtype(x)
-        if name is None or product_type(base.weight) != dtype or base.weight.requires_grad:
+        frozen = not any(parameter.requires_grad for parameter in base.parameters())  # a bias may train (`lora_only`)
+        if name is None or product_type(base.weight) != dtype or not frozen:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
         a, b = self.lora_A[name].weight.to(dtype), self.lora_B[name].weight.to(dtype)

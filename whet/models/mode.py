@@ -1,9 +1,9 @@
-"""Dropout off for a while."""
+"""Dropout off for a while, and what else a trial of a model wants."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 
@@ -17,3 +17,13 @@ def evaluating(model: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def trying(model: torch.nn.Module) -> Iterator[None]:
+    """Without gradient and dropout; weights of several types multiplied in the narrowest of them, as training does."""
+    device = next(model.parameters()).device.type
+    kinds = {weight.dtype for weight in model.parameters()} & {torch.float32, torch.bfloat16, torch.float16}
+    narrow = min(kinds, key=lambda dtype: dtype.itemsize, default=torch.float32)
+    with torch.no_grad(), evaluating(model), torch.autocast(device, narrow) if len(kinds) > 1 else nullcontext():
+        yield

@@ -17,6 +17,8 @@ from whet.models.tiles import row_tiles
 TILE = 1 << 20
 """Numbers that are fp32 at once on a CPU: its operations are so light here that more of them cost more than a cache
 that is too small."""
+SIZES = [1e-3, 1.0, 1e4]
+"""Of the rows that a norm is tried with."""
 
 
 def fuse_norms(model: torch.nn.Module) -> None:
@@ -69,7 +71,8 @@ def _shift(module: torch.nn.Module) -> float | None:
     weight, epsilon = getattr(module, "weight", None), _epsilon(module)
     if not isinstance(weight, Tensor) or weight.dim() != 1 or epsilon is None or len(list(module.parameters())) != 1:
         return None
-    x = torch.linspace(-2.0, 3.0, len(weight), device=weight.device).unsqueeze(0)
+    # Small rows show another epsilon, large ones a bound.
+    x = torch.linspace(-2.0, 3.0, len(weight), device=weight.device) * weight.new_tensor(SIZES).float()[:, None]
     with torch.no_grad():
         theirs = module(x).float()
         for shift in (0.0, 1.0):

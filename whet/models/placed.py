@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
 from typing import Generic, TypeVar
@@ -46,6 +47,14 @@ class Placed(Generic[M]):
         if self._made is None:
             self._made = self._make(self._device)
         return self._made
+
+    def release(self) -> None:
+        """Give up what was made: its memory is free until the next use makes it again."""
+        if self._made is None:
+            return
+        self._made = None
+        gc.collect()  # modules and what hangs on them refer to each other
+        torch.cuda.empty_cache()
 
     def move(self) -> None:
         """To the CPU, at the next use."""

@@ -14,6 +14,8 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from whet.errors import ModelError
+from whet.models.load import UNREADABLE, first_line
 from whet.models.mode import evaluating
 from whet.models.placed import Placed
 from whet.models.scoring import TokenScorer
@@ -29,13 +31,14 @@ Scores = Callable[[Packed], Tensor]
 def by_adapter(scorer: TokenScorer, adapter: str | None, *, temperature: float = 1.0) -> Scores:
     """The model that `scorer` trains, its adapter switched off; or with the adapter saved at `adapter` in its place.
 
-    `temperature` is that of the log-probs: online RL compares the distributions it samples from.
+    `temperature` is that of the log-probs: online RL compares the distributions it samples from. Raises ModelError
+    where the saved adapter cannot lie beside the trained one.
     """
     model = scorer.model
     assert isinstance(model, PeftModel), "there is an adapter to switch"
     if adapter is not None:
         training = model.training
-        model.load_adapter(adapter, FROZEN, is_trainable=False)
+        _load_frozen(model, adapter)
         model.train(training)  # peft leaves it in evaluation mode, without dropout
 
     def score(packed: Packed) -> Tensor:
@@ -44,6 +47,17 @@ def by_adapter(scorer: TokenScorer, adapter: str | None, *, temperature: float =
         return logprobs
 
     return score
+
+
+def _load_frozen(model: PeftModel, adapter: str) -> None:
+    """The second adapter of a model. peft takes only one that trains biases, since those lie in the layers."""
+    try:
+        model.load_adapter(adapter, FROZEN, is_trainable=False)
+    except UNREADABLE as error:
+        raise ModelError(
+            f"the reference cannot be a second copy of this adapter ({first_line(error)})", field="model.adapter",
+            found=repr(adapter), fix="put a merge stage before this one, and train a new adapter",
+        ) from error  # fmt: skip
 
 
 @contextmanager
@@ -80,6 +94,10 @@ class SecondModel:
     @property
     def device(self) -> torch.device:
         return self._placed.device
+
+    def release(self) -> None:
+        """Give up the model: nothing will be asked of it for now. It is loaded again if something is."""
+        self._placed.release()
 
     def __call__(self, packed: Packed) -> Tensor:
         return self._placed.use(partial(self._score, packed))

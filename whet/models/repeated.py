@@ -15,8 +15,25 @@ SEGMENT_TOKENS = 32
 """A prompt or branch has room for a multiple of so many in its attention."""
 ROWS = 8
 """Rows that are decoded together are a multiple of so many."""
+ONEDNN_ABOVE = 16**3
+"""Rows times inputs times outputs of a bf16 product (ATen's `mkldnn_gemm_min_size`)."""
 
 
 def missing(num: int, dtype: torch.dtype, device: torch.device, round_to: int = TOKENS) -> int:
     """Rows to put behind `num` of them, for products in this type; none but on a CPU in a narrow one."""
     return -num % round_to if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 0
+
+
+def least_rows(model: torch.nn.Module) -> int:
+    """Rows from which on the model's products round alike; a sample must not know its neighbours.
+
+    Found by trying: fp32 on a CPU from 8 rows on; bf16 there as soon as oneDNN computes all of them, which torch leaves
+    to another routine up to `ONEDNN_ABOVE` multiplications. With AMX, whose tiles take over at 37 rows, from 40.
+    """
+    parameters = list(model.parameters())
+    if parameters[0].device.type != "cpu" or parameters[0].dtype != torch.bfloat16:
+        return 8
+    if getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)():
+        return 40
+    smallest = min((parameter.numel() for parameter in parameters if parameter.ndim == 2), default=ONEDNN_ABOVE)
+    return max(8, ONEDNN_ABOVE // smallest + 1)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from whet.models.activations import KEEPING_ALL, Activations
 from whet.models.backbone import Backbone, unwrapped
 from whet.models.head import Head, TokenScores, head_scores, logits_of, tempered
+from whet.models.logits import Transform, logit_transform
 from whet.models.packed_linear import PackedLinear
 from whet.schema.packed import Packed
 
@@ -32,11 +33,13 @@ class TokenScorer(torch.nn.Module):
     ) -> None:  # fmt: skip
         """`noise` is NEFTune's alpha (Jain et al., 2310.05914): while training, every embedding of a row of L tokens
         and width H gets uniform noise of +-alpha / sqrt(L H). Packed rows of more than `keep_tokens` recompute their
-        activations in the backward pass, others keep them as `activations` says."""
+        activations in the backward pass, others keep them as `activations` says. Raises ModelError for a model that
+        does to its logits what is not known here."""
         super().__init__()
         self.model = model
         self.backbone = Backbone(model, keep_tokens=keep_tokens, activations=activations)
         self._noise = noise
+        logit_transform(unwrapped(model))  # tried out now, while weights are whole and nobody waits
 
     def forward(
         self, packed: Packed, *, statistics: bool = False, temperature: float = 1.0, entropy_gradient: bool = False
@@ -101,15 +104,13 @@ def next_logits(model: torch.nn.Module, hidden: Tensor) -> Tensor:
     if head is not None:
         return logits_of(hidden, head)
     whole = unwrapped(model)
-    scale, cap = logit_transform(whole.config.get_text_config().to_dict())
-    return _transformed(whole.get_output_embeddings()(hidden), scale, cap)
+    return logit_transform(whole)(whole.get_output_embeddings()(hidden))
 
 
 def logits_function(model: torch.nn.Module) -> Callable[[Tensor], Tensor]:
     """`next_logits` of this model; for a packed head that is a product and nothing else, the product as it comes."""
     whole = unwrapped(model)
-    head = whole.get_output_embeddings()
-    plain = logit_transform(whole.config.get_text_config().to_dict()) == (1.0, None)
+    head, plain = whole.get_output_embeddings(), logit_transform(whole) == Transform()
     return head if isinstance(head, PackedLinear) and head.bias is None and plain else partial(next_logits, model)
 
 
@@ -121,14 +122,8 @@ def head_of(model: torch.nn.Module) -> Head | None:
         module = module.modules_to_save[module.active_adapters[0]]
     if type(module) is not torch.nn.Linear:
         return None
-    scale, cap = logit_transform(whole.config.get_text_config().to_dict())
-    return Head(weight=module.weight, bias=module.bias, scale=scale, cap=cap)
-
-
-def logit_transform(config: dict[str, float | None]) -> tuple[float, float | None]:
-    """Factor and cap of the logits: Cohere multiplies, Granite divides, Gemma caps."""
-    scale = float(config.get("logit_scale") or 1.0) / float(config.get("logits_scaling") or 1.0)
-    return scale, config.get("final_logit_softcapping")
+    transform = logit_transform(whole)
+    return Head(weight=module.weight, bias=module.bias, scale=transform.scale, cap=transform.cap)
 
 
 def _dense_scores(
@@ -137,8 +132,10 @@ def _dense_scores(
 ) -> TokenScores:  # fmt: skip
     """A head that is more than a matrix (an adapter on it, say): full logits, a few tokens at a time."""
     whole = unwrapped(model)
-    scale, cap = tempered(*logit_transform(whole.config.get_text_config().to_dict()), temperature)
-    score = partial(_dense_tile, whole.get_output_embeddings(), scale=scale, cap=cap)
+    transform = logit_transform(whole)
+    score = partial(
+        _dense_tile, whole.get_output_embeddings(), Transform(*tempered(transform.scale, transform.cap, temperature))
+    )
     tiles = [
         checkpoint(score, h, y, use_reentrant=False)
         for h, y in zip(torch.split(hidden, DENSE_TOKENS), torch.split(targets, DENSE_TOKENS), strict=True)
@@ -149,15 +146,10 @@ def _dense_scores(
 
 
 def _dense_tile(
-    head: torch.nn.Module, hidden: Tensor, targets: Tensor, *, scale: float, cap: float | None
+    head: torch.nn.Module, transform: Transform, hidden: Tensor, targets: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    logits = _transformed(head(hidden), scale, cap)
+    logits = transform(head(hidden))
     logprobs = logits.log_softmax(dim=-1)
     entropy = -(logprobs.exp() * logprobs).sum(dim=-1)
     own = logprobs.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return own, entropy, logits.gather(-1, targets.unsqueeze(-1)).squeeze(-1) >= logits.amax(dim=-1)
-
-
-def _transformed(logits: Tensor, scale: float, cap: float | None) -> Tensor:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * scale
-    return logits if cap is None else cap * torch.tanh(logits / cap)

@@ -8,6 +8,7 @@ one. Frozen layers are not doubled unless that is asked for.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from whet.errors import RunError
 from whet.models.backbone import unwrapped
 from whet.models.four_bit import dense
 from whet.models.lora import is_adapted_linear
+from whet.models.own_attention import share_refusal
 from whet.models.packed_linear import PackedLinear, packs
 from whet.models.vision import Vision, vision_parts
 
@@ -76,8 +78,11 @@ class Snapshot:
     @torch.no_grad()
     def _twin(self) -> PreTrainedModel:
         """A model of the same configuration whose weights are the source's own, or copies that follow them."""
+        # Of a configuration of its own, in which alone it is told of another attention.
+        config = copy.deepcopy(self._source.config)
         with torch.device("meta"):
-            twin: PreTrainedModel = type(self._source)(self._source.config)
+            twin: PreTrainedModel = type(self._source)(config)
+        share_refusal(self._source, twin)
         made: dict[int, torch.nn.Parameter] = {}
         for path, module in list(twin.named_modules()):
             if self._packs(path, module):

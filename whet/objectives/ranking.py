@@ -34,7 +34,7 @@ class RankedScores:
     margin m: m and 0."""
 
 
-def bradley_terry(ranked: RankedScores, *, margin: bool = True, center: float = 0.0) -> Loss:
+def bradley_terry(ranked: RankedScores, *, center: float = 0.0) -> Loss:
     """-log sigma(s_w - s_l - m) + center (s_w + s_l)^2, mean over a prompt's pairs, summed over prompts.
 
     The mean over all C(K,2) pairs of one prompt is InstructGPT's (2203.02155, eq. 1), so that a long ranking counts no
@@ -45,7 +45,7 @@ def bradley_terry(ranked: RankedScores, *, margin: bool = True, center: float = 
     better, worse = ordered_pairs(ranked)
     chosen, rejected = ranked.scores[better], ranked.scores[worse]
     lead = chosen - rejected
-    asked = 0.0 if ranked.margins is None or not margin else ranked.margins[better] - ranked.margins[worse]
+    asked = 0.0 if ranked.margins is None else ranked.margins[better] - ranked.margins[worse]
     losses = -logsigmoid(lead - asked)
     if center:
         losses = losses + center * (chosen + rejected).square()
@@ -61,9 +61,9 @@ def ordered_pairs(ranked: RankedScores) -> tuple[Tensor, Tensor]:
 
 
 def ranking_metrics(scores: Tensor, chosen: Tensor, rejected: Tensor) -> dict[str, Total]:
-    """Over pairs: share in the right order (a tie half), mean lead, mean scores; over responses: the scores' range.
+    """Over pairs: share in the right order (a tie half), mean lead, mean scores; over responses: their mean score.
 
-    `min_reward` and `max_reward` are those of the given scores; the log averages them over what is given to it.
+    The lowest and the highest score are no sums: `whet.stages.reward_report` takes them over an evaluation.
     """
     with torch.no_grad():
         scores, chosen, rejected = scores.detach(), chosen.detach(), rejected.detach()
@@ -75,6 +75,4 @@ def ranking_metrics(scores: Tensor, chosen: Tensor, rejected: Tensor) -> dict[st
             "rewards/chosen": Total(chosen.sum(), num),
             "rewards/rejected": Total(rejected.sum(), num),
             "mean_reward": Total(scores.sum(), float(scores.numel())),
-            "min_reward": Total(scores.min(), 1.0),
-            "max_reward": Total(scores.max(), 1.0),
         }

@@ -65,8 +65,8 @@ class ModelReward:
         """`vision` has the limits of pictures, else the checkpoint's hold. Raises ModelError where `ref` is no reward
         model."""
         self._placed = Placed(
-            partial(_Loaded.of, config, ref), pick_device(config.device), fall_back=config.device == "auto",
-            what="the reward model",
+            partial(_Loaded.of, config, ref), pick_device(config.device, field="reward.device"),
+            fall_back=config.device == "auto", what="the reward model",
         )  # fmt: skip
         self._placed.use(lambda loaded: loaded)
         tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))

@@ -94,7 +94,7 @@ def _placed_engine(config: Native, served: Served, answering: Answering) -> Engi
         there = replace(served, model=served.model.model_copy(update={"device": device.type}))
         return native_engine(load_for_generation(there, config.precision), answering, config)
 
-    device = pick_device(served.model.device)
+    device = pick_device(served.model.device, field="model.device")
     if device.type == "cpu":
         return make(device)
     placed = Placed(make, device, fall_back=served.model.device == "auto", what=f"the engine of {served.ref.path}")

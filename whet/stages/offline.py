@@ -16,7 +16,16 @@ import torch
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from whet.config.stage import KtoStage, OfflinePolicyStage, OfflineStage, RewardStage, SftStage
+from whet.config.stage import (
+    DpoStage,
+    KtoStage,
+    OfflinePolicyStage,
+    OfflineStage,
+    RewardStage,
+    RewardWeightedStage,
+    SftStage,
+    SoftPreferenceStage,
+)
 from whet.models.activations import Activations
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
@@ -30,11 +39,13 @@ from whet.runs.sinks import MetricsFile
 from whet.schema.artifacts import Measure, StageResult
 from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
+from whet.stages.memory import memory_told
 from whet.stages.parts import check_parts, loaded_in_parts
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
 from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
 from whet.stages.work import Ground, Work, work_of
+from whet.train.bind import pairwise_objective
 from whet.train.checkpoint import Checkpoints, Position
 from whet.train.feed import Batches, OfflineFeed
 from whet.train.loop import Loop, evaluate_loss
@@ -44,12 +55,21 @@ Trained: TypeAlias = PreTrainedModel | PeftModel
 
 
 def run(stage: OfflineStage, context: Context) -> StageResult:
-    """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics."""
+    """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics.
+
+    Raises RunError where a device's memory runs out.
+    """
+    with memory_told(stage):
+        return fit(stage, context)
+
+
+def fit(stage: OfflineStage, context: Context) -> StageResult:
+    """The work of `run`."""
     train = stage.train
-    device = pick_device(context.model.device)
+    device = device_of(stage, context)
     dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
-    check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)
+    check_parts(stage, parallel, adapter=trains_adapter(context))
     tokenizer = load_tokenizer(
         context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
     )
@@ -89,6 +109,31 @@ def run(stage: OfflineStage, context: Context) -> StageResult:
         ).fit()  # fmt: skip
     end = partial(finish, stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
     return context.ranks.on_main(end, "the model that is kept")
+
+
+def device_of(stage: OfflineStage, context: Context) -> torch.device:
+    """Where the model trains. Raises ModelError, before anything is read, where this machine has no such device, or not
+    the one that a second model is to be on."""
+    if not isinstance(stage, SftStage | RewardStage) and has_second_model(stage, context):
+        pick_device(stage.reference.device, field="reference.device")
+    return pick_device(context.model.device, field="model.device")
+
+
+def has_second_model(stage: OfflinePolicyStage, context: Context) -> bool:
+    """Whether the objective compares with a model of its own: not without a reference, nor with an adapter's base."""
+    match stage:
+        case SftStage():
+            return False
+        case DpoStage(objective=objective) if not pairwise_objective(objective).needs_reference:
+            return False
+        case RewardWeightedStage() | SoftPreferenceStage() if stage.objective.kl_weight == 0:
+            return False
+        case _:
+            return stage.reference.model != "start" or not trains_adapter(context)
+
+
+def trains_adapter(context: Context) -> bool:
+    return context.model.lora is not None or context.start.adapter is not None
 
 
 def on_host(context: Context) -> Context:

@@ -34,6 +34,7 @@ from whet.schema.records import Prompt
 from whet.stages.context import Context
 from whet.stages.held_out import held_out_reward
 from whet.stages.judging import judge_engine, judge_renderer
+from whet.stages.memory import memory_told
 from whet.stages.online_work import OnlineGround, online_work
 from whet.stages.parts import check_parts
 from whet.stages.policy import Policy, load_policy
@@ -57,15 +58,16 @@ LAST_SHARE = 0.1
 def run(stage: OnlineStage, context: Context) -> StageResult:
     """Train, from the latest checkpoint of this folder if there is one. Returns the model and the final metrics.
 
-    Raises DataError where the reward does not give full marks to the prompts' own references.
+    Raises DataError where the reward does not give full marks to the prompts' own references, and RunError where a
+    device's memory runs out.
     """
-    with ExitStack() as opened:
+    with memory_told(stage), ExitStack() as opened:
         return train(stage, context, opened)
 
 
 def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResult:
     """The work of `run`. Engines are closed with `opened`."""
-    device = pick_device(context.model.device)
+    device = pick_device(context.model.device, field="model.device")
     dtype = compute_dtype(stage.train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
     check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)

@@ -29,12 +29,20 @@ class References:
     ) -> None:
         assert not isinstance(stage, SftStage), "SFT has no reference"
         self._config, self._context, self._stage, self._parallel = stage.reference, context, stage, parallel
-        self._measure = measured(reference_scores(stage, context, scorer, parallel.device))
+        self._scores = reference_scores(stage, context, scorer, parallel.device)
+        self._measure = measured(self._scores)
         self._cache = self._open(rows, columns) if self._config.cache else None
 
     def of(self, column: int = 0) -> Reference:
         """Reference log-probs; KTO keeps those of its mismatched responses in a column of their own."""
-        return self._measure if self._cache is None else cached(self._measure, self._cache, column=column)
+        if self._cache is None:
+            return self._measure
+        return cached(self._measure, self._cache, column=column, release=self._release)
+
+    def _release(self) -> None:
+        """A second model is given up; an adapter switched off is the model that trains."""
+        if isinstance(self._scores, SecondModel):
+            self._scores.release()
 
     def _open(self, rows: Rows, columns: int) -> ReferenceCache:
         model = reference_of(self._stage, self._context)
@@ -51,7 +59,10 @@ class References:
 def reference_scores(
     stage: PolicyStage, context: Context, scorer: TokenScorer, device: torch.device, *, temperature: float = 1.0
 ) -> Scores:
-    """Adapter off where one trains from the reference; else a second model. Log-probs are those at `temperature`."""
+    """Adapter off where one trains from the reference; else a second model. Log-probs are those at `temperature`.
+
+    Raises ModelError where `reference.device` is none of this machine's.
+    """
     assert not isinstance(stage, SftStage), "SFT has no reference"
     config = stage.reference
     if config.model == "start" and isinstance(scorer.model, PeftModel):
@@ -63,7 +74,7 @@ def reference_scores(
         model: torch.nn.Module = load_model(reference_of(stage, context), there, dtype=dtype)
         return model
 
-    wanted = device if config.device == "auto" else torch.device(config.device)
+    wanted = device if config.device == "auto" else pick_device(config.device, field="reference.device")
     return SecondModel(load, wanted, fall_back=config.device == "auto", temperature=temperature)
 
 

@@ -87,7 +87,7 @@ def judged(scores: Sequence[Tensor], batches: Sequence[RankingBatch]) -> Judged:
 
 
 def reward_report(parts: Sequence[Judged]) -> dict[str, float]:
-    """Calibration and the part of length, as `eval/...`; the bins as `calibration_50_pairs` and so on.
+    """The scores' range, calibration and the part of length, as `eval/...`; bins as `calibration_50_pairs` and so on.
 
     `parts` are what each rank has judged.
 
@@ -97,8 +97,12 @@ def reward_report(parts: Sequence[Judged]) -> dict[str, float]:
     by "the longer is better". What is not defined (all scores or lengths equal, no pair) is left out.
     """
     seen = Judged.joined(parts)
-    correlation = spearman(seen.scores, seen.lengths)
-    report = {} if np.isnan(correlation) else {"eval/length_correlation": correlation}
+    report: dict[str, float] = {}
+    if len(seen.scores):
+        # Of all batches and ranks together: what the log averages would be a mean of their lowest and highest.
+        report |= {"eval/min_reward": float(seen.scores.min()), "eval/max_reward": float(seen.scores.max())}
+    if not np.isnan(correlation := spearman(seen.scores, seen.lengths)):
+        report["eval/length_correlation"] = correlation
     if not len(seen.better):
         return report
     leads = seen.leads

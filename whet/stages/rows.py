@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from whet.config.objective import Margin
 from whet.config.stage import (
     DpoStage,
     KtoStage,
@@ -29,7 +30,7 @@ from whet.errors import DataError
 from whet.runs.files import write_json, write_jsonl
 from whet.schema.records import RecordKind
 from whet.stages.context import Context
-from whet.stages.rendering import render_with
+from whet.stages.rendering import reader_of
 
 SHOWN = 3
 """Rows with pictures that are kept to look at."""
@@ -80,7 +81,9 @@ def read_rows(stage: OfflineStage, context: Context, tokenizer: PreTrainedTokeni
 
     Raises DataError where nothing is left to train on.
     """
-    renderer = render_with(tokenizer, context.start.path, context.model, system=stage.data.system)
+    margin: Margin = stage.objective.margin if isinstance(stage, RewardStage) else "none"
+    reader = reader_of(context.start.path, context.model)
+    renderer = Renderer(tokenizer, system=stage.data.system, reader=reader, margin=margin)
     made = tokenise(stage.data, record_kinds(stage), renderer, folders=context.folders)
     if context.ranks.is_main:
         write_json(context.paths.data, made.account)

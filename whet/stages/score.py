@@ -23,7 +23,7 @@ from whet.config.model import Model, Vision
 from whet.data.ledger import Ledger
 from whet.errors import DataError
 from whet.models.four_bit import trained_on
-from whet.models.load import load_tokenizer
+from whet.models.load import load_tokenizer, pick_device
 from whet.runs.files import json_line, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import ModelRef
@@ -112,9 +112,12 @@ def score_file(
     """Score every answer of a file into `out`, else to standard output; progress and summary go to standard error.
 
     `out` appears when it is complete; until then its lines are in `OUT.part`. With `actors` so many models on the Ray
-    cluster at `address` share the rows. Raises ModelError where the model is no reward model, DataError where `out`
-    exists or a row cannot be used (see `read_rows`).
+    cluster at `address` share the rows, each on a device of its own machine. Raises ModelError where the model is no
+    reward model or this machine has no such device, DataError where `out` exists or a row cannot be used (see
+    `read_rows`).
     """
+    if not actors:
+        pick_device(device, field="--device")
     if out is not None and out.exists():
         raise DataError("exists already, and is not overwritten", file=str(out), fix="choose another name or remove it")
     config = Model.model_validate(

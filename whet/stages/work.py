@@ -142,7 +142,9 @@ def _ratings(stage: KtoStage, ground: Ground) -> Work:
 
     def ratings(indices: Sequence[int]) -> RatingBatch:
         mine, others = [rows.rows[i] for i in indices], [rows.rows[int(successor[i])] for i in indices]
-        return collate_ratings(mine, others, indices, device=ground.parallel.device, reader=rows.reader)
+        return collate_ratings(
+            mine, others, indices, max_length=stage.data.max_length, device=ground.parallel.device, reader=rows.reader
+        )
 
     references = _references(stage, ground, columns=2)
     return Work(

@@ -210,7 +210,8 @@ def unpaired_objective(objective: plan.UnpairedObjective) -> RatingObjective:
 
 
 def ranking_objective(objective: plan.RankingObjective) -> Callable[[ranking.RankedScores], Loss]:
-    return partial(ranking.bradley_terry, margin=objective.margin, center=objective.center)
+    """`margin` is no part of the formula: it says which margins the rows have (`values_of` in `whet.data.answers`)."""
+    return partial(ranking.bradley_terry, center=objective.center)
 
 
 def weighted_objective(objective: plan.WeightedObjective, kind: Literal["reward", "weight"]) -> ScoredObjective:

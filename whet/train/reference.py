@@ -1,7 +1,8 @@
 """Log-probs of the reference policy on a fixed data set: measured when a row is first met, kept for every epoch after.
 
 The reference never changes, so one pass over the data is all it costs. What has been measured lies in the stage folder
-under a hash of the rows, the reference and the arithmetic; a run that is killed goes on with it.
+under a hash of the rows, the reference and the arithmetic; a run that is killed goes on with it. Once every row is
+known a second model has nothing more to say, and its memory is given back.
 """
 
 from __future__ import annotations
@@ -48,9 +49,12 @@ class ReferenceCache:
                 temporary.replace(path)
             write_json(described, known)
         self._numbers = np.memmap(path, dtype=np.float32, mode="r+", shape=shape)
+        self._known: dict[int, int] = {}
+        """Column that was read from -> how many of the first rows are known there."""
 
     def read(self, rows: Sequence[int], column: int, widths: Sequence[int]) -> Tensor:
         """The first `widths[i]` numbers from `column` on of each row, one after the other."""
+        self._known.setdefault(column, 0)
         parts = [self._numbers[row, column : column + width] for row, width in zip(rows, widths, strict=True)]
         return torch.from_numpy(np.concatenate(parts))
 
@@ -59,6 +63,18 @@ class ReferenceCache:
         for row, width in zip(rows, widths, strict=True):
             self._numbers[row, column : column + width] = numbers[place : place + width].numpy()
             place += width
+
+    def complete(self) -> bool:
+        """Whether every row is known, by whichever rank, in each column that was ever read from."""
+        return all(self._complete(column) for column in self._known)
+
+    def _complete(self, column: int) -> bool:
+        # What is known stays known, so no row is looked at twice.
+        place, num = self._known[column], len(self._numbers)
+        while place < num and not np.isnan(self._numbers[place, column]):
+            place += 1
+        self._known[column] = place
+        return place == num
 
 
 def measured(score: Scores) -> Reference:
@@ -70,10 +86,13 @@ def measured(score: Scores) -> Reference:
     return reference
 
 
-def cached(measure: Reference, cache: ReferenceCache, *, column: int = 0) -> Reference:
+def cached(
+    measure: Reference, cache: ReferenceCache, *, column: int = 0, release: Callable[[], None] = lambda: None
+) -> Reference:
     """The reference asked only for batches with a row that it was never asked for.
 
-    `column` is where a row's numbers begin: KTO keeps two, of its own response and of the mismatched one.
+    `column` is where a row's numbers begin: KTO keeps two, of its own response and of the mismatched one. `release` is
+    called whenever nothing is left to measure.
     """
 
     def reference(batch: GroupBatch) -> Tensor:
@@ -84,6 +103,8 @@ def cached(measure: Reference, cache: ReferenceCache, *, column: int = 0) -> Ref
             new = measure(batch).float().cpu()
             known = torch.where(known.isnan(), new, known)
             cache.write(batch.indices, column, widths, known)
+        if cache.complete():
+            release()
         return known.to(batch.lengths.device)
 
     return reference

@@ -103,9 +103,10 @@ def _remembering(
 def _place(plan: Plan, asked: Asked) -> Place:
     """Ranks on a CPU share its memory; a GPU is a rank's own."""
     on_paper = asked.gpus is not None
-    device = pick_device(plan.model.device)
-    on_cpu = not on_paper and device.type == "cpu"
-    here = PAPER_GPU if on_paper else float(device_memory(device))
+    # On paper the plan's device is another machine's, and need not be on this one.
+    device = None if on_paper else pick_device(plan.model.device, field="model.device")
+    on_cpu = device is not None and device.type == "cpu"
+    here = PAPER_GPU if device is None else float(device_memory(device))
     there = here if asked.memory is None else asked.memory
     ranks = asked.gpus or plan.launch.processes
     return Place(

@@ -1,0 +1,24 @@
+"""Adapters that are tokens of their own before a prompt (prompt tuning, prefix tuning, p-tuning), which are refused.
+
+They lie around the model and not in its layers. Rows are packed and scored by the layers, so such an adapter would be
+loaded, left out of every number, and not be trained.
+"""
+
+from __future__ import annotations
+
+from peft import PeftConfig
+
+from whet.errors import ModelError
+
+
+def refuse_prompts(adapter: str) -> None:
+    """Raises ModelError for such an adapter, in a directory or on the hub."""
+    try:
+        config = PeftConfig.from_pretrained(adapter)
+    except (OSError, ValueError, KeyError, TypeError):
+        return  # who loads it will say what is wrong with it
+    if config.is_prompt_learning:
+        raise ModelError(
+            "an adapter of prompts, not of layers", field="model.adapter", found=str(config.peft_type.value),
+            fix="take a LoRA adapter",
+        )  # fmt: skip
