@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from whet.config.model import Quantization
 from whet.models.four_bit import dense_shape
+from whet.models.per_layer import largest
 
 SHARE = 0.2
 """Part of the device's memory that the activations of one forward pass may take."""
@@ -151,14 +152,14 @@ class _Shape:
 def _shape(model: PreTrainedModel) -> _Shape:
     # By attribute, since that is where older models translate their own names.
     config = model.config.get_text_config()
-    width, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
+    width, heads = config.hidden_size, largest(config, "num_attention_heads") or 1
     return _Shape(
         layers=config.num_hidden_layers,
         width=width,
-        inner=getattr(config, "intermediate_size", None) or 4 * width,
+        inner=largest(config, "intermediate_size") or 4 * width,
         heads=heads,
-        keys=getattr(config, "num_key_value_heads", None) or heads,
-        head_width=getattr(config, "head_dim", None) or width // heads,
+        keys=largest(config, "num_key_value_heads") or heads,
+        head_width=largest(config, "head_dim") or width // heads,
     )
 
 

@@ -14,6 +14,7 @@ from whet.config.model import Model
 from whet.errors import ModelError
 from whet.models.adapted_layers import ALL, adapted_layers
 from whet.models.load import UNREADABLE, first_line
+from whet.models.per_layer import largest
 from whet.models.vision import language_layers, vision_parts
 from whet.schema.shape import ModelShape, Product
 
@@ -27,7 +28,7 @@ def shape_of(path: str, config: Model) -> ModelShape:
     text = model.config.get_text_config()
     decoder: Any = language_layers(model)
     layers = list(decoder.layers)
-    heads = getattr(text, "num_attention_heads", None) or 1
+    heads = largest(text, "num_attention_heads") or 1
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     experts, per_token = getattr(text, "num_experts", None), getattr(text, "num_experts_per_tok", None) or 1
     return ModelShape(
@@ -38,10 +39,10 @@ def shape_of(path: str, config: Model) -> ModelShape:
         vision=sum(_size(part.parameters()) for part in vision_parts(model).values()),
         layers=len(layers),
         width=text.hidden_size,
-        inner=per_token * text.moe_intermediate_size if experts else text.intermediate_size,
+        inner=per_token * text.moe_intermediate_size if experts else largest(text, "intermediate_size"),
         heads=heads,
-        head_width=getattr(text, "head_dim", None) or text.hidden_size // heads,
-        key_heads=getattr(text, "num_key_value_heads", None) or heads,
+        head_width=largest(text, "head_dim") or text.hidden_size // heads,
+        key_heads=largest(text, "num_key_value_heads") or heads,
         vocabulary=embedding.weight.shape[0] if head is None else head.weight.shape[0],
         tied=head is None or head.weight is embedding.weight,
         normed_heads=any(name.endswith("q_norm") for name, _ in layers[0].named_modules()),
