@@ -24,9 +24,8 @@ HEADS = {
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles in both directions, the last ones not full."""
-    monkeypatch.setattr("whet.models.head.TILE_TOKENS", 3)
-    monkeypatch.setattr(head_sums, "TILE_TOKENS", 3)
-    monkeypatch.setattr("whet.models.head.TILE_VOCABULARY", 5)
+    for name, size in {"TILE_TOKENS": 3, "TARGETS": 1, "TILE_VOCABULARY": 5, "GRAIN_VOCABULARY": 1}.items():
+        monkeypatch.setattr(head_sums, name, size)
 
 
 def problem(*, bias: bool = True) -> tuple[Tensor, Head, Tensor]:

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from whet.config.model import Lora, Model
 from whet.errors import ModelError
@@ -162,6 +164,15 @@ def test_spoiled_checkpoints_are_one_line(spoil: Callable[[Path], None], says: s
     with pytest.raises(ModelError, match=says) as caught:
         load_model(ModelRef(path=str(checkpoint)), Model(path=str(checkpoint)), dtype=FP32)
     assert "\n" not in str(caught.value) and "model.path" in str(caught.value)
+
+
+def test_memory_that_runs_out_is_not_the_files_doing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        load_model(ModelRef(path=str(checkpoint)), Model(path=str(checkpoint)), dtype=FP32)
 
 
 @pytest.mark.parametrize(

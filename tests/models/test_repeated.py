@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM
 
 from whet.models.backbone import Backbone
 from whet.models.head import Head, head_scores
-from whet.models.repeated import ROWS, SEGMENT_TOKENS, TOKENS, missing
+from whet.models.head_sums import TILE_TOKENS, TILE_VOCABULARY, token_tiles, vocabulary_tiles
+from whet.models.repeated import LARGE, ROWS, SEGMENT_TOKENS, TARGETS, TOKENS, TOKENS_OF_LARGE, missing, row_step
 from whet.models.rows import from_trees
 from whet.schema.packed import Packed, Tree
 
@@ -22,9 +23,26 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 def test_lengths_are_rounded_up_where_kernels_are_compiled() -> None:
-    assert [missing(num, torch.bfloat16, CPU) for num in (0, 1, TOKENS, TOKENS + 1)] == [0, TOKENS - 1, 0, TOKENS - 1]
+    numbers = (0, 1, TOKENS, TOKENS + 1)
+    assert [missing(num, torch.bfloat16, CPU, TOKENS) for num in numbers] == [0, TOKENS - 1, 0, TOKENS - 1]
     assert missing(3, torch.float16, CPU, ROWS) == ROWS - 3
-    assert missing(1, torch.float32, CPU) == missing(1, torch.bfloat16, CUDA) == 0
+    assert missing(1, torch.float32, CPU, TOKENS) == missing(1, torch.bfloat16, CUDA, TOKENS) == 0
+    assert (row_step(LARGE - 1), row_step(LARGE)) == (TOKENS, TOKENS_OF_LARGE)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "size", "grain"), [(token_tiles, TILE_TOKENS, TARGETS), (vocabulary_tiles, TILE_VOCABULARY, 64)]
+)
+@pytest.mark.parametrize("num", [1, 63, 64, 512, 513, 1088, 2048, 2049, 41_037, 151_936])
+def test_tiles_are_round_and_cover_all(
+    tiles: Callable[[int], Iterator[slice]], size: int, grain: int, num: int
+) -> None:
+    found = list(tiles(num))
+    assert [index for tile in found for index in range(tile.start, tile.stop)] == list(range(num))
+    sizes = [tile.stop - tile.start for tile in found]
+    assert len(sizes) == -(-num // size) and max(sizes) <= size
+    assert all(length % grain == 0 for length in sizes[:-1])
+    assert max(sizes) - min(sizes) < 2 * grain  # a last one that is small would cost as much as a whole one
 
 
 @pytest.fixture
@@ -55,10 +73,12 @@ def packed(num: int) -> Packed:
     return from_trees(torch.arange(size) % 50, (Tree(0, prompt, (left, right)),))
 
 
-@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize(("autocast", "large"), [(False, False), (True, False), (False, True)])
 def test_rows_of_all_lengths_make_the_same_products(
-    backbone: Callable[[torch.dtype], Backbone], autocast: bool
+    backbone: Callable[[torch.dtype], Backbone], autocast: bool, large: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Of the checkpoint's 33,000 weights the layers have 25,000; embeddings multiply nothing.
+    monkeypatch.setattr("whet.models.repeated.LARGE", 20_000 if large else 30_000)
     shapes, model = list[Shapes](), backbone(torch.float32 if autocast else torch.bfloat16)
     for num in range(0, 30, 3):
         with Shapes() as found, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
@@ -66,7 +86,8 @@ def test_rows_of_all_lengths_make_the_same_products(
         assert len(hidden) == packed(num).num_tokens
         shapes.append(found)
     of_weights = {size for parameter in model._whole.parameters() for size in parameter.shape}
-    assert {size for found in shapes for size in found.plain} - of_weights == {TOKENS, 2 * TOKENS} - of_weights
+    expected = {64, 96} if large else {64, 128}
+    assert {size for found in shapes for size in found.plain} - of_weights == expected - of_weights
     width = model._whole.config.head_dim
     assert all(size % SEGMENT_TOKENS == 0 or size == width for found in shapes for size in found.batched)
 

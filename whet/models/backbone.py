@@ -38,7 +38,7 @@ from whet.models.offload import offloading
 from whet.models.own_attention import attention_of, finding, found_before, own_attention, remember, set_attention
 from whet.models.positions import prompt_shifts
 from whet.models.recorded import Layers, Record, Recorded
-from whet.models.repeated import ROWS, TOKENS, least_rows, missing
+from whet.models.repeated import ROWS, least_rows, missing, row_step
 from whet.models.rotary import fuse_rotary
 from whet.models.rows import from_trees, row_places
 from whet.models.vision import Vision, language_layers
@@ -70,6 +70,8 @@ class Backbone:
         self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
         self.least_rows = least_rows(self._whole)
         """Rows that are decoded together at least, some of them filling."""
+        weights = sum(parameter.numel() for parameter in self._layers.parameters())
+        self._row_step = row_step(weights - sum(parameter.numel() for parameter in self.embeddings.parameters()))
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
         fuse_gates(self._whole)
@@ -239,7 +241,7 @@ class Backbone:
         """[T, H], behind them rows of filling on the way where a CPU's products want them: one more tree, which none of
         the others sees."""
         num = len(inputs.ids)
-        filling = self._filling(num, least, TOKENS)
+        filling = self._filling(num, least, self._row_step)
         if not filling:
             return self._run(inputs, trees=Layout(trees, captured))
         return self._run(inputs.filled(filling), trees=Layout((*trees, Tree(num, filling)), captured))[:num]

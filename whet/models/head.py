@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from whet.models.exponential import exp_
-from whet.models.head_sums import TILE_TOKENS, TILE_VOCABULARY, Sums, Tile, slices
-from whet.models.repeated import missing
+from whet.models.head_sums import Sums, Tile, token_tiles, vocabulary_tiles
+from whet.models.repeated import TARGETS, missing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,7 @@ class Head:
 
     def tiles(self, dtype: torch.dtype) -> Iterator[Tile]:
         """All rows in order, in the type of the products."""
-        for rows in slices(len(self.weight), TILE_VOCABULARY):
+        for rows in vocabulary_tiles(len(self.weight)):
             bias = None if self.bias is None else self.bias[rows].to(torch.promote_types(dtype, torch.float32))
             weight = self.weight[rows].to(dtype)
             yield Tile(start=rows.start, weight=weight, bias=bias, scale=self.scale, cap=self.cap)
@@ -91,7 +91,7 @@ def head_scores(
     """
     needs_grad = torch.is_grad_enabled() and (hidden.requires_grad or head.weight.requires_grad)
     asked = _Asked(head, needs_grad, statistics or entropy_gradient, entropy_gradient and needs_grad)
-    num, filling = len(targets), missing(len(targets), product_dtype(hidden), hidden.device)
+    num, filling = len(targets), missing(len(targets), product_dtype(hidden), hidden.device, TARGETS)
     if filling:
         hidden, targets = pad(hidden, (0, 0, 0, filling)), pad(targets, (0, filling))
     logprobs, entropy, top1 = _HeadScores.apply(  # type: ignore[no-untyped-call]
@@ -185,7 +185,7 @@ def _head_gradient(hidden: Tensor, head: Head, logits: _LogitGradient) -> tuple[
         end = tile.start + len(tile.weight)
         into = for_weight[tile.start : end].zero_()
         into_bias = None if for_bias is None else for_bias[tile.start : end].zero_()
-        for rows in slices(len(hidden), TILE_TOKENS):
+        for rows in token_tiles(len(hidden)):
             share = logits.at(tile.logits(hidden[rows]), tile, rows)
             into.add_(torch.mm(share.to(hidden.dtype).t(), hidden[rows]))
             if into_bias is not None:

@@ -16,14 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise, starmap
 
 import torch
 from torch import Tensor
 
 from whet.models.exponential import exp, exp_
+from whet.models.repeated import TARGETS
 
 TILE_TOKENS, TILE_VOCABULARY = 512, 2048
 """Tokens and head rows of a tile: its logits, 4 MiB in fp32, stay in a CPU's caches."""
+GRAIN_VOCABULARY = 64
+"""Tiles begin at a multiple of so many head rows: a product over an odd number of them ends in an odd piece each time,
+and in bf16 has its factors copied to make it even."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +91,7 @@ class Sums:
 
     def add(self, tile: Tile) -> None:
         """Take in the next rows of the head."""
-        for rows in slices(len(self._targets), TILE_TOKENS):
+        for rows in token_tiles(len(self._targets)):
             z = tile.logits(self._hidden[rows])
             self._take_targets(z, tile, rows)
             self._accumulate(z, tile, rows)
@@ -146,7 +151,17 @@ def _rows_of(tile: Tile, factors: Tensor, slope: Tensor | None) -> Tensor:
     return torch.mm((factors if slope is None else factors * slope).to(tile.weight.dtype), tile.weight)
 
 
-def slices(length: int, size: int) -> Iterator[slice]:
-    """Parts of at most `size`, about equal: a small rest would cost a product as much as a whole part."""
-    count = -(-length // size)
-    return (slice(length * i // count, length * (i + 1) // count) for i in range(count))
+def token_tiles(num: int) -> Iterator[slice]:
+    return _slices(num, TILE_TOKENS, TARGETS)
+
+
+def vocabulary_tiles(num: int) -> Iterator[slice]:
+    return _slices(num, TILE_VOCABULARY, GRAIN_VOCABULARY)
+
+
+def _slices(length: int, size: int, grain: int) -> Iterator[slice]:
+    """Parts of at most `size`, about equal: a small rest would cost a product as much as a whole part. All but the last
+    are a multiple of `grain`, which divides `size`."""
+    grains, count = -(-length // grain), -(-length // size)
+    edges = [min(length, grain * (grains * i // count)) for i in range(count + 1)]
+    return starmap(slice, pairwise(edges))

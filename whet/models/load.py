@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, load_peft_weights
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -33,11 +32,9 @@ from whet.models.own_attention import offer_packing
 from whet.models.parts import Parts, save_in_parts
 from whet.models.processor_files import copy_processor
 from whet.models.prompt_adapters import refuse_prompts
+from whet.models.unreadable import first_line, unreadable
 from whet.models.vision import language_layers, vision_parts
 from whet.schema.artifacts import ModelRef
-
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-"""What the libraries raise on files that are cut short, of another shape, or of another kind."""
 
 
 def pick_device(name: str, *, field: str = "device") -> torch.device:
@@ -163,12 +160,8 @@ def from_checkpoint(
         told["dtype"] = dtype
     else:
         told |= loading(config, kind, known, pick_device(config.device, field="model.device"))
-    try:
+    with unreadable("cannot load the weights", field="model.path", path=path):
         model, report = kind.from_pretrained(path, **told)
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
-        ) from error
     if config.attention == "sdpa":
         offer_packing(model, language_layers(model))
     if config.quantization is not None:
@@ -179,12 +172,8 @@ def from_checkpoint(
 
 def read_config(path: str, config: Model) -> PretrainedConfig:
     """The checkpoint's config.json. Raises ModelError without one, and for weights that lie in 4 bits already."""
-    try:
+    with unreadable("cannot load the weights", field="model.path", path=path):
         known = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
-        ) from error
     stored = getattr(known, "quantization_config", None)
     if stored is not None and (config.quantization is not None or stored.get("quant_method") == "bitsandbytes"):
         raise ModelError(
@@ -248,13 +237,9 @@ def save_trained(
 def with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
     """The model with an adapter from a directory or hub id. Raises ModelError where a file is missing or incomplete."""
     check_adapter(adapter)
-    try:
+    with unreadable("cannot load the adapter", field="model.adapter", path=adapter):
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         stored = load_peft_weights(adapter, device="cpu")
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the adapter", field="model.adapter", found=repr(adapter), fix=first_line(error)
-        ) from error
     check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)
     return adapted
 
@@ -343,7 +328,3 @@ def check_directory(path: str) -> None:
             raise ModelError(
                 "weights are incomplete", field="model.path", found=repr(path), fix=f"{absent[0]} is missing"
             )
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

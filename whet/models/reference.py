@@ -14,11 +14,10 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from whet.errors import ModelError
-from whet.models.load import UNREADABLE, first_line
 from whet.models.mode import evaluating
 from whet.models.placed import Placed
 from whet.models.scoring import TokenScorer
+from whet.models.unreadable import unreadable
 from whet.schema.packed import Packed
 
 FROZEN = "reference"
@@ -51,13 +50,11 @@ def by_adapter(scorer: TokenScorer, adapter: str | None, *, temperature: float =
 
 def _load_frozen(model: PeftModel, adapter: str) -> None:
     """The second adapter of a model. peft takes only one that trains biases, since those lie in the layers."""
-    try:
+    with unreadable(
+        "the reference cannot be a second copy of this adapter", field="model.adapter", path=adapter,
+        fix="put a merge stage before this one, and train a new adapter",
+    ):  # fmt: skip
         model.load_adapter(adapter, FROZEN, is_trainable=False)
-    except UNREADABLE as error:
-        raise ModelError(
-            f"the reference cannot be a second copy of this adapter ({first_line(error)})", field="model.adapter",
-            found=repr(adapter), fix="put a merge stage before this one, and train a new adapter",
-        ) from error  # fmt: skip
 
 
 @contextmanager

@@ -3,14 +3,20 @@
 oneDNN compiles a kernel for each shape of a product in bf16 and forgets all but the latest few hundred. That takes one
 to four milliseconds, as long as the product itself, and packed rows are of all lengths: a sixth of the time of a small
 model's training. With filling behind them there are a dozen lengths, and memory that was freed fits what comes next.
+What fills goes through the model like everything else, so a large one, whose products take longer, has shorter steps.
 """
 
 from __future__ import annotations
 
 import torch
 
-TOKENS = 64
+TOKENS, TOKENS_OF_LARGE = 64, 32
 """Rows have a multiple of so many tokens."""
+LARGE = 200_000_000
+"""Weights between embedding and head from which filling costs more than shapes: 16 tokens through so many, forward and
+backward, take a core that multiplies well as long as the two dozen kernels of one more length."""
+TARGETS = 32
+"""Targets are a multiple of so many: they go in tiles (`whet.models.head_sums`), so there are few shapes of them."""
 SEGMENT_TOKENS = 32
 """A prompt or branch has room for a multiple of so many in its attention."""
 ROWS = 8
@@ -19,7 +25,12 @@ ONEDNN_ABOVE = 16**3
 """Rows times inputs times outputs of a bf16 product (ATen's `mkldnn_gemm_min_size`)."""
 
 
-def missing(num: int, dtype: torch.dtype, device: torch.device, round_to: int = TOKENS) -> int:
+def row_step(weights: float) -> int:
+    """What the tokens of a packed row are a multiple of, in a model of so many weights between embedding and head."""
+    return TOKENS if weights < LARGE else TOKENS_OF_LARGE
+
+
+def missing(num: int, dtype: torch.dtype, device: torch.device, round_to: int) -> int:
     """Rows to put behind `num` of them, for products in this type; none but on a CPU in a narrow one."""
     return -num % round_to if device.type == "cpu" and dtype in (torch.bfloat16, torch.float16) else 0
 

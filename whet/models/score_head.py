@@ -22,7 +22,7 @@ from torch.nn.functional import linear
 from transformers.utils import cached_file
 
 from whet.errors import ModelError
-from whet.models.load import UNREADABLE, first_line
+from whet.models.unreadable import unreadable
 
 KEY = "score.weight"
 ADAPTER_KEY = f"base_model.model.{KEY}"
@@ -72,7 +72,7 @@ def num_layers(weight: Tensor, place: str) -> int:
 def checkpoint_head(path: str) -> Tensor | None:
     """The head of a checkpoint; None where it is a language model's."""
     name: str | None = "model.safetensors"
-    try:
+    with unreadable("cannot load the weights", field="model.path", path=path):
         index = _file(path, "model.safetensors.index.json")
         if index is not None:
             name = json.loads(index.read_text(encoding="utf-8"))["weight_map"].get(KEY)
@@ -81,20 +81,12 @@ def checkpoint_head(path: str) -> Tensor | None:
             return None
         with safe_open(file, framework="pt") as tensors:
             return tensors.get_tensor(KEY) if KEY in set(tensors.keys()) else None
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the weights", field="model.path", found=repr(path), fix=first_line(error)
-        ) from error
 
 
 def adapter_head(adapter: str) -> Tensor | None:
     """The head that was trained with an adapter; None where that is a language model's."""
-    try:
+    with unreadable("cannot load the adapter", field="model.adapter", path=adapter):
         head: Tensor | None = load_peft_weights(adapter, device="cpu").get(ADAPTER_KEY)
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the adapter", field="model.adapter", found=repr(adapter), fix=first_line(error)
-        ) from error
     return head
 
 

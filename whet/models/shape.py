@@ -11,10 +11,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 
 from whet.config.model import Model
-from whet.errors import ModelError
 from whet.models.adapted_layers import ALL, adapted_layers
-from whet.models.load import UNREADABLE, first_line
 from whet.models.per_layer import largest
+from whet.models.unreadable import unreadable
 from whet.models.vision import language_layers, vision_parts
 from whet.schema.shape import ModelShape, Product
 
@@ -78,16 +77,13 @@ def _adapted(model: PreTrainedModel, config: Model) -> list[torch.nn.Module]:
 
 def empty_model(path: str, config: Model) -> PreTrainedModel:
     """The model of a configuration, on the meta device."""
-    try:
+    with unreadable(
+        "no configuration of a model", field="model.path", path=path, fix="name a folder with its config.json"
+    ):
         known = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
         seeing = getattr(known, "vision_config", None) is not None
         kind = AutoModelForImageTextToText if seeing else AutoModelForCausalLM
         with torch.device("meta"):
             model: PreTrainedModel = kind.from_config(known, trust_remote_code=config.trust_remote_code)
-    except UNREADABLE as error:
-        raise ModelError(
-            "no configuration of a model", field="model.path", found=repr(path),
-            fix=f"name a folder with its config.json ({first_line(error)})",
-        ) from error  # fmt: skip
     model.tie_weights()
     return model

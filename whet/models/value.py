@@ -24,10 +24,10 @@ from whet.errors import ModelError
 from whet.models.activations import KEEPING_ALL, Activations
 from whet.models.backbone import Backbone, unwrapped
 from whet.models.head import TokenScores
-from whet.models.load import UNREADABLE, first_line
 from whet.models.reward import load_reward_model
 from whet.models.score_head import ScoreHead, adapter_head, checkpoint_head, fresh_head
 from whet.models.scoring import TokenScorer
+from whet.models.unreadable import unreadable
 from whet.schema.artifacts import ModelRef
 from whet.schema.packed import Packed
 
@@ -144,12 +144,8 @@ def load_value_head(policy: PreTrainedModel | PeftModel, folder: Path) -> ValueH
     Raises ModelError where there is none, or it is of another width than the policy.
     """
     file, width = folder / FILE, unwrapped(policy).config.get_text_config().hidden_size
-    try:
+    with unreadable("cannot load the value head", field="model.path", path=str(file)):
         weight = load_file(file)[KEY]
-    except UNREADABLE as error:
-        raise ModelError(
-            "cannot load the value head", field="model.path", found=repr(str(file)), fix=first_line(error)
-        ) from error
     rows, found = weight.shape
     if found != width or (rows - 1) % width:
         raise ModelError(

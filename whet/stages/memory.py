@@ -9,7 +9,7 @@ import torch
 
 from whet.config.stage import RewardStage, SftStage, TrainStage
 from whet.errors import RunError
-from whet.models.load import first_line
+from whet.models.unreadable import first_line
 
 
 @contextmanager

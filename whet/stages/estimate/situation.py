@@ -40,8 +40,8 @@ from whet.models.memory import (
     budget_within,
     quantised_bytes,
 )
-from whet.models.repeated import missing
-from whet.schema.shape import ModelShape
+from whet.models.repeated import missing, row_step
+from whet.schema.shape import ModelShape, sum_of
 from whet.stages.estimate.batches import offline_batches, online_batch, rows_as_one
 from whet.stages.estimate.lengths import Lengths
 from whet.stages.inputs import sections_in
@@ -88,7 +88,7 @@ def setting_of(situation: Situation) -> Setting:
     shape, trains = situation.shape(model.path, model), _trains(situation)
     arithmetic = _arithmetic(stage.train.arithmetic, on_cpu=place.on_cpu)
     budget = _budget(situation, shape, 4 if arithmetic == "fp32" else 2)
-    batches = tuple(_filled(batch, place, arithmetic) for batch in _batches(situation, budget))
+    batches = tuple(_filled(batch, shape, place, arithmetic) for batch in _batches(situation, budget))
     decoding = _decoding(stage, situation, shape, 4 if arithmetic == "fp32" else 2)
     setting = Setting(
         shape=shape, on_cpu=place.on_cpu, arithmetic=arithmetic, trains=trains,
@@ -108,10 +108,12 @@ def setting_of(situation: Situation) -> Setting:
     return max((replace(setting, micro_batch=batch) for batch in batches), key=kept_bytes)
 
 
-def _filled(batch: MicroBatch, place: Place, arithmetic: str) -> MicroBatch:
+def _filled(batch: MicroBatch, shape: ModelShape, place: Place, arithmetic: str) -> MicroBatch:
     """With what a CPU's narrow products want behind it (`whet.models.repeated`)."""
     dtype = torch.float32 if arithmetic == "fp32" else torch.bfloat16
-    return replace(batch, filling=missing(batch.tokens, dtype, torch.device("cpu" if place.on_cpu else "cuda")))
+    device = torch.device("cpu" if place.on_cpu else "cuda")
+    step = row_step(sum_of(shape.products) + shape.experts)
+    return replace(batch, filling=missing(batch.tokens, dtype, device, step))
 
 
 def _trains(situation: Situation) -> Trains:
