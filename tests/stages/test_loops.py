@@ -65,16 +65,19 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
     return world
 
 
-def plan(tmp_path: Path, *behind: Any, num: int = 3, **keys: Any) -> Plan:
+def plan(tmp_path: Path, *behind: Any, num: int = 3, before: str = "h.jsonl", **keys: Any) -> Plan:
+    """`before` is what is measured before the rounds."""
     (tmp_path / "model").mkdir(exist_ok=True)
     (tmp_path / "a.jsonl").write_text("{}")
-    task = {"type": "exact", "name": "held_out", "data": {"files": ["h.jsonl"]}}
-    evaluate = {"kind": "evaluate", "tasks": [task]}
+    first, evaluate = (
+        {"kind": "evaluate", "tasks": [{"type": "exact", "name": "held_out", "data": {"files": [file]}}]}
+        for file in (before, "h.jsonl")
+    )
     dpo = {"kind": "dpo", "data": {"files": ["@prepare/dpo_training.jsonl"]}}
     return load_plan({
         "run": str(tmp_path / "run"), "model": {"path": str(tmp_path / "model")},
         "data": {"files": [str(tmp_path / "a.jsonl")]},
-        "stages": ["sft", evaluate, {"repeat": num, "stages": ["prepare", dpo, evaluate], **keys}, *behind],
+        "stages": ["sft", first, {"repeat": num, "stages": ["prepare", dpo, evaluate], **keys}, *behind],
     })  # fmt: skip
 
 
@@ -130,6 +133,14 @@ def test_stops_without_gain(tmp_path: Path, world: World, capsys: pytest.Capture
     stops = [row for row in read_jsonl(tmp_path / "run" / "ledger.jsonl") if row["event"] == "stopped"]
     assert [(row["loop"], row["round"], row["why"]) for row in stops] == [("round", 2, why)]
     assert read_json(tmp_path / "run" / "summary.json")["loops"][0]["stopped"] == why
+
+
+def test_a_task_of_the_same_name_on_other_data_is_no_start(tmp_path: Path, world: World) -> None:
+    world.values = [0.9, 0.4, 0.6, 0.8]
+    (loop,) = run_plan(plan(tmp_path, before="others.jsonl", keep="best", **METRIC))["loops"]
+    assert [(one["number"], one["value"]) for one in loop["rounds"]] == [(1, 0.4), (2, 0.6), (3, 0.8)]
+    (loop,) = run_plan(plan(tmp_path, keep="best", **METRIC), fresh=True)["loops"]
+    assert [one["value"] for one in loop["rounds"]] == [0.9, 0.4, 0.6, 0.8]
 
 
 def test_patience_counts_rounds_in_a_row(tmp_path: Path, world: World) -> None:

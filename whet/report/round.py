@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from whet.report.tasks import sections
 from whet.runs.reader import RunView, StageView
+from whet.runs.tasks import sections
 from whet.schema.artifacts import Measure
 
 Key = tuple[str, str]
@@ -53,7 +53,7 @@ def _measured(model: str, own: Sequence[StageView], run: RunView) -> tuple[dict[
     names = [stage.name for stage in own]
     measures, asked = dict[Key, Measure](), dict[Key, str]()
     for stage in sorted(run.stages, key=lambda one: one.name not in names):
-        known = sections(stage)
+        known = sections(stage.config)
         for one in stage.evaluation:
             key = one.task, one.metric
             if one.stage == model and "/" not in one.metric and key not in measures:

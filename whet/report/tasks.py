@@ -5,25 +5,14 @@ A task without a name is called by its type, so two stages may both have an `exa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 
 from whet.runs.reader import RunView, StageView
-from whet.runs.tasks import numbered
+from whet.runs.tasks import sections
 
 Named = tuple[str, str]
 """Names of a stage and of one of its tasks."""
-
-
-def sections(stage: StageView) -> dict[str, str]:
-    """What each task of a stage measures, by the task's name in tables: its section without the name it was given."""
-    tasks = stage.config.get("tasks") or ()
-    names = numbered([task.get("name") or task["type"] for task in tasks])
-    return {
-        name: json.dumps({key: value for key, value in task.items() if key != "name"}, sort_keys=True)
-        for name, task in zip(names, tasks, strict=True)
-    }
 
 
 def told_apart(run: RunView) -> RunView:
@@ -37,7 +26,7 @@ def _labels(run: RunView) -> dict[Named, str]:
     meant: dict[str, dict[str, list[str]]] = {}
     for stage in run.stages:
         if stage.evaluation or stage.samples:
-            for name, section in sections(stage).items():
+            for name, section in sections(stage.config).items():
                 meant.setdefault(name, {}).setdefault(section, []).append(stage.name)
     return {
         (stage, name): f"{name} ({', '.join(stages)})"

@@ -17,6 +17,7 @@ from whet.config.repeat import Rounds
 from whet.runs.files import read_jsonl
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, record_event
+from whet.runs.tasks import sections
 from whet.schema.artifacts import Measure
 
 LOWER_IS_BETTER = ("perplexity", "loss")
@@ -92,11 +93,21 @@ def _round(loop: Rounds, number: int, stages: Sequence[Status], folders: Mapping
     if loop.metric is None:
         return Round(number=number, model=model)
     task, _, metric = loop.metric.partition("/")
-    for status in stages:
+    for status in _measuring(loop, number, task, stages):
         for one in status.result.evaluation:
             if (one.stage, one.task, one.metric) == (model, task, metric):
                 return _measured(number, one, folders.get(status.name))
     return Round(number=number, model=model)
+
+
+def _measuring(loop: Rounds, number: int, task: str, stages: Sequence[Status]) -> Sequence[Status]:
+    """The stages that say what a round's model is worth: its own. The model the rounds started from may have been
+    measured before them too, by a task that is the same but for its stage."""
+    own = [status for status in stages if status.name in loop.rounds[max(0, number - 1)]]
+    if number > 0:
+        return own
+    asked = {sections(status.config["stage"]).get(task) for status in own} - {None}
+    return [status for status in stages if sections(status.config["stage"]).get(task) in asked]
 
 
 def _measured(number: int, one: Measure, folder: Path | None) -> Round:
