@@ -170,6 +170,9 @@ def test_prompts_in_the_form_of_verl() -> None:
     record = read(values, "prompt")
     assert isinstance(record, Prompt)
     assert (record.messages, record.reference, record.columns["data_source"]) == ((USER,), "5", "gsm8k")
+    for none in (float("nan"), float("inf"), None):
+        asked = read(values | {"reward_model": {"style": "rule", "ground_truth": none}}, "prompt")
+        assert isinstance(asked, Prompt) and asked.reference is None
 
 
 def test_gsm8k_as_prompt_has_the_number_alone() -> None:

@@ -31,6 +31,16 @@ def test_other_pictures_make_another_prompt() -> None:
     assert fingerprint("[image] what is THIS", ("a",)) == fingerprint("[image] What is this?", ("a",))
 
 
+def test_a_question_about_another_picture_is_not_alike() -> None:
+    asked, nearly = "[image] What colour is the largest shape?", "[image] What colour is the largest shape here?"
+    chooser = Chooser(GivenPrompts(max_similarity=0.7))
+    chooser.exclude(asked, ("held out",))
+    offered = [(asked, ("a",)), (asked, ("b",)), (nearly, ("b",)), (nearly, ("held out",)), (nearly, ())]
+    assert [chooser.offer(*one) for one in offered] == [True, True, False, False, True]
+    assert chooser.refused == {"similar": 1, "like_evaluation": 1}
+    assert chooser.examples["similar"] == [{"prompt": nearly, "like": asked}]
+
+
 def test_texts_without_words_are_told_apart() -> None:
     assert fingerprint("?!") != fingerprint("...") and fingerprint("?!") == fingerprint(" ?! ")
 

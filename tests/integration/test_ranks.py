@@ -27,7 +27,7 @@ WORDS = (
     "b c", "Oslo is", "lemon", "x y z", "a",
 )  # fmt: skip
 STAGES = ("01-sft", "02-dpo", "03-reward", "04-grpo", "05-online_dpo")
-NOT_COMPARED = ("seconds", "peak_memory_bytes", "min_reward", "max_reward")
+NOT_COMPARED = ("seconds", "peak_memory_bytes")
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "whet")
 ACCELERATE = ("-m", "accelerate.commands.launch", "--num_processes=2", "--cpu", "-m", "whet")
 ITSELF = ("-m", "whet")

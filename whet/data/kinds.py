@@ -6,6 +6,7 @@ and scored answers become preferences. Nothing becomes a conversation: that woul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
@@ -114,9 +115,11 @@ def reference_of(columns: Mapping[str, Any]) -> str | None:
 
 
 def column(columns: Mapping[str, Any], names: Sequence[str]) -> str | None:
-    """The first of these columns that holds a text or a number."""
+    """The first of these columns that holds a text or a number; what is not finite is none (pandas' empty cell)."""
     for name in names:
         value = columns.get(name)
+        if isinstance(value, float) and not math.isfinite(value):
+            continue
         if isinstance(value, str | int | float) and not isinstance(value, bool):
             return str(value)
     return None

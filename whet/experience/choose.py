@@ -1,8 +1,9 @@
 """Which prompts a stage takes: new ones, that no evaluation asks, and that pass its filters.
 
 Two prompts are the same where they show the same pictures and differ in case, width, punctuation and spaces only; a
-prompt of several turns is compared whole. How like two are (`max_similarity`) is told from their words alone. Every
-prompt refused is refused for one reason, the first of `REASONS`, and counted under it.
+prompt of several turns is compared whole. How like two are (`max_similarity`) is told from the words of those that show
+the same pictures: a question about another one is another question. Every prompt refused is refused for one reason,
+the first of `REASONS`, and counted under it.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -57,6 +58,28 @@ def digest(fingerprints: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(sorted(set(fingerprints))).encode()).hexdigest()
 
 
+class _Alike:
+    """Prompts that are asked which of them is like another, of those that show the same pictures."""
+
+    def __init__(self, threshold: float) -> None:
+        self._beside: defaultdict[tuple[str, ...], tuple[Similar, list[str]]] = defaultdict(
+            lambda: (Similar(threshold), [])
+        )
+
+    def add(self, text: str, pictures: Sequence[str]) -> None:
+        similar, texts = self._beside[tuple(pictures)]
+        similar.add(words(text))
+        texts.append(text)
+
+    def find(self, text: str, pictures: Sequence[str]) -> str | None:
+        """The text of one that is alike; None where there is none."""
+        if tuple(pictures) not in self._beside:
+            return None
+        similar, texts = self._beside[tuple(pictures)]
+        near = similar.find(words(text))
+        return None if near is None else texts[near[0]]
+
+
 @dataclass(slots=True)
 class Chooser:
     """Prompts come in one after another; it says which is taken, and keeps the account."""
@@ -70,33 +93,30 @@ class Chooser:
     """Prompts taken that are near one of an evaluation: only where `max_similarity` lets them through."""
     _evaluation: set[str] = field(default_factory=set)
     _seen: set[str] = field(default_factory=set)
-    _like_evaluation: Similar = field(init=False)
-    _like_others: Similar = field(init=False)
-    _others: list[str] = field(default_factory=list)
-    _evaluations: list[str] = field(default_factory=list)
+    _like_evaluation: _Alike = field(init=False)
+    _like_others: _Alike = field(init=False)
     _keywords: re.Pattern[str] | None = field(init=False)
 
     def __post_init__(self) -> None:
-        self._like_evaluation = Similar(self.filters.max_similarity or NEAR)
-        self._like_others = Similar(self.filters.max_similarity or NEAR)
+        self._like_evaluation = _Alike(self.filters.max_similarity or NEAR)
+        self._like_others = _Alike(self.filters.max_similarity or NEAR)
         listed = "|".join(re.escape(word) for word in self.filters.keywords)
         self._keywords = re.compile(rf"(?<!\w)(?:{listed})(?!\w)", re.IGNORECASE) if listed else None
 
     def exclude(self, text: str, pictures: Sequence[str] = ()) -> None:
         """A prompt of an evaluation: never taken."""
         self._evaluation.add(fingerprint(text, pictures))
-        self._like_evaluation.add(words(text))
-        self._evaluations.append(text)
+        self._like_evaluation.add(text, pictures)
 
     def saw(self, text: str, pictures: Sequence[str] = ()) -> None:
         """A prompt used before: not taken again."""
         self._seen.add(fingerprint(text, pictures))
-        self._remember(text)
+        self._remember(text, pictures)
 
     def offer(self, text: str, pictures: Sequence[str] = ()) -> bool:
         """Whether the prompt is taken."""
         name = fingerprint(text, pictures)
-        found = self._why_not(text, name)
+        found = self._why_not(text, pictures, name)
         if found is not None:
             reason, other = found
             self.refused[reason] += 1
@@ -105,8 +125,8 @@ class Chooser:
                 shown.append({"prompt": text} | ({"like": other} if other is not None else {}))
             return False
         self.taken[name] = text
-        self._remember(text)
-        if self.filters.max_similarity is None and self._like_evaluation.find(words(text)) is not None:
+        self._remember(text, pictures)
+        if self.filters.max_similarity is None and self._like_evaluation.find(text, pictures) is not None:
             self.near_evaluation += 1
         return True
 
@@ -129,12 +149,11 @@ class Chooser:
         """Fingerprints of the prompts that evaluations ask."""
         return self._evaluation
 
-    def _remember(self, text: str) -> None:
+    def _remember(self, text: str, pictures: Sequence[str]) -> None:
         if self.filters.max_similarity is not None:
-            self._like_others.add(words(text))
-            self._others.append(text)
+            self._like_others.add(text, pictures)
 
-    def _why_not(self, text: str, name: str) -> tuple[Refused, str | None] | None:
+    def _why_not(self, text: str, pictures: Sequence[str], name: str) -> tuple[Refused, str | None] | None:
         filters, said = self.filters, words(text)
         if name in self._evaluation:
             return "evaluation", None
@@ -153,8 +172,8 @@ class Chooser:
         if not filters.punctuation_first and not OPENING.match(text.strip()):
             return "punctuation", None
         if filters.max_similarity is not None:
-            if (near := self._like_evaluation.find(said)) is not None:
-                return "like_evaluation", self._evaluations[near[0]]
-            if (near := self._like_others.find(said)) is not None:
-                return "similar", self._others[near[0]]
+            if (near := self._like_evaluation.find(text, pictures)) is not None:
+                return "like_evaluation", near
+            if (near := self._like_others.find(text, pictures)) is not None:
+                return "similar", near
         return None
