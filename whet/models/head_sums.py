@@ -163,5 +163,5 @@ def _slices(length: int, size: int, grain: int) -> Iterator[slice]:
     """Parts of at most `size`, about equal: a small rest would cost a product as much as a whole part. All but the last
     are a multiple of `grain`, which divides `size`."""
     grains, count = -(-length // grain), -(-length // size)
-    edges = [min(length, grain * (grains * i // count)) for i in range(count + 1)]
+    edges = [min(length, grain * (grains * i // max(1, count))) for i in range(count + 1)]
     return starmap(slice, pairwise(edges))
