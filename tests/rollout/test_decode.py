@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 import pytest
 import torch
@@ -52,12 +53,20 @@ def test_greedy_answers_equal_transformers(name: str) -> None:
     asked = ask(200, 1, Sampling(max_new_tokens=12, temperature=0.0))
     answers = run(model, asked, size=16, end=end)
     assert len({len(answer.ids) for answer in answers}) > 2, "answers of several lengths"
-    for request, answer in zip(asked, answers, strict=True):
-        expected = model.generate(
-            torch.tensor([request.prompt_ids]), attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
+    found = {request.prompt_ids: answer.ids for request, answer in zip(asked, answers, strict=True)}
+    for prompts in by_length(request.prompt_ids for request in asked):
+        together = model.generate(
+            torch.tensor(prompts), attention_mask=torch.ones(len(prompts), len(prompts[0]), dtype=torch.long),
             max_new_tokens=12, do_sample=False, eos_token_id=list(end), pad_token_id=0,
-        )[0, len(request.prompt_ids) :]  # fmt: skip
-        assert answer.ids == tuple(expected.tolist())
+        )[:, len(prompts[0]) :]  # fmt: skip
+        for prompt, expected in zip(prompts, together.tolist(), strict=True):
+            ids = found[prompt]
+            assert ids == tuple(expected[: len(ids)]) and not any(expected[len(ids) :])
+
+
+def by_length(prompts: Iterable[tuple[int, ...]]) -> Iterator[list[tuple[int, ...]]]:
+    """Prompts that go through a model together without padding."""
+    return (list(group) for _, group in groupby(sorted(set(prompts), key=len), key=len))
 
 
 @pytest.mark.parametrize("name", ["qwen3", "gemma2", "cohere", "granite"])

@@ -106,9 +106,16 @@ def held_out_margin(files: dict[str, Path]) -> Any:
     return margin
 
 
+@pytest.fixture(scope="module")
+def start(held_out_margin: Any) -> torch.Tensor:
+    """The margins before anything is learnt."""
+    margin: torch.Tensor = held_out_margin(ModelRef(path=BASE))
+    return margin
+
+
 @pytest.mark.filterwarnings("ignore:objective.type")
 @pytest.mark.parametrize("name", list(OBJECTIVES))
-def test_held_out_preference_accuracy_rises(name: str, files, held_out_margin, tmp_path: Path) -> None:
+def test_held_out_preference_accuracy_rises(name: str, files, held_out_margin, start, tmp_path: Path) -> None:
     kind, objective, train = OBJECTIVES[name]
     summary = whet.run(
         whet.Plan.load({
@@ -122,7 +129,7 @@ def test_held_out_preference_accuracy_rises(name: str, files, held_out_margin, t
     )  # fmt: skip
     assert summary["stages"][0]["status"] == "done"
     model = ModelRef(path=BASE, adapter=str(tmp_path / "run" / "stages" / f"01-{kind}" / "adapter"))
-    start, end = held_out_margin(ModelRef(path=BASE)), held_out_margin(model)
+    end = held_out_margin(model)
     # Against its start a model orders half the pairs rightly by chance; three standard errors more are no chance.
     preferred = (end > start).float().mean().item()
     assert preferred > 0.5 + 3 * math.sqrt(0.25 / HELD_OUT), f"{preferred:.3f}"
