@@ -1,4 +1,4 @@
-"""Model FLOPs of a step: the least arithmetic that gives its loss and the gradient of its adapter.
+"""Model FLOPs of a step: the arithmetic that its loss and the gradient of its adapter ask for.
 
 With N the weights of all layers that multiply every token, A the adapter's parameters, d the width of attention, V H
 the size of the head, a forward pass over T tokens, L of them predicting a trained token, is
@@ -9,8 +9,8 @@ The frozen weights pass a gradient on but get none, so layers and head cost as m
 of attention have two changing factors and the adapter gets a gradient, so these cost twice as much backward. A step
 of SFT or a reward model is forward and backward; DPO adds a forward pass of the reference without the adapter.
 
-A pair's prompt is counted once, the head at trained positions only (a reward model has none), nothing for padding or
-recomputation. All sides get the same numerator: utilisation has no credit for work that need not be done.
+A pair's prompt is counted once, the head at trained positions only (a reward model has none), every layer for all
+tokens (whet leaves out some of the last one), nothing for padding or recomputation. All sides get the same numerator: utilisation has no credit for work that need not be done.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def saved_bytes(whole: torch.nn.Module, trees: tuple[Tree, ...], *, narrow: bool
 
     row = from_trees(torch.arange(sum(tree.num_tokens for tree in trees)) % 300, trees)
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x), torch.autocast("cpu", enabled=narrow):
-        TokenScorer(whole).hidden(row)
+        TokenScorer(whole).hidden(row, torch.arange(row.num_tokens))
     return sum(size for size, _ in held.values())
 
 

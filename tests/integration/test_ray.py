@@ -95,7 +95,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {"batch_size": 8, "learning_rate": 1e-4}
     stages = [
         {
-            "kind": "sft", "train": {"batch_size": 16, "learning_rate": 1e-3, "epochs": 2},
+            "kind": "sft", "train": {"batch_size": 16, "learning_rate": 2e-3, "epochs": 1},
             "data": {"files": [str(folder / "demonstrations.jsonl"), str(folder / "judge_examples.jsonl")]},
         },
         {
@@ -230,7 +230,7 @@ def test_scores_of_actors_are_those_of_one_model(address: str, tmp_path: Path) -
     ref = ModelRef(path=str(BASE))
     made = load_reward_model(ref, Model(path=str(BASE), lora=None), RewardHead(), dtype=torch.float32, trainable=True)
     save_reward_model(made, load_tokenizer(str(BASE)), model)
-    write_jsonl(rows, [{"prompt": f"Name {n}.", "completion": "pear " * (n % 97 + 1)} for n in range(3_000)])
+    write_jsonl(rows, [{"prompt": f"Name {n}.", "completion": "pear " * (n % 97 + 1)} for n in range(1_500)])
     command = [sys.executable, "-m", "whet", "score", str(rows), "--model", str(model), "--device", "cpu", "--out"]
     actors = ["--actors", "2", "--address", address]
     here = wait(start([*command, str(tmp_path / "here.jsonl")], tmp_path / "here"), tmp_path / "here")
@@ -242,7 +242,7 @@ def test_scores_of_actors_are_those_of_one_model(address: str, tmp_path: Path) -
     there = wait(process, tmp_path / "there")
     assert there.code == 0, there.said
     ours, theirs = (read_jsonl(tmp_path / f"{name}.jsonl") for name in ("there", "here"))
-    assert [row["line"] for row in ours] == [row["line"] for row in theirs] == list(range(1, 3_001))
+    assert [row["line"] for row in ours] == [row["line"] for row in theirs] == list(range(1, 1_501))
     assert [row["scores"][0] for row in ours] == pytest.approx([row["scores"][0] for row in theirs], abs=1e-4)
     crowd = wait(
         start([*command, "more.jsonl", "--actors", "99", "--address", address], tmp_path / "n"), tmp_path / "n"

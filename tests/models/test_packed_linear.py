@@ -25,7 +25,7 @@ def packed_layers(model: torch.nn.Module) -> list[str]:
 
 def logits(model: torch.nn.Module) -> torch.Tensor:
     ids = torch.arange(1, 31) % VOCABULARY
-    hidden = Backbone(model).hidden(from_trees(ids, (Tree(0, 12), Tree(12, 18))))
+    hidden = Backbone(model).hidden(from_trees(ids, (Tree(0, 12), Tree(12, 18))), torch.arange(30))
     return logits_function(model)(hidden)
 
 

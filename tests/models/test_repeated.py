@@ -82,8 +82,8 @@ def test_rows_of_all_lengths_make_the_same_products(
     shapes, model = list[Shapes](), backbone(torch.float32 if autocast else torch.bfloat16)
     for num in range(0, 30, 3):
         with Shapes() as found, torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            hidden = model.hidden(packed(num))
-        assert len(hidden) == packed(num).num_tokens
+            row = packed(num)
+            assert len(model.hidden(row, torch.arange(row.num_tokens))) == row.num_tokens
         shapes.append(found)
     of_weights = {size for parameter in model._whole.parameters() for size in parameter.shape}
     expected = {64, 96} if large else {64, 128}
@@ -94,9 +94,10 @@ def test_rows_of_all_lengths_make_the_same_products(
 
 def test_filling_changes_nothing(backbone: Callable[[torch.dtype], Backbone], monkeypatch: pytest.MonkeyPatch) -> None:
     model, row = backbone(torch.bfloat16), packed(11)
-    filled = model.hidden(row)
+    every = torch.arange(row.num_tokens)
+    filled = model.hidden(row, every)
     monkeypatch.setattr("whet.models.backbone.missing", lambda *_: 0)
-    plain = model.hidden(row)
+    plain = model.hidden(row, every)
     assert filled.shape == plain.shape
     torch.testing.assert_close(filled.float(), plain.float(), rtol=0.05, atol=0.05)
     assert torch.autograd.grad(filled.float().sum(), model.embeddings.weight)[0][51:].eq(0).all()

@@ -226,7 +226,8 @@ def test_a_reward_head_on_an_adapter_of_the_language_model(tmp_path: Path) -> No
     album = Album("qwen3_vl")
     packed = pack(unwrapped(model), album, [((2, album.picture("cat"), 2), (3,))])
     with torch.no_grad():
-        ours, theirs = RowScorer(model).backbone.hidden(packed), TokenScorer(language).hidden(packed)
+        every = torch.arange(packed.num_tokens)
+        ours, theirs = RowScorer(model).backbone.hidden(packed, every), TokenScorer(language).hidden(packed, every)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
 

@@ -30,6 +30,7 @@ from whet.models.decoding import Captured, KeyValues
 from whet.models.gate import fuse_gates
 from whet.models.head import product_dtype
 from whet.models.inputs import Inputs, inputs_of
+from whet.models.last_layer import SHARE, leave_last_layer, read_last_layer, reads_last_layer
 from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
 from whet.models.mode import evaluating, trying
@@ -79,6 +80,7 @@ class Backbone:
         self.refusal = finding(self._whole) if known else self._why_not()
         """Why rows are padded, or None where they are packed."""
         remember(self._whole, self.refusal)
+        self._reads = reads_last_layer(self._whole) if known else self.refusal is None and self._reads_well()
         if self.refusal is None:
             fuse_rotary(self._whole)
         elif not known:
@@ -89,9 +91,9 @@ class Backbone:
         embeddings: torch.nn.Module = self._whole.get_input_embeddings()
         return embeddings
 
-    def hidden(self, packed: Packed, embedded: Tensor | None = None) -> Tensor:
-        """[T, H]: the last layer's output for every token. `embedded` [T, H] replaces the tokens' embeddings, but for
-        the pictures'.
+    def hidden(self, packed: Packed, read: Tensor, embedded: Tensor | None = None) -> Tensor:
+        """[N, H]: the last layer's output for the tokens `read` [N]. `embedded` [T, H] replaces the tokens' embeddings,
+        but for the pictures'.
 
         Raises ModelError for pictures that the model does not take, or not in a way that is known here.
         """
@@ -99,7 +101,12 @@ class Backbone:
         self._try_pictures(packed.media)
         with self._keeping(packed):
             inputs = self._inputs(packed, embedded)
-            return self._padded(inputs, packed.trees) if padded else self._packed(inputs, packed.trees)
+            if padded:
+                return self._padded(inputs, packed.trees)[read]
+            if not self._reads or len(read) > SHARE * packed.num_tokens:
+                return self._packed(inputs, packed.trees)[read]
+            few = pad(read, (0, self._filling(len(read), 1, self._row_step)))
+            return self._packed(inputs, packed.trees, read=few)[: len(read)]
 
     @contextmanager
     def _keeping(self, packed: Packed) -> Iterator[None]:
@@ -236,15 +243,17 @@ class Backbone:
         return hidden[0]
 
     def _packed(
-        self, inputs: Inputs, trees: tuple[Tree, ...], captured: Captured | None = None, least: int = 1
-    ) -> Tensor:
-        """[T, H], behind them rows of filling on the way where a CPU's products want them: one more tree, which none of
-        the others sees."""
+        self, inputs: Inputs, trees: tuple[Tree, ...], captured: Captured | None = None, least: int = 1,
+        read: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """[T, H], or of the tokens `read` alone; on the way there are rows of filling behind all tokens where a CPU's
+        products want them: one more tree, which none of the others sees."""
         num = len(inputs.ids)
         filling = self._filling(num, least, self._row_step)
-        if not filling:
-            return self._run(inputs, trees=Layout(trees, captured))
-        return self._run(inputs.filled(filling), trees=Layout((*trees, Tree(num, filling)), captured))[:num]
+        if filling:
+            inputs, trees = inputs.filled(filling), (*trees, Tree(num, filling))
+        hidden = self._run(inputs, trees=Layout(trees, captured, read))
+        return hidden if read is not None else hidden[:num]
 
     def _filling(self, num: int, least: int, round_to: int) -> int:
         """Rows behind `num` of them, for products that round alike and have a shape that was there before."""
@@ -300,6 +309,21 @@ class Backbone:
         # Padded rows as well: those longer than a window are padded under this attention.
         agree = self._agree(packed.float(), padded.float()) and self._agree(padded.float(), expected)
         return None if agree else f"{name} gives other numbers for packed rows"
+
+    def _reads_well(self) -> bool:
+        """Whether the last layer can go on with some tokens alone; where it cannot it stays as it was."""
+        if not read_last_layer(self._whole):
+            return False
+        device = next(self._whole.parameters()).device
+        ids = torch.arange(1, 1 + sum(tree.num_tokens for tree in PROBE), device=device)
+        read = torch.tensor([2, 8, 2, 13], device=device)
+        with trying(self._whole):
+            inputs = self._inputs(from_trees(ids, PROBE))
+            some, expected = self._packed(inputs, PROBE, read=read), self._packed(inputs, PROBE)[read]
+        agree = some.shape == expected.shape and self._agree(some.float(), expected.float())
+        if not agree:
+            leave_last_layer(self._whole)
+        return agree
 
     def _try_pictures(self, media: Media | None) -> None:
         """Raises ModelError where a row with the first picture gets other numbers than by the model's own forward."""

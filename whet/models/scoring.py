@@ -50,13 +50,13 @@ class TokenScorer(torch.nn.Module):
         Raises ValueError where the temperature is not above 0.
         """
         return self.scores(
-            self.hidden(packed)[packed.sources], packed.targets, statistics=statistics, temperature=temperature,
+            self.hidden(packed, packed.sources), packed.targets, statistics=statistics, temperature=temperature,
             entropy_gradient=entropy_gradient,
         )  # fmt: skip
 
-    def hidden(self, packed: Packed) -> Tensor:
-        """[T, H]: the last layer's output for every token."""
-        return self.backbone.hidden(packed, self._noisy(packed))
+    def hidden(self, packed: Packed, read: Tensor) -> Tensor:
+        """[N, H]: the last layer's output for the tokens `read` [N]."""
+        return self.backbone.hidden(packed, read, self._noisy(packed))
 
     def scores(
         self, hidden: Tensor, targets: Tensor, *, statistics: bool, temperature: float, entropy_gradient: bool
@@ -93,7 +93,7 @@ class RowScorer(torch.nn.Module):
 
     def forward(self, packed: Packed) -> Tensor:
         """[R] float32 scores, read at each row's last token."""
-        hidden = self.backbone.hidden(packed)[packed.ends]
+        hidden = self.backbone.hidden(packed, packed.ends)
         scores: Tensor = unwrapped(self.model).score(hidden)
         return scores.squeeze(-1).float()
 

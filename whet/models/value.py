@@ -78,8 +78,9 @@ class ValueScorer(torch.nn.Module):
         self.backbone = Backbone(model, keep_tokens=keep_tokens, activations=activations)
 
     def forward(self, packed: Packed) -> Values:
-        hidden, score = self.backbone.hidden(packed), unwrapped(self.model).score
-        return Values(tokens=score(hidden[packed.sources]).squeeze(-1), ends=score(hidden[packed.ends]).squeeze(-1))
+        hidden, score = self.backbone.hidden(packed, _read(packed)), unwrapped(self.model).score
+        before, behind = _split(packed, hidden)
+        return Values(tokens=score(before).squeeze(-1), ends=score(behind).squeeze(-1))
 
 
 class PolicyScorer(torch.nn.Module):
@@ -104,13 +105,12 @@ class PolicyScorer(torch.nn.Module):
         self, packed: Packed, *, statistics: bool = False, temperature: float = 1.0, entropy_gradient: bool = False
     ) -> PolicyScores:
         """Log-probs of the targets as `TokenScorer` gives them, and the values; a head costs no pass of its own."""
-        hidden = self.policy.hidden(packed)
-        before = hidden[packed.sources]
+        before, behind = _split(packed, self.policy.hidden(packed, _read(packed)))
         tokens = self.policy.scores(
             before, packed.targets, statistics=statistics, temperature=temperature, entropy_gradient=entropy_gradient
         )
         value = self.value
-        values = value(before, hidden[packed.ends]) if isinstance(value, ValueHead) else value(packed)
+        values = value(before, behind) if isinstance(value, ValueHead) else value(packed)
         return PolicyScores(tokens=tokens, values=values)
 
     def values(self, packed: Packed) -> Values:
@@ -118,9 +118,18 @@ class PolicyScorer(torch.nn.Module):
         if isinstance(self.value, ValueScorer):
             values: Values = self.value(packed)
         else:
-            hidden = self.policy.hidden(packed)
-            values = self.value(hidden[packed.sources], hidden[packed.ends])
+            values = self.value(*_split(packed, self.policy.hidden(packed, _read(packed))))
         return values
+
+
+def _read(packed: Packed) -> Tensor:
+    """The tokens at which there are values: before every target, and at the end of every row."""
+    return torch.cat([packed.sources, packed.ends])
+
+
+def _split(packed: Packed, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    before, behind = torch.split(hidden, [len(packed.sources), len(packed.ends)])
+    return before, behind
 
 
 def fresh_value_head(policy: PreTrainedModel | PeftModel, *, layers: int = 1, seed: int = 0) -> ValueHead:
