@@ -10,7 +10,8 @@ of attention have two changing factors and the adapter gets a gradient, so these
 of SFT or a reward model is forward and backward; DPO adds a forward pass of the reference without the adapter.
 
 A pair's prompt is counted once, the head at trained positions only (a reward model has none), every layer for all
-tokens (whet leaves out some of the last one), nothing for padding or recomputation. All sides get the same numerator: utilisation has no credit for work that need not be done.
+tokens (whet leaves out some of the last one), nothing for padding or recomputation. All sides get the same numerator:
+utilisation has no credit for work that need not be done.
 """
 
 from __future__ import annotations

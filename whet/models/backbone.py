@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
-from inspect import signature
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ from torch import Tensor
 from torch.nn.functional import pad
 from transformers import PreTrainedModel
 
-from whet.errors import ModelError
 from whet.models.activations import KEEPING_ALL, Activations, can_recompute, check_recomputing, recomputing
 from whet.models.attention import NAME, Layout, UnknownTerm
 from whet.models.decoding import Captured, KeyValues
@@ -33,10 +31,11 @@ from whet.models.inputs import Inputs, inputs_of
 from whet.models.last_layer import SHARE, leave_last_layer, read_last_layer, reads_last_layer
 from whet.models.lean_step import LeanStep, fits
 from whet.models.lora import fuse_adapters
-from whet.models.mode import evaluating, trying
+from whet.models.mode import agree, trying
 from whet.models.norm import fuse_norms
 from whet.models.offload import offloading
 from whet.models.own_attention import attention_of, finding, found_before, own_attention, remember, set_attention
+from whet.models.picture_trial import try_pictures
 from whet.models.positions import prompt_shifts
 from whet.models.recorded import Layers, Record, Recorded
 from whet.models.repeated import ROWS, least_rows, missing, row_step
@@ -185,8 +184,8 @@ class Backbone:
                 lean = LeanStep(self._whole)
             except AttributeError:
                 return False
-            same = self._agree(self._decoded(lean), self._decoded(self._step))
-            return same and all(self._agree(*pair) for pair in lean.gates(self._whole))
+            same = agree(self._whole, self._decoded(lean), self._decoded(self._step))
+            return same and all(agree(self._whole, *pair) for pair in lean.gates(self._whole))
 
     @cached_property
     def _steps(self) -> bool:
@@ -196,7 +195,7 @@ class Backbone:
         with trying(self._whole):
             try:
                 expected = self._packed(self._inputs(from_trees(ids, trees)), trees)[[9, 10, 16]].float()
-                same = self._agree(self._decoded(self._step), expected)
+                same = agree(self._whole, self._decoded(self._step), expected)
             except torch.OutOfMemoryError:
                 raise
             except (TypeError, ValueError, RuntimeError, IndexError, KeyError):
@@ -307,8 +306,8 @@ class Backbone:
             except (TypeError, ValueError, RuntimeError, IndexError):
                 return f"{name} gives other numbers for packed rows"  # a layer that drops `trees`, or minds the mask
         # Padded rows as well: those longer than a window are padded under this attention.
-        agree = self._agree(packed.float(), padded.float()) and self._agree(padded.float(), expected)
-        return None if agree else f"{name} gives other numbers for packed rows"
+        same = agree(self._whole, packed.float(), padded.float()) and agree(self._whole, padded.float(), expected)
+        return None if same else f"{name} gives other numbers for packed rows"
 
     def _reads_well(self) -> bool:
         """Whether the last layer can go on with some tokens alone; where it cannot it stays as it was."""
@@ -320,45 +319,15 @@ class Backbone:
         with trying(self._whole):
             inputs = self._inputs(from_trees(ids, PROBE))
             some, expected = self._packed(inputs, PROBE, read=read), self._packed(inputs, PROBE)[read]
-        agree = some.shape == expected.shape and self._agree(some.float(), expected.float())
-        if not agree:
+        same = some.shape == expected.shape and agree(self._whole, some.float(), expected.float())
+        if not same:
             leave_last_layer(self._whole)
-        return agree
+        return same
 
     def _try_pictures(self, media: Media | None) -> None:
-        """Raises ModelError where a row with the first picture gets other numbers than by the model's own forward."""
-        if media is None or self._vision is None or self._vision.tried:
-            return
-        device, picture = next(self._whole.parameters()).device, media.pictures[0]
-        tried = torch.arange(1, 1 + picture.num_tokens, device=device)
-        types = torch.zeros(picture.num_tokens + 3, dtype=torch.int64, device=device).index_fill_(0, tried, 1)
-        ids = types * self._whole.config.image_token_id
-        one = Media(pictures=(picture,), places=tried, load=media.load)
-        row = from_trees(ids, (Tree(0, len(ids)),), one)
-        with torch.no_grad(), evaluating(self._whole), torch.autocast(device.type, enabled=False):
-            ours = self._padded(self._inputs(row), row.trees).float()
-            agree = self._agree(ours, self._own(ids, types, one).float())
-        if not agree:
-            raise ModelError(
-                f"{type(self._whole).__name__} takes pictures in a way that is not known here", field="model.path",
-                fix="take a Qwen2-VL, Qwen2.5-VL, Qwen3-VL or LLaVA checkpoint",
-            )  # fmt: skip
-        self._vision.tried = True
-
-    def _own(self, ids: Tensor, types: Tensor, media: Media) -> Tensor:
-        """[T, H] of one row with pictures by the model's own forward pass; types [T] are 1 at a picture's tokens."""
-        base = getattr(self._whole, self._whole.base_model_prefix)
-        told = {"mm_token_type_ids", "token_type_ids"} & signature(base.forward).parameters.keys()
-        seen = {name: tensor.to(ids.device) for name, tensor in media.load(media.pictures).items()}
-        hidden: Tensor = base(
-            input_ids=ids.unsqueeze(0), attention_mask=torch.ones_like(ids).unsqueeze(0), use_cache=False, **seen,
-            **{name: types.unsqueeze(0) for name in told},
-        ).last_hidden_state  # fmt: skip
-        return hidden[0]
-
-    def _agree(self, ours: Tensor, theirs: Tensor) -> bool:
-        narrow = product_dtype(next(self._whole.parameters())) in (torch.bfloat16, torch.float16)
-        return bool((ours - theirs).norm() <= (0.05 if narrow else 1e-3) * theirs.norm())
+        if media is not None and self._vision is not None and not self._vision.tried:
+            try_pictures(self._whole, media, lambda row: self._padded(self._inputs(row), row.trees))
+            self._vision.tried = True
 
 
 def unwrapped(model: torch.nn.Module) -> PreTrainedModel:

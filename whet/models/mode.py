@@ -6,6 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 import torch
+from torch import Tensor
+
+from whet.models.head import product_dtype
 
 
 @contextmanager
@@ -27,3 +30,9 @@ def trying(model: torch.nn.Module) -> Iterator[None]:
     narrow = min(kinds, key=lambda dtype: dtype.itemsize, default=torch.float32)
     with torch.no_grad(), evaluating(model), torch.autocast(device, narrow) if len(kinds) > 1 else nullcontext():
         yield
+
+
+def agree(model: torch.nn.Module, ours: Tensor, theirs: Tensor) -> bool:
+    """Whether what a trial gave is the same up to the rounding of the model's products."""
+    narrow = product_dtype(next(model.parameters())) in (torch.bfloat16, torch.float16)
+    return bool((ours - theirs).norm() <= (0.05 if narrow else 1e-3) * theirs.norm())
