@@ -10,6 +10,7 @@ import pytest
 from whet.config.data import Format
 from whet.data.detect import detect, matches
 from whet.data.formats import KIND, kind_for, read_row
+from whet.data.kinds import reference_of
 from whet.data.preferences import NothingToLearn
 from whet.data.row import Row, Tags
 from whet.errors import DataError
@@ -173,6 +174,7 @@ def test_prompts_in_the_form_of_verl() -> None:
     for none in (float("nan"), float("inf"), None):
         asked = read(values | {"reward_model": {"style": "rule", "ground_truth": none}}, "prompt")
         assert isinstance(asked, Prompt) and asked.reference is None
+    assert reference_of({"reference": float("nan"), "final": "5"}) == "5"
 
 
 def test_gsm8k_as_prompt_has_the_number_alone() -> None:

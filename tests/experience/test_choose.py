@@ -35,8 +35,11 @@ def test_a_question_about_another_picture_is_not_alike() -> None:
     asked, nearly = "[image] What colour is the largest shape?", "[image] What colour is the largest shape here?"
     chooser = Chooser(GivenPrompts(max_similarity=0.7))
     chooser.exclude(asked, ("held out",))
-    offered = [(asked, ("a",)), (asked, ("b",)), (nearly, ("b",)), (nearly, ("held out",)), (nearly, ())]
-    assert [chooser.offer(*one) for one in offered] == [True, True, False, False, True]
+    offered = [
+        (asked, ("a",)), (asked, ("b",)), (nearly, ("b",)), (nearly, ("held out",)), (nearly, ()), (asked, ("a", "b")),
+        (nearly, ("b", "a")),
+    ]  # fmt: skip
+    assert [chooser.offer(*one) for one in offered] == [True, True, False, False, True, True, True]
     assert chooser.refused == {"similar": 1, "like_evaluation": 1}
     assert chooser.examples["similar"] == [{"prompt": nearly, "like": asked}]
 

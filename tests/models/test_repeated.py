@@ -15,6 +15,8 @@ from transformers import AutoModelForCausalLM
 from whet.models.backbone import Backbone
 from whet.models.head import Head, head_scores
 from whet.models.head_sums import TILE_TOKENS, TILE_VOCABULARY, token_tiles, vocabulary_tiles
+from whet.models.memory import num_weights
+from whet.models.packed_linear import PackedLinear
 from whet.models.repeated import LARGE, ROWS, SEGMENT_TOKENS, TARGETS, TOKENS, TOKENS_OF_LARGE, missing, row_step
 from whet.models.rows import from_trees
 from whet.schema.packed import Packed, Tree
@@ -90,6 +92,15 @@ def test_rows_of_all_lengths_make_the_same_products(
     assert {size for found in shapes for size in found.plain} - of_weights == expected - of_weights
     width = model._whole.config.head_dim
     assert all(size % SEGMENT_TOKENS == 0 or size == width for found in shapes for size in found.batched)
+
+
+def test_weights_are_counted_however_they_are_held(tiny_checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_checkpoint)
+    numbers = num_weights(model.model)
+    assert numbers == sum(x.numel() for x in model.parameters()) - model.model.embed_tokens.weight.numel()
+    for layer in model.model.layers:
+        layer.mlp.up_proj = PackedLinear(layer.mlp.up_proj.weight, None)
+    assert num_weights(model.model) == numbers
 
 
 def test_filling_changes_nothing(backbone: Callable[[torch.dtype], Backbone], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,6 +87,19 @@ def test_an_adapters_reference_is_no_second_model(tiny_checkpoint: Path, folder:
     assert (adapter.setting.trains, full.setting.trains) == ("adapter", "all")
 
 
+@pytest.mark.parametrize(("large", "step"), [(10_000_000, 64), (10_000, 32)])
+def test_narrow_products_on_a_cpu_have_their_filling(
+    large: int, step: int, tiny_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("whet.models.repeated.LARGE", large)
+    train = {"batch_size": 4, "precision": "bf16"}
+    (found,) = estimate(tiny_checkpoint, {"kind": "dpo"}, train=train)
+    batch = found.setting.micro_batch
+    assert batch.filling == -batch.tokens % step and batch.tokens % 64 and batch.tokens % 64 <= 32
+    (wide,) = estimate(tiny_checkpoint, {"kind": "dpo"})
+    assert wide.setting.micro_batch.filling == 0
+
+
 def test_stages_go_on_from_what_was_left(tiny_checkpoint: Path, folder: Path) -> None:
     """After full training a stage loads fp32 weights; the data of a stage that has not run is assumed."""
     later = {"kind": "dpo", "data": {"files": ["@sft/none.jsonl"], "max_length": 96}}

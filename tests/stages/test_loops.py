@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from whet.config.load import load_plan
 from whet.config.plan import Plan
 from whet.errors import RunError
 from whet.runs.files import read_json, read_jsonl, write_text
+from whet.runs.ledger import Status
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages import pipeline
 from whet.stages.context import Context
+from whet.stages.loops import judge_rounds
 from whet.stages.pipeline import run_plan
 
 WIDTH = 0.02
@@ -141,6 +144,48 @@ def test_a_task_of_the_same_name_on_other_data_is_no_start(tmp_path: Path, world
     assert [(one["number"], one["value"]) for one in loop["rounds"]] == [(1, 0.4), (2, 0.6), (3, 0.8)]
     (loop,) = run_plan(plan(tmp_path, keep="best", **METRIC), fresh=True)["loops"]
     assert [one["value"] for one in loop["rounds"]] == [0.9, 0.4, 0.6, 0.8]
+
+
+@pytest.mark.parametrize("stop", [{}, {"no_gain": 1}])
+def test_rounds_may_begin_with_what_measures_the_one_before(tmp_path: Path, world: World, stop: Any) -> None:
+    world.values = [0.2, 0.4, 0.41, 0.8]
+    task = {"type": "exact", "name": "held_out", "data": {"files": ["h.jsonl"]}}
+    rounds = {"repeat": 3, "stages": [{"kind": "evaluate", "tasks": [task]}, "dpo"], "keep": "best", "stop": stop}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a.jsonl").write_text("{}")
+    summary = run_plan(load_plan({
+        "run": str(tmp_path / "run"), "model": {"path": str(tmp_path / "model")},
+        "data": {"files": [str(tmp_path / "a.jsonl")]}, "stages": ["sft", rounds | METRIC],
+    }))  # fmt: skip
+    (loop,) = summary["loops"]
+    assert [one["value"] for one in loop["rounds"]] == [0.2, 0.4, 0.41, None]
+    assert loop["kept"] == "dpo-2" and loop["stopped"] is None  # what would stop it shows when all is done
+
+
+def test_another_stage_that_measures_a_round_is_not_asked(tmp_path: Path, world: World) -> None:
+    """It has a task of the same name on other data, and comes first."""
+    other, own = (
+        {"kind": "evaluate", "tasks": [{"type": "exact", "name": "held_out", "data": {"files": [file]}}]}
+        for file in ("others.jsonl", "h.jsonl")
+    )
+    (tmp_path / "model").mkdir()
+    (tmp_path / "a.jsonl").write_text("{}")
+    plan = load_plan({
+        "run": str(tmp_path / "run"), "model": {"path": str(tmp_path / "model")},
+        "data": {"files": [str(tmp_path / "a.jsonl")]},
+        "stages": ["sft", {"repeat": 1, "stages": ["dpo", own], **METRIC}],
+    })  # fmt: skip
+    run_plan(plan)
+    (loop,), stages = plan.loops, [read_status(tmp_path, name) for name in ("01-sft", "02-dpo-1", "03-evaluate-1")]
+    false = replace(stages[2], name="before", config={"stage": other}, evaluation=(
+        {**stages[2].evaluation[0], "value": 0.99},
+    ))  # fmt: skip
+    (found,) = judge_rounds(loop, 1, [*stages[:2], false, stages[2]], {}).rounds
+    assert found.value == 0.4
+
+
+def read_status(folder: Path, name: str) -> Status:
+    return Status(**read_json(folder / "run" / "stages" / name / "status.json"))
 
 
 def test_patience_counts_rounds_in_a_row(tmp_path: Path, world: World) -> None:

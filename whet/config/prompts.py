@@ -18,8 +18,8 @@ BEYOND_TEXT = (
 
 class _Filters(Section):
     max_similarity: float | None = Field(None, gt=0.0, le=1.0)
-    """ROUGE-L (0 to 1) from which a prompt is too like one taken, seen or held out; null leaves out the same
-    prompts only."""
+    """ROUGE-L (0 to 1) from which a prompt is too like one taken, seen or held out that shows the same pictures; null
+    leaves out the same prompts only."""
     min_words: int = Field(0, ge=0)
     """A prompt with fewer words is too short. A Chinese, Japanese or Korean character is a word."""
     max_words: int | None = Field(None, ge=1)
@@ -54,8 +54,8 @@ class SelfInstruct(_Filters):
     max_requests: int | None = Field(None, ge=1)
     """Lists that the model is shown at most; null is ten for each prompt wanted."""
     max_similarity: float | None = Field(0.7, gt=0.0, le=1.0)
-    """ROUGE-L (0 to 1) from which a prompt is too like one taken, seen or held out; null leaves out the same
-    prompts only."""
+    """ROUGE-L (0 to 1) from which a prompt is too like one taken, seen or held out that shows the same pictures; null
+    leaves out the same prompts only."""
     min_words: int = Field(4, ge=0)
     """A prompt with fewer words is too short. A Chinese, Japanese or Korean character is a word."""
     max_words: int | None = Field(150, ge=1)

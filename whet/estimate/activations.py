@@ -11,6 +11,8 @@ in the bytes of the arithmetic, 4 or 2. A norm that trains keeps its normalised 
 in fp32, whatever comes); one on queries and keys the same of these. The other cases below differ in what is cast:
 fp32 weights under 16-bit arithmetic keep an fp32 residual stream and a cast of it for each of five products.
 
+The last layer keeps less where few tokens are read (`whet.models.last_layer`); it is counted like the others.
+
 `tests/estimate/test_activations.py` holds these counts against what autograd really saves.
 """
 

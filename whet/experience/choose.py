@@ -71,12 +71,12 @@ class _Alike:
         similar.add(words(text))
         texts.append(text)
 
-    def find(self, text: str, pictures: Sequence[str]) -> str | None:
-        """The text of one that is alike; None where there is none."""
+    def find(self, said: Sequence[str], pictures: Sequence[str]) -> str | None:
+        """The text of one that is alike, to these words; None where there is none."""
         if tuple(pictures) not in self._beside:
             return None
         similar, texts = self._beside[tuple(pictures)]
-        near = similar.find(words(text))
+        near = similar.find(said)
         return None if near is None else texts[near[0]]
 
 
@@ -126,7 +126,7 @@ class Chooser:
             return False
         self.taken[name] = text
         self._remember(text, pictures)
-        if self.filters.max_similarity is None and self._like_evaluation.find(text, pictures) is not None:
+        if self.filters.max_similarity is None and self._like_evaluation.find(words(text), pictures) is not None:
             self.near_evaluation += 1
         return True
 
@@ -172,8 +172,8 @@ class Chooser:
         if not filters.punctuation_first and not OPENING.match(text.strip()):
             return "punctuation", None
         if filters.max_similarity is not None:
-            if (near := self._like_evaluation.find(text, pictures)) is not None:
+            if (near := self._like_evaluation.find(said, pictures)) is not None:
                 return "like_evaluation", near
-            if (near := self._like_others.find(text, pictures)) is not None:
+            if (near := self._like_others.find(said, pictures)) is not None:
                 return "similar", near
         return None

@@ -53,7 +53,7 @@ class Layout:
     captured: Captured | None = field(default=None, compare=False)
     """Where keys and values go that will be decoded from."""
     read: Tensor | None = field(default=None, compare=False)
-    """[N] tokens whose output is wanted alone (`whet.models.last_layer`); None: all are."""
+    """[N] tokens whose output is wanted alone, in any order, some twice (`whet.models.last_layer`); None: all are."""
     _masks: dict[tuple[int, int, torch.dtype], Tensor] = field(default_factory=dict, compare=False)
     """Masks of branches by size and type, made by the first layer and used by all."""
     _blocks: list[Any] = field(default_factory=list, compare=False)

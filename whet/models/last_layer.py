@@ -24,11 +24,14 @@ as it is. Who asks for it tries it as well."""
 
 
 def read_last_layer(whole: PreTrainedModel) -> bool:
-    """Let the model's last layer go on with the tokens that `Layout.read` names. False for other kinds of models."""
+    """Let the model's last layer go on with the tokens that `Layout.read` names. False for other kinds of models, and
+    for layers that are not transformers' own: what those do only while they train, no trial shows."""
     if whole.config.get_text_config().model_type not in KINDS:
         return False
     last = _last(whole)
     if not isinstance(last, ReadLayer):
+        if not type(last).__module__.startswith("transformers.models."):
+            return False
         last.__class__ = _reading(type(last))  # type: ignore[arg-type]
     return True
 
@@ -37,7 +40,8 @@ def leave_last_layer(whole: PreTrainedModel) -> None:
     """The way back."""
     last = _last(whole)
     if isinstance(last, ReadLayer):
-        last.__class__ = type(last).__mro__[2]
+        mixin, last.__class__ = type(last).__bases__
+        assert mixin is ReadLayer, "not wrapped by anybody since"
 
 
 def reads_last_layer(whole: PreTrainedModel) -> bool:
@@ -61,9 +65,9 @@ class ReadLayer(torch.nn.Module):
 
     def forward(self, hidden_states: Tensor, *args: Any, **given: Any) -> Any:
         layout = given.get("trees")
-        if layout is None or layout.read is None:
+        if args or layout is None or layout.read is None:
             return super().forward(hidden_states, *args, **given)
-        mixed, _ = self.self_attn(*args, hidden_states=self.input_layernorm(hidden_states), **given)
+        mixed, _ = self.self_attn(hidden_states=self.input_layernorm(hidden_states), **given)
         x = (hidden_states + mixed)[:, layout.read]
         return x + self.mlp(self.post_attention_layernorm(x))
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from whet.config.model import Quantization
 from whet.models.four_bit import dense_shape
+from whet.models.packed_linear import PackedLinear
 from whet.models.per_layer import largest
 
 SHARE = 0.2
@@ -114,6 +115,17 @@ def activation_bytes(model: PreTrainedModel, dtype: torch.dtype) -> float:
     shape = _shape(model)
     numbers = KEPT_WIDTHS * shape.width + KEPT_INNER * shape.inner + KEPT_HEADS * shape.heads * shape.head_width
     return float(shape.layers * numbers * dtype.itemsize)
+
+
+def num_weights(layers: torch.nn.Module) -> int:
+    """Weights of layers, whatever they are held in, without embeddings."""
+    numbers = 0
+    for module in layers.modules():
+        if isinstance(module, PackedLinear):
+            numbers += module.num_weights
+        elif not isinstance(module, torch.nn.Embedding):
+            numbers += sum(dense_shape(parameter).numel() for parameter in module.parameters(recurse=False))
+    return numbers
 
 
 def decoding_tokens(model: PreTrainedModel) -> int:

@@ -28,6 +28,10 @@ class PackedLinear(torch.nn.Module):
         """Take over a plain weight [out, in]; what was there before is freed."""
         self._packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), ROWS)
 
+    @property
+    def num_weights(self) -> int:
+        return self._packed.numel()
+
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 
 from whet.errors import ModelError
 
-ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
+_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
 """What the libraries raise on files that are cut short, of another shape, or of another kind."""
 
 
@@ -22,7 +22,7 @@ def unreadable(problem: str, *, field: str, path: str, fix: str | None = None) -
         yield
     except torch.OutOfMemoryError:
         raise
-    except ERRORS as error:
+    except _ERRORS as error:
         line = first_line(error)
         whole = problem if fix is None else f"{problem} ({line})"
         raise ModelError(whole, field=field, found=repr(path), fix=fix or line) from error

@@ -105,12 +105,14 @@ class PolicyScorer(torch.nn.Module):
         self, packed: Packed, *, statistics: bool = False, temperature: float = 1.0, entropy_gradient: bool = False
     ) -> PolicyScores:
         """Log-probs of the targets as `TokenScorer` gives them, and the values; a head costs no pass of its own."""
-        before, behind = _split(packed, self.policy.hidden(packed, _read(packed)))
+        value, has_head = self.value, isinstance(self.value, ValueHead)
+        read = _read(packed) if has_head else packed.sources
+        hidden = self.policy.hidden(packed, read)
+        before = hidden[: len(packed.sources)]
         tokens = self.policy.scores(
             before, packed.targets, statistics=statistics, temperature=temperature, entropy_gradient=entropy_gradient
         )
-        value = self.value
-        values = value(before, behind) if isinstance(value, ValueHead) else value(packed)
+        values = value(before, hidden[len(packed.sources) :]) if has_head else value(packed)
         return PolicyScores(tokens=tokens, values=values)
 
     def values(self, packed: Packed) -> Values:

@@ -101,13 +101,12 @@ def _round(loop: Rounds, number: int, stages: Sequence[Status], folders: Mapping
 
 
 def _measuring(loop: Rounds, number: int, task: str, stages: Sequence[Status]) -> Sequence[Status]:
-    """The stages that say what a round's model is worth: its own. The model the rounds started from may have been
-    measured before them too, by a task that is the same but for its stage."""
+    """The stages that say what a round's model is worth: its own, and any other whose task is the same in everything:
+    before the rounds, or at the head of the next one."""
     own = [status for status in stages if status.name in loop.rounds[max(0, number - 1)]]
-    if number > 0:
-        return own
     asked = {sections(status.config["stage"]).get(task) for status in own} - {None}
-    return [status for status in stages if sections(status.config["stage"]).get(task) in asked]
+    others = [status for status in stages if status not in own]
+    return [*own, *(status for status in others if sections(status.config["stage"]).get(task) in asked)]
 
 
 def _measured(number: int, one: Measure, folder: Path | None) -> Round:
@@ -128,7 +127,8 @@ def _why_stop(loop: Rounds, rounds: Sequence[Round], done: int) -> str | None:
         return f"answers of {last.model} are {grown:.2f} times as long as at first, more than {limit:g} times"
     without = _rounds_without_gain(loop, rounds)
     if loop.stop.no_gain is not None and without >= loop.stop.no_gain:
-        best = _best(loop, rounds[: len(rounds) - without])
+        measured = [one for one in rounds if one.value is not None]
+        last, best = measured[-1], _best(loop, measured[: len(measured) - without])
         return (
             f"{loop.metric} of {last.model} is {last.value:.3f}, and {best.model} had {best.value:.3f} "
             f"[{best.low:.3f}, {best.high:.3f}]: no gain beyond the interval"
