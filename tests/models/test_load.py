@@ -153,6 +153,8 @@ def edit(file: Path, **changes: object) -> None:
         (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "convert pytorch_model.bin"),
         (lambda d: (d / "config.json").unlink(), "config.json is missing"),
         (lambda d: (d / "config.json").write_text("{"), "cannot load the weights"),
+        (lambda d: (d / "config.json").write_text("[]"), "cannot load the weights"),
+        (lambda d: edit(d / "config.json", hidden_size="wide"), "cannot load the weights"),
         (lambda d: (d / "model.safetensors").write_bytes(b""), "cannot load the weights"),
         (lambda d: os.truncate(d / "model.safetensors", 9000), "cannot load the weights"),
         (lambda d: edit(d / "config.json", intermediate_size=64), "cannot load the weights"),
@@ -219,6 +221,19 @@ def test_tokenizers(checkpoint: Path, tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(ModelError, match="no usable tokenizer"):
         load_tokenizer(str(checkpoint))
+
+
+@pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"model": 1, "added_tokens": []}'])
+def test_spoiled_tokenizers_are_one_line(file: str, text: str, checkpoint: Path) -> None:
+    """The libraries raise KeyError, TypeError, AttributeError and bare Exceptions on these."""
+    (checkpoint / file).write_text(text)
+    try:
+        load_tokenizer(str(checkpoint))
+    except ModelError as error:
+        assert "no usable tokenizer" in str(error) and "\n" not in str(error)
+    else:
+        assert file == "tokenizer_config.json" and text.startswith('{"'), "words that nobody asks for do no harm"
 
 
 def test_lora_targets_that_do_not_exist(tiny_checkpoint: Path) -> None:

@@ -77,15 +77,8 @@ def load_tokenizer(
     Padding is always masked by position, never recognised by its id, so sharing EOS with it costs no learning.
     """
     check_directory(path)
-    try:
+    with unreadable("no usable tokenizer", field="model.path", path=path, fix="check the checkpoint"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError) as error:
-        raise ModelError(
-            "no usable tokenizer",
-            field="model.path",
-            found=repr(path),
-            fix=f"check the checkpoint ({first_line(error)})",
-        ) from error
     if not tokenizer("a").input_ids:
         raise ModelError("no usable tokenizer", field="model.path", found=repr(path), fix="tokenizer.json is missing")
     if chat_template is not None:

@@ -19,8 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from whet.models.attention import Layout, attend
-from whet.models.head import product_dtype
-from whet.models.mode import evaluating
+from whet.models.mode import agree, evaluating
 from whet.models.norm import TILE, FusedNorm, normalise_, unnormalise_
 from whet.models.tiles import row_tiles
 from whet.models.vision import language_layers
@@ -149,5 +148,4 @@ def _agrees(attention: Any, layers: Any) -> bool:
             theirs, ours = attention(**given, attention_mask=None)[0].float(), _attend(attention, **given)[0].float()
         except (TypeError, ValueError, RuntimeError, AttributeError):
             return False
-    narrow = product_dtype(weight) in (torch.bfloat16, torch.float16)
-    return bool((ours - theirs).norm() <= (2e-2 if narrow else 1e-3) * theirs.norm())
+    return agree(layers, ours, theirs, narrowly=0.02)

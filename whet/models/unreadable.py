@@ -6,23 +6,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from safetensors import SafetensorError
 
-from whet.errors import ModelError
-
-_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError)
-"""What the libraries raise on files that are cut short, of another shape, or of another kind."""
+from whet.errors import ModelError, UserError
 
 
 @contextmanager
 def unreadable(problem: str, *, field: str, path: str, fix: str | None = None) -> Iterator[None]:
     """What a library raises on the files at `path` is a ModelError with its first line: as the fix where none is given,
-    else behind the problem. A device whose memory runs out has read them well: torch.OutOfMemoryError passes."""
+    else behind the problem. On files that are cut short or of another kind that may be anything, a bare Exception of a
+    tokenizer included. A device whose memory runs out has read them well: torch.OutOfMemoryError passes."""
     try:
         yield
-    except torch.OutOfMemoryError:
+    except (torch.OutOfMemoryError, UserError):
         raise
-    except _ERRORS as error:
+    except Exception as error:
         line = first_line(error)
         whole = problem if fix is None else f"{problem} ({line})"
         raise ModelError(whole, field=field, found=repr(path), fix=fix or line) from error
