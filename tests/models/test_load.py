@@ -181,7 +181,8 @@ def test_memory_that_runs_out_is_not_the_files_doing(checkpoint: Path, monkeypat
     ("spoil", "says"),
     [
         (lambda d: (d / "adapter_config.json").unlink(), "adapter_config.json is missing"),
-        (lambda d: (d / "adapter_config.json").write_text("{}"), "cannot load the adapter"),
+        *((lambda d, text=text: (d / "adapter_config.json").write_text(text), "cannot load the adapter")
+          for text in ("{}", "[]", "null", "{")),
         (lambda d: (d / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
         (lambda d: os.truncate(d / "adapter_model.safetensors", 500), "cannot load the adapter"),
         (lambda d: drop_weight(d / "adapter_model.safetensors"), "1 weights are missing"),

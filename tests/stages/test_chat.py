@@ -116,6 +116,13 @@ def test_an_adapter_directory_brings_its_checkpoint(talk, adapter):
     assert talk("hello", model=adapter) == talk("hello", adapter=str(adapter))
 
 
+@pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"base_model_name_or_path": null}'])
+def test_an_adapter_directory_that_does_not_name_it(talk, adapter, text):
+    (adapter / "adapter_config.json").write_text(text)
+    with pytest.raises(ModelError, match=r"^model: does not say which checkpoint it was trained on .*adapter_config"):
+        talk("hello", model=adapter)
+
+
 def test_words_cannot_steer_the_terminal(talk, monkeypatch):
     monkeypatch.setattr(NativeEngine, "stream", lambda self, request: iter(["a\x1b[2Jb\tc\n", "\x9bd"]))
     assert talk("hi") == "a[2Jb\tc\nd\n"

@@ -253,9 +253,10 @@ def _scores(adapter: str) -> bool:
     """Whether an adapter on this disk is a reward model's."""
     config = Path(adapter) / "adapter_config.json"
     try:
-        return config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("task_type") == "SEQ_CLS"
+        found = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else None
     except ValueError:
-        return False  # loading it will say that it is damaged
+        found = None  # loading it will say that it is damaged
+    return isinstance(found, dict) and found.get("task_type") == "SEQ_CLS"
 
 
 def check_complete(missing: Collection[str], field: str, place: str) -> None:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from peft import PeftConfig
 
 from whet.errors import ModelError
+from whet.models.unreadable import unreadable
 
 
 def refuse_prompts(adapter: str) -> None:
-    """Raises ModelError for such an adapter, in a directory or on the hub."""
-    try:
+    """Raises ModelError for such an adapter, in a directory or on the hub, and for one that says nothing of itself."""
+    with unreadable("cannot load the adapter", field="model.adapter", path=adapter):
         config = PeftConfig.from_pretrained(adapter)
-    except (OSError, ValueError, KeyError, TypeError):
-        return  # who loads it will say what is wrong with it
     if config.is_prompt_learning:
         raise ModelError(
             "an adapter of prompts, not of layers", field="model.adapter", found=str(config.peft_type.value),

@@ -19,10 +19,24 @@ def resolve(model: str, adapter: str | None) -> ModelRef:
     folder = Path(model)
     described = folder / "adapter_config.json"
     if adapter is None and described.is_file():
-        return ModelRef(path=str(read_json(described)["base_model_name_or_path"]), adapter=model)
+        return ModelRef(path=_base(described), adapter=model)
     if (folder / "status.json").is_file():
         return _made_by(StagePaths(folder), adapter)
     return ModelRef(path=model, adapter=adapter)
+
+
+def _base(described: Path) -> str:
+    """The checkpoint that an adapter says it was trained on."""
+    try:
+        found = read_json(described)["base_model_name_or_path"]
+    except (ValueError, KeyError, TypeError):
+        found = None
+    if not isinstance(found, str):
+        raise ModelError(
+            "does not say which checkpoint it was trained on", field="model", found=repr(str(described)),
+            fix="write it there as base_model_name_or_path",
+        )  # fmt: skip
+    return found
 
 
 def _made_by(stage: StagePaths, adapter: str | None) -> ModelRef:
