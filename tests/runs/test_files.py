@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from safetensors import SafetensorError
 
 from whet.errors import RunError
-from whet.runs.files import appending, read_json, read_jsonl, write_json, write_jsonl, write_text, writing
+from whet.runs.files import appending, read_json, read_jsonl, read_yaml, write_json, write_jsonl, write_text, writing
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -47,10 +48,27 @@ def test_a_torn_last_line_is_left_out_and_cut_off(torn: bytes, tmp_path: Path) -
     assert [json.loads(line) for line in path.read_text().split("\n") if line] == [{"a": 1}, {"a": 2}, {"a": 4}]
 
 
-def test_a_broken_line_in_the_middle_is_not_swallowed(tmp_path: Path) -> None:
-    (tmp_path / "rows.jsonl").write_text('{"a": 1\n{"a": 2}\n')
-    with pytest.raises(json.JSONDecodeError):
+@pytest.mark.parametrize("broken", [b'{"a": 1', b"\xff\x00"])
+def test_a_broken_line_in_the_middle_is_not_swallowed(broken: bytes, tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b'{"a": 0}\n' + broken + b'\n{"a": 2}\n')
+    with pytest.raises(RunError, match=r"rows\.jsonl:2: is damaged \(found .*\); restore it, or begin anew with --fresh"):
         read_jsonl(tmp_path / "rows.jsonl")
+
+
+@pytest.mark.parametrize("read", [read_json, read_yaml])
+@pytest.mark.parametrize("text", [b"{", b"\xff\x00"])
+def test_a_damaged_file_is_one_line(read: Callable[[Path], object], text: bytes, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_bytes(text)
+    with pytest.raises(RunError, match=r"plan: is damaged \(found ") as caught:
+        read(tmp_path / "plan")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "3"])
+def test_keys_and_values_are_wanted_of_yaml(text: str, tmp_path: Path) -> None:
+    (tmp_path / "plan").write_text(text)
+    with pytest.raises(RunError, match=r"plan: is damaged \(found no keys and values but "):
+        read_yaml(tmp_path / "plan")
 
 
 def test_a_missing_file_has_no_rows_and_can_be_begun(tmp_path: Path) -> None:

@@ -235,6 +235,19 @@ def test_another_plan_is_refused_and_nothing_is_touched(work: Path, ran: list[st
     assert tree(work / "run") == before
 
 
+@pytest.mark.parametrize("name", ["plan.yaml", "stages/01-sft/status.json"])
+@pytest.mark.parametrize("text", ["{", "[]", ""])
+def test_a_damaged_run_is_one_line_and_can_be_begun_anew(name: str, text: str, work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    (work / "run" / name).write_text(text)
+    ran.clear()
+    with pytest.raises(RunError, match=rf"{name}: is damaged .*--fresh") as caught:
+        run_plan(plan(work))
+    assert "\n" not in str(caught.value) and ran == []
+    run_plan(plan(work), fresh=True)
+    assert ran == ["sft", "dpo", "evaluate"]
+
+
 def test_fresh_archives_and_starts_over(work: Path, ran: list[str]) -> None:
     run_plan(plan(work))
     before = tree(work / "run")

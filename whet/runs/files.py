@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
 from safetensors import SafetensorError
 
 from whet.errors import RunError
@@ -65,16 +66,54 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
+DAMAGE = (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+"""What reading a file raises that is not any more what whet wrote: no kill leaves one so, but an editor or a disk may."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn `DAMAGE` into a line the user can act on."""
+    try:
+        yield
+    except DAMAGE as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception, line: int | None = None) -> RunError:
+    return RunError(
+        "is damaged", file=str(path), line=line, found=str(error).strip().split("\n")[0],
+        fix="restore it, or begin anew with --fresh",
+    )  # fmt: skip
+
+
 def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises RunError where it is damaged."""
+    with reading(path):
+        return json.loads(path.read_text(encoding="utf-8"))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The same for a file of keys and values."""
+    with reading(path):
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise TypeError(f"no keys and values but {type(found).__name__}")
+    return found
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Rows of a file whet wrote; a last line cut short by a kill is left out. A missing file has no rows."""
+    """Rows of a file whet wrote; a last line cut short by a kill is left out. A missing file has no rows. Raises
+    RunError where it is damaged."""
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
+    rows, number = list[dict[str, Any]](), 0
+    try:
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            if line.strip():
+                rows.append(json.loads(line))
+    except ValueError as error:
+        raise _damaged(path, error, number) from error
+    return rows
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
-from whet.runs.files import appending, json_line, read_json, write_json, writing
+from whet.runs.files import appending, json_line, read_json, reading, write_json, writing
 from whet.runs.layout import RunPaths, StagePaths
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 
@@ -97,7 +97,8 @@ def read_status(paths: StagePaths) -> Status | None:
     if not paths.status.exists():
         return None
     raw = read_json(paths.status)
-    return Status(**{**raw, "evaluation": tuple(raw["evaluation"])})
+    with reading(paths.status):
+        return Status(**{**raw, "evaluation": tuple(raw["evaluation"])})
 
 
 def write_status(paths: StagePaths, status: Status) -> None:

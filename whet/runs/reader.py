@@ -13,10 +13,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 
 from whet.errors import RunError
-from whet.runs.files import read_json, read_jsonl
+from whet.runs.files import read_json, read_jsonl, read_yaml
 from whet.runs.layout import RunPaths, StagePaths
 from whet.schema.artifacts import Measure
 
@@ -107,8 +106,9 @@ def read_run(root: Path) -> RunView:
         found = "neither plan.yaml nor stages/" if root.is_dir() else "nothing there"
         fix = "give the directory that the plan names under `run`"
         raise RunError("not a run directory", file=str(root), found=found, fix=fix)
-    plan_text = paths.plan.read_text(encoding="utf-8") if paths.plan.exists() else ""
-    plan, summary = yaml.safe_load(plan_text) or {}, _json(paths.summary)
+    plan = read_yaml(paths.plan) if paths.plan.exists() else {}
+    plan_text = paths.plan.read_text(encoding="utf-8") if plan else ""
+    summary = _json(paths.summary)
     return RunView(
         paths=paths,
         plan=plan,
@@ -140,7 +140,7 @@ def _stages(paths: RunPaths, plan: Row) -> tuple[StageView, ...]:
 def read_stage(paths: StagePaths, kind: str = "") -> StageView:
     """Read one stage's folder, finished or not, or not even begun."""
     status = _json(paths.status) or {}
-    config = yaml.safe_load(paths.config.read_text(encoding="utf-8")) if paths.config.exists() else {}
+    config = read_yaml(paths.config) if paths.config.exists() else {}
     return StageView(
         paths=paths,
         name=status.get("name") or paths.root.name.split("-", 1)[-1],
@@ -149,7 +149,7 @@ def read_stage(paths: StagePaths, kind: str = "") -> StageView:
         seconds=status.get("seconds"),
         metrics=status.get("metrics") or {},
         error=status.get("error"),
-        config=config or {},
+        config=config,
         rows=tuple(read_jsonl(paths.metrics)),
         data=_json(paths.data),
         evaluation=tuple(Measure(**row) for row in _json(paths.evaluation) or ()),

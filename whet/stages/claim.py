@@ -14,7 +14,7 @@ from whet.config.load import dump_plan
 from whet.config.plan import Plan
 from whet.errors import RunError
 from whet.runs.environment import describe_environment
-from whet.runs.files import read_json, write_json, write_text, writing
+from whet.runs.files import read_json, read_yaml, reading, write_json, write_text, writing
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import first_difference
 
@@ -31,8 +31,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
             if part.exists():
                 archive(paths, part)
     if paths.plan.exists() and holds_work(paths):
-        earlier = yaml.safe_load(paths.plan.read_text(encoding="utf-8"))
-        difference = first_difference(_without_launch(earlier), _without_launch(yaml.safe_load(text)))
+        difference = first_difference(_without_launch(read_yaml(paths.plan)), _without_launch(yaml.safe_load(text)))
         if difference:
             raise RunError(
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
@@ -53,7 +52,12 @@ def holds_work(paths: RunPaths) -> bool:
     kept = ("checkpoints", "rollouts.jsonl", "judgements.jsonl", "rank-*/rollouts.jsonl", "made", "replies.jsonl")
     if any(any(paths.stages.glob(f"*/{name}")) for name in kept):
         return True
-    return any(read_json(path)["status"] == "done" for path in paths.stages.glob("*/status.json"))
+    return any(_is_done(path) for path in paths.stages.glob("*/status.json"))
+
+
+def _is_done(status: Path) -> bool:
+    with reading(status):
+        return bool(read_json(status)["status"] == "done")
 
 
 def is_ours(paths: RunPaths) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from whet.errors import ModelError
+from whet.errors import ModelError, RunError
 from whet.runs.files import read_json
 from whet.runs.layout import StagePaths
 from whet.runs.ledger import read_status
@@ -29,7 +29,7 @@ def _base(described: Path) -> str:
     """The checkpoint that an adapter says it was trained on."""
     try:
         found = read_json(described)["base_model_name_or_path"]
-    except (ValueError, KeyError, TypeError):
+    except (RunError, KeyError, TypeError):
         found = None
     if not isinstance(found, str):
         raise ModelError(
