@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from whet.errors import RunError
+from whet.experience.earlier import Earlier
 from whet.experience.sampled import Answer, GroupFile, Sampled, read_groups
 from whet.schema.records import Message, Origin, Part, Prompt
 
@@ -54,6 +55,15 @@ def test_killed_at_every_byte(tmp_path: Path) -> None:
             assert file.num == content[:offset].count(b"\n")
             file.add(GROUPS[file.num :])
         assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize("broken", ["{", '{"a": 1}', "[]"])
+def test_a_damaged_line_names_the_file(broken: str, tmp_path: Path) -> None:
+    path = tmp_path / "groups.jsonl"
+    path.write_text(broken + "\n")
+    for read in (lambda: list(read_groups(path)), lambda: Earlier([path])):
+        with pytest.raises(RunError, match=r"groups\.jsonl: is damaged"):
+            read()
 
 
 def test_an_unwritable_place_is_named(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from whet.errors import RunError
 from whet.runs.completions import index_rounds, read_round
 
 
@@ -37,6 +40,15 @@ def test_rounds_that_are_mixed_or_begin_otherwise_are_found(tmp_path):
     assert [len(index[number]) for number in (0, 1)] == [2, 2]
     assert [group[0].key for group in read_round(path, index[0], prompts=9)] == ["0/p0#0", "0/p2#0"]
     assert [group[0].key for group in read_round(path, index[1], prompts=9)] == ["1/p1#0", "1/p3#0"]
+
+
+@pytest.mark.parametrize("broken", ["{", '{"key": 1}', '{"step": 1, "round": 0}'])
+def test_a_damaged_line_names_the_file(tmp_path, broken):
+    path = tmp_path / "c.jsonl"
+    path.write_text(broken + "\n")
+    with pytest.raises(RunError, match=r"c\.jsonl: is damaged"):
+        for spans in index_rounds(path).values():
+            read_round(path, spans, prompts=1)
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 from whet.experience.sampled import Sampled, sampled_of
 from whet.experience.store import completion_of
 from whet.rollout.engine import Engine
+from whet.runs.files import reading
 from whet.schema.rollouts import Completion, Request
 
 
@@ -27,7 +28,7 @@ class Earlier:
         self._places: dict[str, tuple[int, int]] = {}
         for number, path in enumerate(self._paths):
             position = 0
-            with path.open("rb") as file:
+            with reading(path), path.open("rb") as file:
                 for line in file:
                     if line.endswith(b"\n"):
                         self._places[json.loads(line)["key"]] = number, position

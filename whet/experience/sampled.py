@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from whet.runs.files import writing
+from whet.runs.files import reading, writing
 from whet.schema.records import Message, Origin, Part, Prompt
 from whet.schema.rollouts import Completion, FinishReason, Score
 
@@ -89,7 +89,7 @@ class GroupFile:
 
 def read_groups(path: Path) -> Iterator[Sampled]:
     """The groups of a file, one at a time."""
-    with path.open("rb") as handle:
+    with reading(path), path.open("rb") as handle:
         for line in handle:
             yield sampled_of(json.loads(line))
 

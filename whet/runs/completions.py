@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from whet.runs.files import reading
+
 Span = tuple[int, int]
 """First byte, and the one behind the last."""
 ROUND = re.compile(rb'\{"step": \d+, "round": (\d+),')
@@ -58,7 +60,7 @@ def index_rounds(path: Path) -> dict[int, list[Span]]:
     if not path.exists():
         return found
     end = 0
-    with path.open("rb") as handle:
+    with reading(path), path.open("rb") as handle:
         for line in handle:
             start, end = end, end + len(line)
             if not line.endswith(b"\n") or not line.strip():
@@ -74,10 +76,11 @@ def index_rounds(path: Path) -> dict[int, list[Span]]:
 def read_round(path: Path, spans: list[Span], *, prompts: int) -> list[list[CompletionRow]]:
     """The completions of the round's first prompts, a list for each; lines of the others are dropped as they come."""
     groups: dict[str, list[CompletionRow]] = {}
-    for line in _lines(path, spans):
-        row = CompletionRow(**json.loads(line))
-        if row.group in groups or len(groups) < prompts:
-            groups.setdefault(row.group, []).append(row)
+    with reading(path):
+        for line in _lines(path, spans):
+            row = CompletionRow(**json.loads(line))
+            if row.group in groups or len(groups) < prompts:
+                groups.setdefault(row.group, []).append(row)
     return list(groups.values())
 
 
