@@ -57,3 +57,8 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name a person most likely meant, or None where nothing is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from whet.config.model import Lora, Model
-from whet.errors import ModelError, nearest
+from whet.errors import ModelError, first_line, nearest
 from whet.models.adapted_layers import adapted_layers
 from whet.models.four_bit import dequantised, is_quantised, loading, record_base, settled, warn_of_another_base
 from whet.models.narrow_products import warn_of_slow_products
@@ -32,7 +32,7 @@ from whet.models.own_attention import offer_packing
 from whet.models.parts import Parts, save_in_parts
 from whet.models.processor_files import copy_processor
 from whet.models.prompt_adapters import refuse_prompts
-from whet.models.unreadable import first_line, unreadable
+from whet.models.unreadable import unreadable
 from whet.models.vision import language_layers, vision_parts
 from whet.schema.artifacts import ModelRef
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from whet.errors import ModelError
+from whet.errors import ModelError, first_line
 from whet.models.mode import trying
-from whet.models.unreadable import first_line
 from whet.models.vision import language_layers
 
 FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier", "logits_mup_width_multiplier")

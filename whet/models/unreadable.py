@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from whet.errors import ModelError, UserError
+from whet.errors import ModelError, UserError, first_line
 
 
 @contextmanager
@@ -23,7 +23,3 @@ def unreadable(problem: str, *, field: str, path: str, fix: str | None = None) -
         line = first_line(error)
         whole = problem if fix is None else f"{problem} ({line})"
         raise ModelError(whole, field=field, found=repr(path), fix=fix or line) from error
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

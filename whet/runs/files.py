@@ -15,7 +15,7 @@ from typing import IO, Any
 import yaml
 from safetensors import SafetensorError
 
-from whet.errors import RunError
+from whet.errors import RunError, first_line
 
 
 @contextmanager
@@ -66,22 +66,22 @@ def json_line(row: Mapping[str, Any]) -> str:
     return json.dumps(row, ensure_ascii=False) + "\n"
 
 
-DAMAGE = (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError)
 """What reading a file raises that is not any more what whet wrote: no kill leaves one so, but an editor or a disk may."""
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn `DAMAGE` into a line the user can act on."""
+    """Turn `_DAMAGE` into a line the user can act on."""
     try:
         yield
-    except DAMAGE as error:
+    except _DAMAGE as error:
         raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception, line: int | None = None) -> RunError:
     return RunError(
-        "is damaged", file=str(path), line=line, found=str(error).strip().split("\n")[0],
+        "is damaged", file=str(path), line=line, found=first_line(error),
         fix="restore it, or begin anew with --fresh",
     )  # fmt: skip
 

@@ -8,8 +8,7 @@ from contextlib import contextmanager
 import torch
 
 from whet.config.stage import RewardStage, SftStage, TrainStage
-from whet.errors import RunError
-from whet.models.unreadable import first_line
+from whet.errors import RunError, first_line
 
 
 @contextmanager
