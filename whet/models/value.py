@@ -107,12 +107,11 @@ class PolicyScorer(torch.nn.Module):
         """Log-probs of the targets as `TokenScorer` gives them, and the values; a head costs no pass of its own."""
         value, has_head = self.value, isinstance(self.value, ValueHead)
         read = _read(packed) if has_head else packed.sources
-        hidden = self.policy.hidden(packed, read)
-        before = hidden[: len(packed.sources)]
+        before, behind = _split(packed, self.policy.hidden(packed, read))
         tokens = self.policy.scores(
             before, packed.targets, statistics=statistics, temperature=temperature, entropy_gradient=entropy_gradient
         )
-        values = value(before, hidden[len(packed.sources) :]) if has_head else value(packed)
+        values = value(before, behind) if has_head else value(packed)
         return PolicyScores(tokens=tokens, values=values)
 
     def values(self, packed: Packed) -> Values:
@@ -130,7 +129,8 @@ def _read(packed: Packed) -> Tensor:
 
 
 def _split(packed: Packed, hidden: Tensor) -> tuple[Tensor, Tensor]:
-    before, behind = torch.split(hidden, [len(packed.sources), len(packed.ends)])
+    """The states before the targets, and what was read behind them."""
+    before, behind = hidden.tensor_split([len(packed.sources)])
     return before, behind
 
 
