@@ -9,7 +9,6 @@ from tests.models.packed import VOCABULARY, build, with_adapter
 from whet.models.backbone import Backbone
 from whet.models.decoding import KeyValues
 from whet.models.lean_step import LeanStep
-from whet.models.packed_linear import packs
 from whet.models.rows import from_trees
 from whet.models.snapshot import Snapshot
 from whet.schema.packed import Tree
@@ -67,7 +66,7 @@ def test_under_autocast_a_second_group_enters(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LEAN)
-@pytest.mark.skipif(not packs(torch.zeros(1), torch.bfloat16), reason="no bf16 products by oneDNN here")
+@pytest.mark.usefixtures("packed_products")
 def test_packed_products_end_in_what_follows_them(name: str) -> None:
     """Rounded less often than the layers, so closer to the exact numbers than they are."""
     exact = shaken(name)
