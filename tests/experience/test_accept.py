@@ -94,6 +94,17 @@ def test_pairs_are_of_like_length_and_use_an_answer_once() -> None:
     assert pair_up(only_right, sort_group(only_right, Accept()), 3) == []
 
 
+def test_a_wrong_answer_that_says_what_a_right_one_says_is_counted_and_in_no_pair() -> None:
+    group = sampled(("Four.", 1), ("four.", 0), ("five", 0), ("Four.", 1))
+    fates = sort_group(group, Accept(unique=False))
+    assert fates.of == ("accepted", "rejected_duplicate", "rejected", "accepted")
+    assert pair_up(group, fates, 4) == [(0, 2)]
+
+
+def test_an_exponent_makes_another_text() -> None:
+    assert plain("2³") == plain("２^3") != plain("23")
+
+
 TEXTS = st.text(alphabet="ab AＢ\n", max_size=6)
 ANSWERS = st.builds(
     Answer,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -50,6 +51,13 @@ def test_agreement_metrics_by_hand() -> None:
     assert metrics["accuracy"] == pytest.approx(6 / 11)
     assert (metrics["pair_accuracy"], metrics["pair_accuracy_num"]) == (0.5, 2)
     assert metrics["checker_failures"] == 1
+
+
+def test_an_answer_that_never_came_is_neither_right_nor_wrong() -> None:
+    asked = group(("r1", 4.0), ("", None))
+    lost = replace(asked.completions[1], finish_reason="error", error="status 503")
+    checked = check_groups([replace(asked, completions=(asked.completions[0], lost))], check)
+    assert checked.right == [[True, None]] and checked.failures == 0
 
 
 def test_nothing_to_measure_leaves_the_number_out() -> None:

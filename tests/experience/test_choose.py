@@ -25,6 +25,30 @@ def test_signs_of_a_sum_make_another_prompt() -> None:
     assert len({fingerprint(text) for text in sums}) == 5
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("What is (2 + 3) * 4?", "What is 2 + 3 * 4?"), ("2³ = ?", "23 = ?"), ("10¹² = ?", "1012 = ?"),
+        ("How much is 5!", "How much is 5"), ("Round 1.5", "Round 1 5"), ("Round .5", "Round 5"),
+        ("Simplify 3:2", "Simplify 3 2"), ("How much is 3·2?", "How much is 3 2?"), ("3 – 2 = ?", "3 2 = ?"),
+        ("Find f'(2).", "Find f(2)."), ("Round 1,5", "Round 15"),
+    ],
+)  # fmt: skip
+def test_another_sum_is_another_prompt(one: str, other: str) -> None:
+    assert fingerprint(one) != fingerprint(other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("How much is 3+2?", "how much is 3 + 2"), ("2³ = ?", "2^3 ="), ("3 − 2 = ?", "3 - 2 = ?"),
+        ("Sort 3,1,2.", "Sort 3, 1, 2"), ("1. Name a bird!", "1 name a bird"), ("（2 + 3）* 4", "(2 + 3) * 4"),
+    ],
+)  # fmt: skip
+def test_the_same_sum_written_otherwise(one: str, other: str) -> None:
+    assert fingerprint(one) == fingerprint(other)
+
+
 def test_other_pictures_make_another_prompt() -> None:
     shown: tuple[tuple[str, ...], ...] = ((), ("a",), ("b",), ("a", "b"), ("b", "a"), ("ab",))
     assert len({fingerprint("[image] What is this?", pictures) for pictures in shown}) == len(shown)

@@ -24,6 +24,8 @@ from whet.experience.instruct import draw, parse, question, read_instruct_templa
         ("- Spell cat.\n- Name a bird.", ["Spell cat.", "Name a bird."]),
         ("9. Sort these:\napple\npear\n10. Name a bird.", ["Sort these:\napple\npear", "Name a bird."]),
         ("9. Add 2.5 and 3.\n10. Name a bird.", ["Add 2.5 and 3.", "Name a bird."]),
+        ("1. 写诗\n2、唱歌\n3）数数\n４．画画", ["写诗", "唱歌", "数数", "画画"]),
+        ("9. Compute:\n- a\n- b\n10. Next", ["Compute:\n- a\n- b", "Next"]),
         ("Spell cat.", ["Spell cat."]),
         ("9.\n10. Name a bird.", ["Name a bird."]),
         ("", []),

@@ -168,6 +168,13 @@ def test_all_pairs_above_the_margin_the_widest_first() -> None:
     assert select_pairs([MIXED], Pairs(select="all", min_margin=3.0))[0] == ["below_margin"]
 
 
+def test_a_text_scored_twice_stands_on_one_side_once() -> None:
+    twice = group(("a", 5.0), ("b", 3.5), ("a", 1.0), ("c", 4.0))
+    (outcome,), _ = select_pairs([twice], Pairs(select="all"))
+    assert texts(outcome) == ["ca", "ba", "cb"], "a is worth 3"
+    assert isinstance(outcome, tuple) and (outcome[0].rejected.score, outcome[0].rejected.index) == (3.0, 0)
+
+
 @pytest.mark.parametrize("select", ["all", "best_random"])
 def test_the_reasons_are_those_of_best_against_worst(select: str) -> None:
     cases = {

@@ -155,3 +155,13 @@ def test_an_unwritable_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match="cannot write"):
         RolloutStore(tmp_path / "file" / "rollouts.jsonl")
+
+
+def test_what_the_engine_raises_is_no_failure_to_write(tmp_path: Path) -> None:
+    class Broken(Server):
+        def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+            raise ConnectionResetError
+            yield
+
+    with pytest.raises(ConnectionResetError):
+        list(RolloutStore(tmp_path / "rollouts.jsonl").stream(Broken(), requests(1), chunk=CHUNK))

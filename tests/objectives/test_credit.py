@@ -51,13 +51,6 @@ def test_gae_with_lambda_one_is_return_less_value() -> None:
     torch.testing.assert_close(found.tokens, returns - values)
 
 
-def test_gae_of_a_response_that_was_cut_off() -> None:
-    """Value behind the last token: 2 after the first response, which is bootstrapped, and 0 after the second."""
-    values = tensor(0.0, 0.0, 0.0, 0.0, 0.0)
-    found = gae_credit(rollouts(values=values, final_values=tensor(2.0, 0.0)), gamma=0.5, lam=1.0)
-    torch.testing.assert_close(found.tokens, tensor(0.5, 1.0, 2.0, -0.5, -1.0))
-
-
 @pytest.mark.parametrize("lengths", [(1,), (7, 1, 1, 12, 5), (33, 2)])
 def test_discounted_sums_are_those_of_a_loop(lengths: tuple[int, ...]) -> None:
     num = sum(lengths)

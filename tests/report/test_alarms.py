@@ -69,6 +69,18 @@ CASES = [
 ]  # fmt: skip
 
 
+def test_a_loss_below_zero_that_falls_is_no_overfitting():
+    falling = [{"step": step, "loss": -value} for step, value in enumerate(curve(0.5, 2.0), start=1)]
+    assert alarms.overfitting(falling, held_out(-0.5, -1.0, -1.5)) is None
+    assert "rose from -1.5" in alarms.overfitting(falling, held_out(-0.5, -1.5, -1.0))
+
+
+def test_a_watched_number_of_a_hundred_falls_by_more_than_a_tenth():
+    name = "watch/summary/rougeL"
+    measured = [[{"step": step, name: y} for step, y in enumerate(ys)] for ys in ([30, 41, 40.5], [30, 41, 29])]
+    assert [alarms.watched_falling(one, name) is None for one in measured] == [True, False]
+
+
 @pytest.mark.parametrize(("fired", "silent", "words"), CASES, ids=[case[2] for case in CASES])
 def test_fires_and_stays_silent(fired, silent, words):
     assert words in fired

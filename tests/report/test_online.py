@@ -88,6 +88,15 @@ def test_the_rest_of_a_rounds_steps_is_training():
     assert "generate 18%, score 2%, train 80%" in charts(ppo_rows(4), "ppo")["seconds"].about
 
 
+def test_many_rounds_read_the_steps_no_more_often(monkeypatch):
+    asked, steps = [], StageView.steps.fget
+    monkeypatch.setattr(StageView, "steps", property(lambda stage: asked.append(stage) or steps(stage)))
+    charts(ppo_rows(4), "ppo")
+    few = len(asked)
+    charts(ppo_rows(40), "ppo")
+    assert len(asked) == 2 * few
+
+
 def test_a_round_drawn_beside_training_cost_its_steps_no_generation():
     chart = charts(ppo_rows(4), "ppo", rollout={"staleness": 1})["seconds"]
     assert list(chart.figure.panels[0].series[2].y) == [4.0, 4.0]

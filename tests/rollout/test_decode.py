@@ -112,6 +112,16 @@ def test_stop_texts_end_an_answer_and_are_not_in_it() -> None:
     assert "".join(pieces) == free[0].text.split(stop)[0] and stop[0] not in pieces
 
 
+def test_stop_texts_count_from_the_least_number_of_tokens_on() -> None:
+    model = build("llama").eval()
+    (free,) = run(model, ask(1, 1, Sampling(max_new_tokens=16)), size=1)
+    stop = free.text[5]
+    least = free.text.index(stop) + 1
+    (held,) = run(model, ask(1, 1, Sampling(max_new_tokens=16, min_new_tokens=least, stop=(stop,))), size=1)
+    assert held.text == free.text[:least] + free.text[least:].split(stop)[0]
+    assert len(held.ids) > least
+
+
 def test_answers_come_in_the_order_of_the_requests_while_others_still_run() -> None:
     model = build("qwen2").eval()
     short = ask(4, 1, Sampling(max_new_tokens=2))

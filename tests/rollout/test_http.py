@@ -22,7 +22,7 @@ from whet.rollout import endpoints, retry
 from whet.rollout.engine import answers
 from whet.rollout.http import http_engine
 from whet.rollout.server import MOST_IN_A_ROW, ServerEngine
-from whet.rollout.wire import NotReadable, chat_body, messages_of, read_last_logprobs, read_reply
+from whet.rollout.wire import NotReadable, chat_body, complaint, messages_of, read_last_logprobs, read_reply, seed_of
 from whet.schema.pictures import Picture
 from whet.schema.records import Message, Part
 from whet.schema.rollouts import Completion, Request, Sampling
@@ -246,6 +246,37 @@ def test_a_request_the_server_cannot_take_is_not_made_again(opened: list[ServerE
     assert (completion.error, len(stub.bodies)) == (f"{stub.url}: status 400 too long", 1)
 
 
+def test_a_server_that_refuses_all_is_said_in_one_line(opened: list[ServerEngine], tmp_path: Path) -> None:
+    with Stub(lambda path, body, number: (400, b'{"message": "no seed, please"}', {})) as stub:
+        store = RolloutStore(tmp_path / "rollouts.jsonl")
+        with pytest.raises(RunError, match=r"the server refuses all requests .*status 400 no seed, please"):
+            list(store.stream(engine_of(opened, stub.url, concurrency=4), requests(200), chunk=1))
+    assert len(stub.bodies) < 40
+    assert RolloutStore(tmp_path / "rollouts.jsonl").num_stored == 0, "none of them passes for unanswerable"
+
+
+def test_refusals_of_small_calls_add_up(opened: list[ServerEngine]) -> None:
+    with Stub(lambda path, body, number: (400, b"", {})) as stub:
+        engine = engine_of(opened, stub.url)
+        few = answers(engine, requests(MOST_IN_A_ROW - 1))
+        assert {completion.finish_reason for completion in few} == {"error"}
+        with pytest.raises(RunError, match="refuses all requests"):
+            answers(engine, requests(1))
+
+
+def test_refusals_come_sooner_than_answers(opened: list[ServerEngine]) -> None:
+    def answer(path: str, body: dict[str, Any], number: int) -> Reply:
+        if body["seed"] % 3:
+            return 400, b'{"message": "too long"}', {}
+        stub.stopped.wait(0.05)
+        return good(path, body)
+
+    with Stub(answer) as stub:
+        asked = requests(40)
+        done = answers(engine_of(opened, stub.url, concurrency=40), asked)
+    assert [c.finish_reason for c in done] == ["error" if seed_of(r) % 3 else "stop" for r in asked]
+
+
 @pytest.mark.parametrize(
     ("status", "said"),
     [
@@ -397,6 +428,13 @@ def test_ids_and_log_probs_of_a_chat_reply_and_the_prompt_it_answers() -> None:
 
     assert (read([7, 9, 9, 8]).ids, read([7, 9, 9, 8]).logprobs) == ((5, 6), (-0.25, -1.5))
     assert read([7, 9, 8]).error == "the server read another prompt: 3 tokens for our 4, other ones from token 2 on"
+
+
+def test_half_a_character_in_a_reply_can_be_kept() -> None:
+    body = b'{"choices": [{"text": "\\ud83d\\ude00 and \\ud83d", "finish_reason": "length"}]}'
+    completion, _ = read_reply(requests(1)[0], body)
+    assert completion.text == "\U0001f600 and \ufffd"
+    assert complaint(b'{"message": "no \\ud83d"}') == "no \ufffd"
 
 
 def test_log_probs_of_the_end_of_a_prompt() -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from whet.errors import ModelError
 from whet.rollout.sampling import draw, truncate_, uniforms
 from whet.schema.rollouts import Sampling
 
@@ -41,6 +42,15 @@ def test_the_distribution_is_inverted_in_vocabulary_order(uniform: float, token:
     drawn = draw(LOGITS[None], sampling(), torch.tensor([uniform], dtype=torch.float64))
     assert drawn.ids.item() == token
     assert drawn.logprobs.item() == drawn.policy_logprobs.item() == pytest.approx(LOGITS[token].item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7, 1.0])
+@pytest.mark.parametrize("broken", [math.nan, math.inf])
+def test_logits_that_are_not_finite_are_said_in_one_line(temperature: float, broken: float) -> None:
+    logits = LOGITS[None].clone()
+    logits[0, 2] = broken
+    with pytest.raises(ModelError, match="logits are not finite"):
+        draw(logits, sampling(temperature, top_p=0.9), torch.tensor([0.5], dtype=torch.float64))
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it() -> None:

@@ -9,11 +9,11 @@ Every answer has exactly one fate. An answer without a score is never a wrong on
 
 from __future__ import annotations
 
-import unicodedata
 from dataclasses import dataclass
 from typing import Literal
 
 from whet.config.reject import Accept
+from whet.experience.folded import folded
 from whet.experience.sampled import Sampled
 
 Fate = Literal[
@@ -25,7 +25,7 @@ FATES: dict[Fate, str] = {
     "cut": "right, but ended at rollout.max_new_tokens",
     "duplicate": "right, and the same text as another",
     "rejected": "wrong",
-    "rejected_duplicate": "wrong, and the same text as another",
+    "rejected_duplicate": "wrong, and the same text as another, or as a right one",
     "empty": "empty",
     "unscored": "without a score",
     "failed": "not answered",
@@ -59,6 +59,7 @@ def sort_group(group: Sampled, accept: Accept) -> Fates:
     """Every answer's fate; a function of the group alone."""
     right = [answer.score is not None and answer.score >= accept.min_score for answer in group.answers]
     fates = [_first_look(group, place, is_right, accept) for place, is_right in enumerate(right)]
+    _mark_disputed(group, right, fates)
     if accept.unique:
         _mark_duplicates(group, fates)
     texts = {place: group.answers[place].text for place, fate in enumerate(fates) if fate == "accepted"}
@@ -87,6 +88,15 @@ def _first_look(group: Sampled, place: int, right: bool, accept: Accept) -> Fate
     return "cut" if answer.finish_reason == "length" and not accept.cut else "accepted"
 
 
+def _mark_disputed(group: Sampled, right: list[bool], fates: list[Fate]) -> None:
+    """A judge that is not sure calls the same text right and wrong: it teaches nothing as a wrong answer, and as the
+    other half of a pair less."""
+    texts = {plain(answer.text) for answer, is_right in zip(group.answers, right, strict=True) if is_right}
+    for place, fate in enumerate(fates):
+        if fate == "rejected" and plain(group.answers[place].text) in texts:
+            fates[place] = "rejected_duplicate"
+
+
 def _mark_duplicates(group: Sampled, fates: list[Fate]) -> None:
     """Of answers with the same text and the same worth the first stays."""
     seen = set[tuple[str, Fate]]()
@@ -105,7 +115,7 @@ def plain(text: str) -> str:
     >>> plain("The  answer\\nis １２.")
     'the answer is 12.'
     """
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return " ".join(folded(text).split())
 
 
 def arrange(texts: dict[int, str], order: Literal["first", "shortest", "varied"]) -> list[int]:

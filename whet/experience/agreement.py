@@ -17,7 +17,8 @@ from whet.schema.rollouts import Group
 
 @dataclass(slots=True)
 class Checked:
-    """The checker's word on every candidate: `right[group][candidate]`, None where the checker failed."""
+    """The checker's word on every candidate: `right[group][candidate]`, None where the checker failed or the engine
+    gave no answer."""
 
     right: list[list[bool | None]] = field(default_factory=list)
     failures: int = 0
@@ -25,13 +26,17 @@ class Checked:
 
 
 def check_groups(groups: Sequence[Group], check: Check) -> Checked:
-    """Check every answer. A check that fails is counted with its first complaint, and is neither right nor wrong."""
+    """Check every answer. A check that fails is counted with its first complaint, and is neither right nor wrong; so is
+    an answer that the engine never gave."""
     checked = Checked()
     for group in groups:
         marks: list[bool | None] = []
         for completion in group.completions:
+            if completion.finish_reason == "error":
+                marks.append(None)
+                continue
             try:
-                marks.append(completion.finish_reason != "error" and check(group.prompt, completion.text) >= 1.0)
+                marks.append(check(group.prompt, completion.text) >= 1.0)
             except CheckError as error:
                 marks.append(None)
                 checked.failures += 1

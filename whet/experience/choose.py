@@ -1,9 +1,9 @@
 """Which prompts a stage takes: new ones, that no evaluation asks, and that pass its filters.
 
-Two prompts are the same where they show the same pictures and differ in case, width, punctuation and spaces only; a
-prompt of several turns is compared whole. How like two are (`max_similarity`) is told from the words of those that show
-the same pictures: a question about another one is another question. Every prompt refused is refused for one reason,
-the first of `REASONS`, and counted under it.
+Two prompts are the same where they show the same pictures and differ in case, width, spaces and such punctuation as
+means nothing in a sum; a prompt of several turns is compared whole. How like two are (`max_similarity`) is told from
+the words of those that show the same pictures: a question about another one is another question. Every prompt refused
+is refused for one reason, the first of `REASONS`, and counted under it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any, Literal
 from whet.config.prompts import GivenPrompts, SelfInstruct
 from whet.data.similar import Similar
 from whet.data.words import words
+from whet.experience.folded import folded
 
 Refused = Literal[
     "evaluation", "like_evaluation", "seen", "duplicate", "similar", "short", "long", "keyword", "beginning",
@@ -39,18 +40,28 @@ REASONS: dict[Refused, str] = {
 NEAR = 0.7
 """ROUGE-L from which the account calls a prompt near an evaluation's, where no filter says another."""
 EXAMPLES = 5
-SIGNS = frozenset("-/*%&@#\\_")
-"""Punctuation by its class that means something in a sum, a path or a name."""
+MEANT = re.compile(r"[-/*%&@#\\_·()\[\]{}]|\.(?=\d)|(?<=\d)[,:](?=\s*\d)|(?<=[\d)])!|['’′](?=['’′]*\()")
+"""Punctuation by its class that means something in a sum, a path or a name: 1.5, 3:2, 5!, f'(x)."""
+DASHES = str.maketrans("−–", "--")
+"""Other signs for minus."""
 OPENING = re.compile(r"[\w\"'“‘«「『《([{<#*@$/\\`]")
 
 
 def fingerprint(text: str, pictures: Sequence[str] = ()) -> str:
     """Names a prompt: the same for texts that differ in case, width, spaces and punctuation only. `3 + 2` and `3 - 2`
-    are two: signs that may be arithmetic stay. `pictures` are the hashes of those that it shows, in their order."""
-    plain = unicodedata.normalize("NFKC", text).casefold()
-    bare = "".join(" " if unicodedata.category(sign)[0] == "P" and sign not in SIGNS else sign for sign in plain)
+    are two, and `(2 + 3) * 4` and `2 + 3 * 4`: signs that may be arithmetic stay. `pictures` are the hashes of those
+    that it shows, in their order."""
+    plain = folded(text).translate(DASHES)
+    meant = {match.start() for match in MEANT.finditer(plain)}
+    bare = "".join(_spaced(sign, place in meant) for place, sign in enumerate(plain))
     said = " ".join(bare.split()) or plain.strip()
     return hashlib.sha256("\n".join((said, *pictures)).encode()).hexdigest()
+
+
+def _spaced(sign: str, meant: bool) -> str:
+    """Letters and digits as they are; a symbol, or punctuation that is meant, as a word of its own; else a blank."""
+    kind = unicodedata.category(sign)[0]
+    return f" {sign} " if kind == "S" or meant else " " if kind == "P" else sign
 
 
 def digest(fingerprints: Iterable[str]) -> str:

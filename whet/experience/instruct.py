@@ -18,7 +18,8 @@ from whet.errors import ConfigError
 from whet.rewards.template import fill
 
 ITEM = re.compile(
-    r"^[ \t]*[*_#>]{0,3}[ \t]*(?:task|prompt|任务)?[ \t]*#?\d{1,4}[ \t]*[.):：、-][*_]{0,3}(?!\d)[ \t]*", re.IGNORECASE
+    r"^[ \t]*[*_#>]{0,3}[ \t]*(?:task|prompt|任务)?[ \t]*#?\d{1,4}[ \t]*[.．)）:：、-][*_]{0,3}(?!\d)[ \t]*",
+    re.IGNORECASE,
 )
 BULLET = re.compile(r"^[ \t]*[-*•][ \t]+")
 
@@ -58,11 +59,14 @@ def question(template: str, shown: Sequence[str]) -> str:
 
 def parse(reply: str, *, whole: bool) -> list[str]:
     """The prompts of a reply: its numbered or dotted items, what stands before them left out; without items the whole
-    of it. The last one counts only where the reply was not cut short."""
+    of it. Dots within numbered items are part of these. The last one counts only where the reply was not cut short."""
     items: list[list[str]] = []
     before: list[str] = []
+    numbered = False
     for line in reply.strip().splitlines():
-        mark = ITEM.match(line) or BULLET.match(line)
+        number = ITEM.match(line)
+        numbered = numbered or number is not None
+        mark = BULLET.match(line) if not numbered else number
         if mark is not None:
             items.append([line[mark.end() :]])
         else:

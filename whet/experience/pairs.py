@@ -16,8 +16,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
+from statistics import mean
 from typing import Literal, TypeAlias
 
 from whet.config.rollout import OnlinePairs, Pairs
@@ -186,7 +187,7 @@ def _all(group: Group, config: Pairs) -> Outcome:
     usable = candidates(group)
     if problem := _too_few(group, usable):
         return problem
-    different = [Pair(a, b) for a, b in permutations(usable, 2) if a.text != b.text]
+    different = [Pair(a, b) for a, b in permutations(_merged(usable), 2)]
     if not different:
         return "identical"
     kept = [pair for pair in different if pair.margin > config.min_margin]
@@ -196,6 +197,15 @@ def _all(group: Group, config: Pairs) -> Outcome:
         kept.sort(key=lambda pair: (-pair.margin, pair.chosen.index, pair.rejected.index))
         return tuple(kept[: config.max_per_prompt])
     return "ties" if all(pair.margin == 0 for pair in different) else "below_margin"
+
+
+def _merged(usable: Sequence[Candidate]) -> list[Candidate]:
+    """Each text once, the first of its candidates with the mean of their scores: a text that was scored twice must not
+    stand on both sides, nor twice on one."""
+    same: dict[str, list[Candidate]] = {}
+    for candidate in usable:
+        same.setdefault(candidate.text, []).append(candidate)
+    return [replace(first, score=mean(one.score for one in (first, *more))) for first, *more in same.values()]
 
 
 def _best_random(group: Group, config: Pairs, seed: int) -> Pair | Reason:

@@ -95,12 +95,17 @@ class RolloutStore:
             if request is None:
                 return
             yield self._checked(line, request)
-        with writing(self._path), self._path.open("a", encoding="utf-8") as file:
+        with writing(self._path):
+            file = self._path.open("a", encoding="utf-8")
+        with file:
+            # Only writing is writing: the engine and whoever takes the completions have failures of their own.
             for ready in self._arriving(engine, rest, tell):
-                _write(file, map(completion_row, ready))
+                with writing(self._path):
+                    _write(file, map(completion_row, ready))
                 self._early.shrink()
                 yield from ready
-            os.fsync(file.fileno())
+            with writing(self._path):
+                os.fsync(file.fileno())
         self._early.remove()
 
     def _arriving(self, engine: Engine, requests: Iterator[Request], tell: Tell) -> Iterator[list[Completion]]:

@@ -36,8 +36,6 @@ class Rollouts:
     """[N], what each token's reward is reduced by: KL weight times estimate, where the KL is in the reward."""
     values: Tensor | None = None
     """[N], the value of the state before each token, where there is a value function."""
-    final_values: Tensor | None = None
-    """[R], the value of the state behind the last token; None is 0."""
 
     @property
     def known(self) -> Tensor:
@@ -103,15 +101,12 @@ def gae_credit(rollouts: Rollouts, *, gamma: float, lam: float) -> Advantages:
 
         delta_t = r_t + gamma V_{t+1} - V_t        A_t = sum_l (gamma lam)^l delta_{t+l}
 
-    Behind the last token V is 0: the response has ended. TRL and verl take 0 for one that was cut off at the longest
-    length as well, which calls the limit a part of the task; `final_values` bootstrap it instead. The advantages are
-    not whitened; verl's are.
+    Behind the last token V is 0: the response has ended. So it is, as in TRL and verl, for one that was cut off at the
+    longest length, which calls the limit a part of the task. The advantages are not whitened; verl's are.
     """
     values = given(rollouts.values, "values")
     following = torch.zeros_like(values)
     following[:-1] = torch.where(rollouts.rows[1:] == rollouts.rows[:-1], values[1:], 0.0)
-    if rollouts.final_values is not None:
-        following[rollouts.lengths.cumsum(0) - 1] = rollouts.final_values.to(values)
     delta = rollouts.token_rewards().to(values) + gamma * following - values
     advantages = discounted_sums(delta, rollouts.rows, gamma * lam)
     return Advantages(

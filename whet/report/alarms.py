@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from whet.report.evaluation import PERCENT
 from whet.report.series import finite, smoothed
 from whet.runs.reader import Row
 
@@ -31,7 +32,7 @@ def overfitting(steps: Sequence[Row], evaluations: Sequence[Row]) -> str | None:
     best_step, best = min(held_out, key=lambda point: point[1])
     last_step, last = held_out[-1]
     at_best = min(train, key=lambda point: abs(point[0] - best_step))[1]
-    if last > best * 1.03 and train[-1][1] < at_best:
+    if last - best > 0.03 * abs(best) and train[-1][1] < at_best:
         return (
             f"Held-out loss rose from {best:.3g} (step {best_step:g}) to {last:.3g} (step {last_step:g}) while "
             "training loss fell: the model learns its rows by heart. Fewer epochs or a lower learning rate help."
@@ -82,13 +83,14 @@ def chosen_collapse(steps: Sequence[Row]) -> str | None:
 
 
 def watched_falling(evaluations: Sequence[Row], name: str) -> str | None:
-    """A watched accuracy ends clearly below its best while nothing in the loss would show it."""
+    """A watched number ends clearly below its best while nothing in the loss would show it."""
     points = finite(evaluations, name)
     if len(points) < 3:
         return None
     best_step, best = max(points, key=lambda point: point[1])
     last = points[-1][1]
-    if last < best - 0.1:
+    scale = 100 if name.rpartition("/")[2] in PERCENT else 1
+    if last < best - 0.1 * scale:
         return f"{name.removeprefix('watch/')} fell from {best:.3g} (step {best_step:g}) to {last:.3g} at the end."
     return None
 

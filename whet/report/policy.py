@@ -150,11 +150,12 @@ def _rounds(stage: StageView, beside: bool) -> Iterator[tuple[float, dict[str, f
 
     A round that was drawn `beside` training, or read from disk by a resumed run, cost its steps no generation.
     """
-    starts = [place for place, row in enumerate(stage.steps) if row.get("seconds/generate") is not None]
-    for start, end in zip(starts, [*starts[1:], len(stage.steps)], strict=True):
-        first: Row = stage.steps[start]
+    steps = stage.steps  # made anew whenever it is asked for
+    starts = [place for place, row in enumerate(steps) if row.get("seconds/generate") is not None]
+    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
+        first: Row = steps[start]
         drawn = first["seconds/generate"] + first.get("seconds/score", 0.0)
-        spent = sum(row["step_seconds"] for row in stage.steps[start:end])
+        spent = sum(row["step_seconds"] for row in steps[start:end])
         train = spent - drawn if not beside and first["step_seconds"] >= drawn else spent
         yield (
             float(first["step"]),

@@ -137,7 +137,7 @@ class NativeEngine:
             if row.finish is None and len(sure) > len(told) and sure.startswith(told):
                 yield sure[len(told) :]
                 told = sure
-        rest = before_stop(self._text(row.ids), request.sampling.stop)[len(told) :]
+        rest = before_stop(row, self._text)[len(told) :]
         if rest:
             yield rest
 
@@ -211,7 +211,7 @@ class NativeEngine:
         return Completion(
             key=row.request.key,
             ids=tuple(row.ids),
-            text=before_stop(self._text(row.ids), row.request.sampling.stop),
+            text=before_stop(row, self._text),
             logprobs=tuple(row.logprobs),
             policy_logprobs=tuple(row.policy_logprobs),
             finish_reason=row.finish or "length",

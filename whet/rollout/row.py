@@ -52,18 +52,23 @@ def take(rows: Sequence[Row], drawn: Drawn, end_ids: Collection[int], text: Text
             row.finish = "length"
 
 
-def before_stop(words: str, stop: Sequence[str]) -> str:
-    """The text up to the first stop text."""
-    places = [words.find(end) for end in stop if end in words]
+def before_stop(row: Row, text: Text) -> str:
+    """What a row says, up to the first stop text behind the least number of tokens."""
+    words, sampling = text(row.ids), row.request.sampling
+    if not sampling.stop:
+        return words
+    # The bytes of a character that is not whole yet belong to what comes with the next token.
+    least = len(text(row.ids[: sampling.min_new_tokens]).rstrip("\N{REPLACEMENT CHARACTER}"))
+    places = [place for end in sampling.stop if (place := words.find(end, least)) >= 0]
     return words[: min(places)] if places else words
 
 
 def _stopped(row: Row, text: Text) -> bool:
-    stop = row.request.sampling.stop
-    if not stop:
+    stop, least = row.request.sampling.stop, row.request.sampling.min_new_tokens
+    if not stop or len(row.ids) <= least:
         return False
     # A token is a byte at least, and a character four at most: no stop text can begin further back.
-    newest = text(row.ids[-(4 * max(map(len, stop)) + 4) :])
+    newest = text(row.ids[max(least, len(row.ids) - 4 * max(map(len, stop)) - 4) :])
     return any(end in newest for end in stop)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from whet.errors import ModelError
 from whet.models.exponential import exp_
 from whet.schema.rollouts import Sampling
 
@@ -149,7 +150,8 @@ def _weigh(scores: torch.Tensor, again: Callable[[], torch.Tensor]) -> tuple[tor
     """Sums over blocks [rows, blocks] of exp(score - offset), and the offset [rows, 1] of each row.
 
     Scores in fp32 are overwritten; `again` gives them once more. A pass over them for the largest is saved where it is
-    not needed: the offset is 0 unless a row's weights would not fit fp32, and then its largest score.
+    not needed: the offset is 0 unless a row's weights would not fit fp32, and then its largest score. Raises ModelError
+    where that is no finite number.
     """
     sums = _block_sums(exp_(scores))
     total = sums.sum(dim=-1, keepdim=True)
@@ -158,6 +160,11 @@ def _weigh(scores: torch.Tensor, again: Callable[[], torch.Tensor]) -> tuple[tor
     if not bool(safe.all()):
         scores = again()
         offset = torch.where(safe, offset, scores.amax(dim=-1, keepdim=True))
+        if not bool(offset.isfinite().all()):
+            raise ModelError(
+                "the model's logits are not finite numbers", found="NaN or infinity",
+                fix="its weights may be damaged, or overflow in fp16: compute in bf16 or fp32 (train.precision)",
+            )  # fmt: skip
         sums = _block_sums(exp_(scores.sub_(offset)))
     return sums, offset
 

@@ -10,7 +10,6 @@ nothing above needs to know of either. What fails is made again; what fails for 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ from whet.errors import ConfigError, DataError, RunError
 from whet.ranks.pulse import beat
 from whet.rollout.endpoints import Endpoint, Endpoints
 from whet.rollout.retry import AGAIN, pause, retry_after
+from whet.rollout.running import Running
 from whet.rollout.wire import NotReadable, Usage, complaint, failed, read_last_logprobs, read_reply
 from whet.schema.rollouts import Completion, Request
 
@@ -77,7 +77,11 @@ class _Again(Exception):
 
 
 class _Refused(Exception):
-    """An answer that will not change: this request has no completion."""
+    """An answer that will not change: this request has no completion. `by_server`: it was sent, and not taken."""
+
+    def __init__(self, reason: str, *, by_server: bool = False) -> None:
+        super().__init__(reason)
+        self.by_server = by_server
 
 
 class ServerEngine:
@@ -92,18 +96,22 @@ class ServerEngine:
         self._endpoints = Endpoints(urls)
         self._concurrency, self._timeout, self._retries = concurrency, timeout, retries
         self._counts = {"answered": 0.0, "failed": 0.0, "retries": 0.0, "prompt_tokens": 0.0, "completion_tokens": 0.0}
-        self._running: _Running | None = None
+        self._running: Running | None = None
         self._lost, self._lost_at = 0, 0
         """Requests given up since the last answer, and how many answers there were then."""
+        self._refused = 0
+        """Requests of earlier calls that were refused while nothing was ever answered."""
 
     def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
         """Yield completions as they come. Raises ConfigError where the server refuses the key or the model, and
-        RunError where it does not answer, or not any more: what it has answered is yielded first."""
+        RunError where it does not answer, not any more, or with refusals alone: what it has answered is yielded
+        first."""
         if self._running is None:
-            self._running = _Running(self._concurrency, local=self.manner.local)
+            self._running = Running(self._concurrency, local=self.manner.local)
         running, arrived = self._running, SimpleQueue[tuple[int, Completion | BaseException]]()
         rest, ended, pulled = iter(requests), False, 0
         tasks: dict[int, asyncio.Future[None]] = {}
+        refused, held = set[int](), list[Completion]()
         try:
             while True:
                 while not ended and self._may_pull(tasks, pulled):
@@ -111,9 +119,11 @@ class ServerEngine:
                     if request is None:
                         ended = True
                     else:
-                        tasks[pulled] = running.start(self._complete(request, pulled, arrived))
+                        tasks[pulled] = running.start(self._complete(request, pulled, arrived, refused))
                         pulled += 1
                 if not tasks:
+                    self._refused += len(refused)
+                    yield from held
                     return
                 number, result = arrived.get()
                 del tasks[number]
@@ -121,7 +131,17 @@ class ServerEngine:
                     yield from _answered(arrived)
                     raise result
                 beat()
-                yield result
+                held.append(result)
+                if number in refused and not self._counts["answered"]:
+                    # Whose fault it is shows once the oldest are through: a refusal comes sooner than an answer.
+                    oldest = next(iter(tasks), pulled)
+                    if self._refused + sum(one < oldest for one in refused) >= MOST_IN_A_ROW:
+                        raise RunError(
+                            "the server refuses all requests", field=self.manner.field, found=result.error, fix=GO_ON
+                        )
+                    continue
+                yield from held
+                held.clear()
         finally:
             running.cancel(tasks.values())
 
@@ -149,10 +169,17 @@ class ServerEngine:
         return self._counts | ({"cost": round(cost, 6)} if prompt or completion else {})
 
     async def _complete(
-        self, request: Request, number: int, arrived: SimpleQueue[tuple[int, Completion | BaseException]]
-    ) -> None:
+        self, request: Request, number: int, arrived: SimpleQueue[tuple[int, Completion | BaseException]],
+        refused: set[int],
+    ) -> None:  # fmt: skip
+        """`refused` takes the number where the server did not take the request, and has answered none."""
         try:
             arrived.put((number, await self._answer(request)))
+        except _Refused as error:
+            self._counts["failed"] += 1
+            if error.by_server and not self._counts["answered"]:
+                refused.add(number)
+            arrived.put((number, failed(request, str(error))))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # whatever it is, the caller's thread must hear of it
@@ -162,14 +189,9 @@ class ServerEngine:
         assert self._running is not None
         unmeasured = request.continuations and self.manner.measures is None
         if problem := CANNOT_MEASURE if unmeasured else self.manner.problem(request):
-            self._counts["failed"] += 1
-            return failed(request, problem)
+            raise _Refused(problem)
         async with self._running.places:
-            try:
-                completion = await (self._measured(request) if request.continuations else self._drawn(request))
-            except _Refused as error:
-                self._counts["failed"] += 1
-                return failed(request, str(error))
+            completion = await (self._measured(request) if request.continuations else self._drawn(request))
         self._counts["answered"] += 1
         self._counts["failed"] += completion.finish_reason == "error"
         return replace(completion, policy_version=self.version)
@@ -277,9 +299,9 @@ class ServerEngine:
         said = complaint(body)
         found = f"{endpoint.url}: status {status} {said}".rstrip()
         if endpoint.num_answered:
-            raise _Again(found, blames="account") if status in ACCOUNT else _Refused(found)
+            raise _Again(found, blames="account") if status in ACCOUNT else _Refused(found, by_server=True)
         raise_for(status, found, self.manner.field)
-        raise _Refused(found)
+        raise _Refused(found, by_server=True)
 
 
 def _answered(arrived: SimpleQueue[tuple[int, Completion | BaseException]]) -> Iterator[Completion]:
@@ -303,35 +325,3 @@ def raise_for(status: int, found: str, field: str) -> None:
             "the server has no such model or path", field=field, found=found,
             fix="check the model's name, and that the URL ends in /v1",
         )  # fmt: skip
-
-
-class _Running:
-    """An event loop in a thread of its own, with the connections."""
-
-    def __init__(self, concurrency: int, *, local: bool) -> None:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="requests", daemon=True)
-        self._thread.start()
-        self.places = asyncio.Semaphore(concurrency)
-        self.session: aiohttp.ClientSession = self.start(_session(concurrency, local=local)).result()
-
-    def start(self, task: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(task, self._loop)
-
-    def cancel(self, tasks: Iterable[Any]) -> None:
-        for task in tasks:
-            task.cancel()
-
-    def stop(self) -> None:
-        self.start(self.session.close()).result(timeout=10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(timeout=10)
-        self._loop.close()
-
-
-async def _session(concurrency: int, *, local: bool) -> aiohttp.ClientSession:
-    """Made inside the loop that it belongs to."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=concurrency), timeout=aiohttp.ClientTimeout(total=None),
-        cookie_jar=aiohttp.DummyCookieJar(), trust_env=not local,
-    )  # fmt: skip

@@ -130,7 +130,7 @@ def read_reply(request: Request, body: bytes, *, same_prompt: bool = False) -> t
     return Completion(
         key=request.key,
         ids=ids,
-        text=text or "",
+        text=_whole(text or ""),
         logprobs=logprobs,
         finish_reason=finish,
         counted_tokens=None if ids else counted.completion_tokens,
@@ -151,6 +151,11 @@ def read_last_logprobs(num_tokens: int, body: bytes) -> tuple[float, Usage]:
     if len(values) != num_tokens:
         raise NotReadable(f"the reply cannot be read: {len(values)} log-probs for {num_tokens} tokens")
     return sum(values), counted
+
+
+def _whole(text: str) -> str:
+    """The text without halves of characters, which no file can hold: a server that cuts one in two escapes a half."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(reply: Mapping[str, Any]) -> Usage:
@@ -180,4 +185,4 @@ def complaint(body: bytes) -> str:
         text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
     except (ValueError, RecursionError, AttributeError):
         text = body.decode("utf-8", "replace")
-    return " ".join(str(text or "").split())[:300]
+    return " ".join(_whole(str(text or "")).split())[:300]
