@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -60,6 +61,10 @@ async def waits(prompt, completion):
     await asyncio.sleep(60 if completion == 'long' else 0.2)
     if completion == 'bad': raise ValueError('bad')
     return {'half': 0.5}
+async def blocks(prompt, completion):
+    if completion == 'block': time.sleep(60)
+    await asyncio.sleep(0.05)
+    return 1.0
 def runs_a_loop(prompt, completion): return asyncio.run(one())
 async def one(): return 1.0
 def gives_a_coroutine(prompt, completion): return one()
@@ -189,6 +194,20 @@ def test_async_calls_wait_together(functions: Path) -> None:
     assert 2.0 <= seconds < 6.0, "one after another they would take ten seconds"
 
 
+def test_an_async_call_that_blocks_takes_no_other_with_it(functions: Path) -> None:
+    reward = function(functions, "blocks", timeout=0.3)
+    scores = reward.score([prompt()] * 4, [completion(text) for text in ("x", "x", "block", "x")])
+    assert [scored.value for scored in scores] == [1.0, 1.0, None, 1.0]
+    assert scores[2].error == f"{functions}:blocks took longer than 0.3 s"
+
+
+def test_a_process_killed_between_scores_costs_none(functions: Path) -> None:
+    reward = function(functions, "process")
+    pid = int(value(reward, "x"))
+    os.kill(pid, signal.SIGKILL)
+    assert value(reward, "x") not in (None, pid)
+
+
 def test_what_it_prints_is_no_reply(functions: Path) -> None:
     assert value(function(functions, "prints"), "x") == 1.0
 
@@ -261,7 +280,7 @@ def test_what_cannot_be_imported(functions: Path, tmp_path: Path) -> None:
     leaving.write_text("import os; os._exit(5)\n")
     cases = {
         "no_colon": "write module:function",
-        f"{functions}:missing": "it has: both, broken, counts, dies, endless",
+        f"{functions}:missing": "it has: blocks, both, broken, counts, dies, endless",
         f"{functions}:number": "no function 'number'",
         "no_such_module:f": "ModuleNotFoundError",
         f"{functions.parent}/absent.py:f": "no such file",

@@ -63,6 +63,14 @@ def test_math_references_of_every_kind() -> None:
     ).failures
 
 
+def test_a_number_among_words_must_be_right_alone() -> None:
+    """Against the reference itself `about 18` would get full marks, and nothing that a model says otherwise."""
+    pytest.importorskip("math_verify", reason="the extra `math` is not installed")
+    report = check({"type": "math"}, "18 dollars", "18元", "about 18", "5 million", "2 pi", "3的平方", "x + 1", "1/5")
+    assert [failure.origin.line for failure in report.failures] == [3]
+    assert r"a.jsonl:3: 0 for '\\boxed{18}', the number of 'about 18'" in report.describe()
+
+
 def test_what_references_say_nothing_of() -> None:
     for section in ({"type": "length", "budget": 5}, {"type": "repetition"}, {"type": "regex", "pattern": "<a>.*"}):
         report = check(section, "5", "6")

@@ -33,6 +33,13 @@ class Server:
         server, lock = self, threading.Lock()
 
         class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                with lock:
+                    server.headers.append(dict(self.headers))
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b'{"scores": [9.0]}')
+
             def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 with lock:
@@ -43,6 +50,13 @@ class Server:
                 self.send_response(status)
                 for name, text in headers.items():
                     self.send_header(name, text)
+                if reply == b"endless headers":
+                    self.flush_headers()
+                    while not server.stopped.wait(0.05):
+                        try:
+                            self.wfile.write(b"a")
+                        except OSError:
+                            return
                 self.end_headers()
                 if reply == b"trickle":
                     while not server.stopped.wait(0.05):
@@ -58,7 +72,7 @@ class Server:
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_address[1]}/score"
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
+        self.thread = threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True)
         self.thread.start()
 
     def close(self) -> None:
@@ -183,6 +197,32 @@ def test_an_answer_that_trickles(server: Server) -> None:
     (scored,) = scores(server, ["a"], timeout=0.5, retries=0)
     assert scored.value is None and "did not end in time" in str(scored.error)
     assert time.perf_counter() - begun < 5.0
+
+
+def test_headers_that_trickle(server: Server) -> None:
+    server.answer = lambda body, number: (200, b"endless headers", {})
+    begun = time.perf_counter()
+    (scored,) = scores(server, ["a"], timeout=0.3, retries=0)
+    assert scored.value is None and "the headers did not end" in str(scored.error)
+    assert time.perf_counter() - begun < 5.0
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed(server: Server, status: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The token would go along, to whatever host it names."""
+    monkeypatch.setenv("MY_TOKEN", "abc")
+    server.answer = lambda body, number: (status, b"", {"Location": server.url})
+    (scored,) = scores(server, ["a"], token_env="MY_TOKEN")
+    assert (scored.value, scored.error) == (None, f"{server.url}: status {status}")
+    assert len(server.headers) == 1
+
+
+def test_a_server_cannot_ask_for_more_than_a_minute(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("whet.rewards.http.time.sleep", waited.append)
+    server.answer = lambda body, number: (429, b"", {"Retry-After": "99999999999"}) if number == 1 else good(body)
+    assert scores(server, ["abc"])[0].value == 3.0
+    assert waited == [60.0]
 
 
 def test_nobody_there(monkeypatch: pytest.MonkeyPatch) -> None:

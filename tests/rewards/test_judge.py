@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -90,6 +91,11 @@ def test_score_first_reads_the_first(renderer: Renderer) -> None:
     reply = [completion("Score: 4\nA Score: 1 would be wrong.")]
     assert score(judge(renderer, template="score_first", votes=1), reply).value == 4.0
     assert score(judge(renderer, template="additive", votes=1), reply).value == 1.0
+
+
+def test_a_reply_that_was_cut_inside_its_score_is_unreadable(renderer: Renderer) -> None:
+    cut = replace(completion("Good. Score: 1"), finish_reason="length")
+    assert score(judge(renderer, votes=1, high=10), [cut]).value is None
 
 
 def test_no_score_says_why(renderer: Renderer) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 from tests.rewards.made import score, value
 from whet.config.rules import Math
-from whet.rewards.math import MathReward, alike, boxed, final_answer, final_reference, trimmed
+from whet.rewards.amounts import alike
+from whet.rewards.final import boxed, final_answer, final_reference, trimmed
+from whet.rewards.math import MathReward
 from whet.rewards.reward import Unscored
 
 
@@ -43,6 +45,30 @@ def reward() -> MathReward:
         ("x=-3", "x=-3"),
         ("no number", None),
         ("", None),
+        ("所以答案是18。", "18"),
+        ("答案：18", "18"),
+        ("因此小明一共有18个苹果。", "18"),
+        ("答案是18元", "18"),
+        ("答案是**18**。", "18"),
+        ("答案是（１８）", "18"),
+        ("答案是-3", "-3"),
+        ("答案是负3", "-3"),
+        ("答案是1/5。", "1/5"),
+        ("答案是3分之1", "1/3"),
+        (r"答案是$\frac{1}{5}$。", r"\frac{1}{5}"),
+        ("共5万元", "5万"),
+        ("走了3千米", "3"),
+        ("是3的平方", "3的平方"),
+        ("Answer:18", "18"),
+        ("answer is:**18**", "18"),
+        ("so it is =18", "18"),
+        ("the ratio is 3:4", "3:4"),
+        ("比是3：4。", "3:4"),
+        ("18" + " " * 9_000, "18"),
+        ("It is 5 million.", "5 million"),
+        ("#### 18元", "18"),
+        (r"\boxed{答案是18}", "18"),
+        (r"\boxed{x=3或x=5}", "x=3或x=5"),
     ],
 )
 def test_where_the_final_answer_stands(text: str, answer: str | None) -> None:
@@ -55,6 +81,9 @@ def test_a_bare_reference_is_an_expression_and_prose_is_not() -> None:
     assert final_reference("$12$") == "12"
     assert final_reference("They pay 3 x 4 = 12 in all.") == "12"
     assert final_reference("3 * 4\n#### 12") == "12"
+    assert final_reference("小明有3个苹果，一共18个。") == "18"
+    assert final_reference("红色，蓝色") == "红色，蓝色"
+    assert final_reference("x大于3，小于5") == "x大于3，小于5"
     with pytest.raises(Unscored, match="no final answer"):
         final_reference("nobody can know")
 
@@ -105,6 +134,37 @@ def test_plain_answers_need_no_library() -> None:
         ("72", r"\boxed{[0, 100]}", 0.0),
         ("72", r"\boxed{x}", 0.0),
         ("1", r"\boxed{\frac{}{}}", 0.0),
+        ("18 dollars", r"\boxed{18}", 1.0),
+        ("18 dollars", "He has 18 dollars.", 1.0),
+        ("18元", r"\boxed{18}", 1.0),
+        ("18平方米", r"\boxed{18}", 1.0),
+        ("答案是18。", r"\boxed{18}", 1.0),
+        ("答案是18。", r"\boxed{19}", 0.0),
+        ("18", "€18", 1.0),
+        ("18", "£18", 1.0),
+        ("18", r"\boxed{¥18}", 1.0),
+        ("18", r"\boxed{￥１８}", 1.0),
+        ("18", r"\boxed{18元}", 1.0),
+        ("18", r"\boxed{18个}", 1.0),
+        ("18", r"\boxed{18\text{元}}", 1.0),
+        ("50000", r"\boxed{5万元}", 1.0),
+        ("5", r"\boxed{5万}", 0.0),
+        ("5", "共有5万人。", 0.0),
+        ("3", "答案是3的平方", 0.0),
+        ("3", r"\boxed{3个半}", 0.0),
+        ("3", r"\boxed{3 pi}", 0.0),
+        ("3", r"\boxed{3 times x}", 0.0),
+        ("3", r"\boxed{3 times}", 1.0),
+        ("3", r"\boxed{3 cubed}", 0.0),
+        ("3", r"\boxed{3 months}", 1.0),
+        ("2", r"\boxed{2 pi r}", 0.0),
+        ("2", r"\boxed{2 sqrt}", 0.0),
+        ("5", r"\boxed{5 and a half}", 0.0),
+        ("5", "It is 5 and a half.", 0.0),
+        ("5", "It is 5 million.", 0.0),
+        ("5", r"\boxed{5 \text{ million}}", 0.0),
+        ("5", r"\boxed{5 dozen}", 0.0),
+        (r"2\pi", r"\boxed{2 pi}", 1.0),
         ("1", "\\boxed{" + "9" * 5000 + "}", 0.0),
     ],
 )

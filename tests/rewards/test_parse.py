@@ -49,6 +49,12 @@ TABLE = [
     ("得分：3.5", 3.5),
     ("最终得分：**2**", 2.0),
     ("分数：5", 5.0),
+    ("总分：4", 4.0),
+    ("得分：4（总分：5）", 4.0),
+    ("评分：４", 4.0),
+    ("评分：４．５", 4.5),
+    ("评分：4，5个理由", 4.0),
+    ("Score：（4）", 4.0),
     # the scale named
     ("Score: 4/5", 4.0),
     ("Score: <4>/5", 4.0),
@@ -57,15 +63,24 @@ TABLE = [
     ("Score: 4.0/5.0", 4.0),
     ("Score: 4/10", None),
     ("Score: 8/10", None),
+    ("得分：4／10", None),
+    ("得分：4／5", 4.0),
     ("Score: 4 out of 10", None),
     # out of range
     ("Score: -1", None),
+    ("Score: −1", None),
     ("Score: 5.01", None),
     ("Score: 400", None),
     # several: the last valid form decides
     ("I would first say Score: 2.\nOn reflection\nScore: 4", 4.0),
     ("Score: 4\nScore: 10", None),
     ("Score: <0-5>\nScore: 3", 3.0),
+    ("Score: 4\n- 2 points for clarity", 4.0),
+    # thinking says nothing
+    ("<think>On relevance Score: 2.</think>\nScore: 5", 5.0),
+    ("<think>On relevance Score: 2. Now let me", None),
+    ("Score: 2. Enough.</think>\nNo idea", None),
+    ("its <think> block is empty. Score: 4", 4.0),
     ("Score: 3\nin the form Score: <0-5>", 3.0),
     # no valid form
     ("", None),
@@ -130,6 +145,26 @@ def test_long_runs_of_decoration_are_read_in_no_time() -> None:
     """A regular expression with nested repeats would need hours for this."""
     assert parse_score("Score:" + " *" * 5_000, 0, 5) is None
     assert parse_score("score" * 20_000, 0, 5) is None
+    for space in (" ", "\n"):
+        assert parse_score("Score:" + space * 50_000, 0, 5) is None
+        assert parse_score("Score: 4" + space * 50_000 + "x", 0, 5) == 4.0
+        assert parse_verdict("Verdict:" + space * 50_000) is None
+        assert parse_verdict("Verdict: first" + space * 50_000) == "first"
+        assert parse_ranking("Ranking" + space * 50_000, 3) is None
+
+
+@pytest.mark.parametrize("end", ["1", "1.", "10/1"])
+def test_a_score_at_the_end_of_a_cut_reply_may_go_on(end: str) -> None:
+    assert parse_score(f"Good. Score: {end}", 0, 10, cut=True) is None
+
+
+def test_a_cut_reply_is_read_where_it_went_on() -> None:
+    assert parse_score("Score: 1\nIt is", 0, 10, cut=True) == 1.0
+    assert parse_score("**Score: 1**", 0, 10, cut=True) == 1.0
+    assert parse_verdict("Verdict: first", cut=True) is None
+    assert parse_verdict("Verdict: first\n", cut=True) == "first"
+    assert parse_ranking("Ranking: 2 > 1", 2, cut=True) is None
+    assert parse_ranking("Ranking: 2 > 1\nFor", 2, cut=True) == (2.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -142,7 +177,15 @@ def test_long_runs_of_decoration_are_read_in_no_time() -> None:
         ("At first Verdict: first, but then\nVerdict: tie", "tie"),
         ("The first one is better.", None),
         ("Verdict: firstly", None),
-        ("Verdict: first or second", "first"),
+        ("Verdict: first or second", None),
+        ("Verdict: first/second", None),
+        ("Verdict: <first>或<second>", None),
+        ("Verdict: first\nOr so I think.", "first"),
+        ("Verdict: first\nVerdict: second\nVerdict: tie", None),
+        ("Verdict: second. One of:\nVerdict: first\nVerdict: second\nVerdict: tie", "second"),
+        ("Verdict: first\nVerdict: second\nVerdict: tie\nVerdict: second", "second"),
+        ("<think>Verdict: first</think>Verdict: tie", "tie"),
+        ("<think>Verdict: first", None),
         ("", None),
     ],
 )
@@ -163,6 +206,8 @@ def test_verdicts(text: str, verdict: str | None) -> None:
         ("Ranking: <2> > <1>", 2, (2.0, 1.0)),
         ("Ranking: Answer 2 > Answer 1", 2, (2.0, 1.0)),
         ("排名：2、1", 2, (2.0, 1.0)),
+        ("排名：2 ＞ 1 ＞ 3", 3, (2.0, 1.0, 3.0)),
+        ("<think>Ranking: 1 > 2</think>Ranking: 2 > 1", 2, (2.0, 1.0)),
         ("Ranking: 1 > 2\nNo:\nRanking: 2 > 1", 2, (2.0, 1.0)),
         ("Ranking: 2 > 1", 3, None),
         ("Ranking: 2 > 1 > 2", 3, None),

@@ -39,6 +39,18 @@ from whet.rewards.rules import contains, exact, last_number, numeric
         ("#### 18", "18"),
         ("5%", "5"),
         ("٣", None),
+        ("答案是-3", "-3"),
+        ("温度为−3度", "-3"),
+        ("是－3", "-3"),
+        ("答案是负3", "-3"),
+        ("3元-5元", "5"),
+        ("шаг-9", "9"),
+        ("（4）-2", "2"),
+        ("答案是４２", "42"),
+        ("答案是３．５", "3.5"),
+        ("1，200个", "1200"),
+        ("有3，5", "5"),
+        ("答案是.5", "0.5"),
         ("none", None),
         ("", None),
     ],
@@ -56,6 +68,7 @@ def test_exact_contains_and_numeric() -> None:
     assert value(numeric(Numeric()), "1201", "1200") == 0.0
     assert value(numeric(Numeric()), "I do not know", "1200") == 0.0
     assert value(numeric(Numeric()), "", "1200") == 0.0
+    assert value(numeric(Numeric()), "-3", "答案是－３") == 1.0
 
 
 def test_what_is_weighed_while_reasoning_is_no_answer() -> None:

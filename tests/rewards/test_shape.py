@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,20 @@ def test_a_budget(num: int, expected: float) -> None:
 def test_words_and_characters() -> None:
     assert words(length(Length(unit="words", target=4)), "one two\nthree") == pytest.approx(0.75)
     assert words(length(Length(unit="characters", budget=2, slack=4)), "答案是十") == pytest.approx(0.5)
+
+
+def test_chinese_has_words_without_spaces() -> None:
+    assert words(length(Length(unit="words", budget=2, slack=4)), "答案是十。") == pytest.approx(0.5)
+    assert words(repetition(Repetition(ngram=2, unit="words")), "好的好的好") == -0.5
+
+
+def test_tokens_that_a_server_counts_and_does_not_name() -> None:
+    counted = replace(completion("x" * 200, ids=()), counted_tokens=200)
+    assert length(Length(budget=100)).score([prompt()], [counted])[0].value == 0.0
+    (scored,) = repetition(Repetition()).score([prompt()], [counted])
+    assert scored.value is None and "does not say which tokens" in str(scored.error)
+    (scored,) = repetition(Repetition(unit="words")).score([prompt()], [counted])
+    assert scored.value == 0.0
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ class Judging(NativeEngine):
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         for completion in super().generate(requests):
             text = f"Score: {sum(completion.ids) % 6}"
-            yield replace(completion, text=text) if "/judge" in completion.key else completion
+            yield replace(completion, text=text, finish_reason="stop") if "/judge" in completion.key else completion
 
 
 class Doom:

@@ -69,7 +69,8 @@ class Scoring(NativeEngine):
             Scoring.asked += 1
             asked = self._tokenizer.decode(request.prompt_ids)  # type: ignore[attr-defined]
             text = "Score: 5" if "right" in asked else "Score: 1"
-            yield replace(completion, text="hm" if Scoring.asked % 9 == 0 else text)
+            said = "hm" if Scoring.asked % 9 == 0 else text
+            yield replace(completion, text=said, finish_reason="stop")
 
 
 def test_a_stage_measures_it(tmp_path: Path, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

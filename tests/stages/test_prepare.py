@@ -38,7 +38,9 @@ class Judging(NativeEngine):
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Completion]:
         for completion in super().generate(requests):
-            yield replace(completion, text=words(completion)) if said_by_judge(completion) else completion
+            if said_by_judge(completion):
+                completion = replace(completion, text=words(completion), finish_reason="stop")
+            yield completion
 
 
 def said_by_judge(completion: Completion) -> bool:

@@ -27,7 +27,7 @@ from whet.rewards.parse import Verdict, parse_verdict
 from whet.rewards.template import SHIPPED, fill, read_template
 from whet.rewards.tournament import Match, bradley_terry
 from whet.rewards.transcript import about, images_of, transcript
-from whet.schema.rollouts import Group, Judgement, Request, Sampling
+from whet.schema.rollouts import Completion, Group, Judgement, Request, Sampling
 
 MetaReason = Literal["too_few", "unread", "ties", "too_long"]
 META_REASONS: dict[MetaReason, str] = {
@@ -105,7 +105,7 @@ class MetaJudge:
             result.dropped["too_few"] += not found
         asked = [list(self._questions(contest)) for contest in contests]
         replies = iter(answer([request for requests in asked for _, request in requests]))
-        said = [{order: parse_verdict(next(replies).text) for order, _ in requests} for requests in asked]
+        said = [{order: _verdict(next(replies)) for order, _ in requests} for requests in asked]
         _count(result, said)
         weights = _place_weights(result)
         for contest, verdicts in zip(contests, said, strict=True):
@@ -162,6 +162,10 @@ def build_meta_judge(config: Meta, judge: AskedJudge) -> MetaJudge:
     """Raises ConfigError where the template is missing or lacks a placeholder."""
     template = read_template(config.template, SHIPPED["meta"], field="meta.template")
     return MetaJudge(config=config, template=template, judge=judge)
+
+
+def _verdict(reply: Completion) -> Verdict | None:
+    return parse_verdict(reply.text, cut=reply.finish_reason == "length")
 
 
 def contests_of(group: Group, num: int) -> Iterator[Contest]:

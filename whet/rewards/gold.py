@@ -1,6 +1,7 @@
 """Does the reward give full marks to the right answers? Asked before training, with every row's own reference.
 
-- exact, contains, numeric, math: the reference is the completion, put where the rule reads (`after`, `tag`, a box)
+- exact, contains, numeric, math: the reference is the completion, put where the rule reads (`after`, `tag`, a box); for
+  math also its bare number, where words stand around it: two equal texts would agree on anything
 - tags: the reference stands in the last block; a reference that holds tags itself shows
 - regex, json_schema: the reference is the completion; none is right where the rule is not about references at all, and
   then they are left out
@@ -38,9 +39,12 @@ class GoldFailure:
     value: float | None
     error: str | None
     """Why there is no value."""
+    bare: str | None = None
+    """The bare number, where that is what was not accepted."""
 
     def describe(self) -> str:
-        found = self.error if self.value is None else f"{self.value:g} for {_short(self.reference)}"
+        found = self.error if self.value is None else f"{self.value:g} for {_short(self.bare or self.reference)}"
+        found = f"{found}, the number of {_short(self.reference)}" if self.bare else found
         return f"{self.origin}{f' ({self.part})' if self.part else ''}: {found}"
 
 
@@ -109,7 +113,7 @@ def _failures(name: str, reward: Checkable, prompts: Sequence[Prompt]) -> list[G
     scores = reward.score(prompts, [_said(text or "") for text in texts])
     if reward.some_gold and not any(score.value == FULL_MARKS for score in scores):
         return None
-    return [
+    failures = [
         GoldFailure(
             origin=prompt.origin, part=name, reference=prompt.reference,
             value=None if text is None else score.value,
@@ -118,6 +122,20 @@ def _failures(name: str, reward: Checkable, prompts: Sequence[Prompt]) -> list[G
         for prompt, text, score in zip(prompts, texts, scores, strict=True)
         if text is None or score.value != FULL_MARKS
     ]  # fmt: skip
+    return failures + _bare_failures(name, reward, prompts) if isinstance(reward, MathReward) else failures
+
+
+def _bare_failures(name: str, reward: MathReward, prompts: Sequence[Prompt]) -> list[GoldFailure]:
+    """The rows whose reference has a number among words that is not accepted alone."""
+    asked = [(prompt, text) for prompt in prompts if (text := reward.bare(prompt)) is not None]
+    scores = reward.score([prompt for prompt, _ in asked], [_said(text) for _, text in asked])
+    return [
+        GoldFailure(
+            origin=prompt.origin, part=name, reference=prompt.reference, value=score.value, error=score.error, bare=text
+        )
+        for (prompt, text), score in zip(asked, scores, strict=True)
+        if score.value != FULL_MARKS
+    ]
 
 
 def _said(text: str) -> Completion:

@@ -5,18 +5,22 @@
     200        {"scores": [1.0]}           a number, null (no score) or {"score": 1.0, "form": 0.5} for each completion
 
 Without an answer in time, or after 408, 429 and 5xx, the request is made again after a pause that doubles, at least as
-long as Retry-After says. What fails in the end leaves its completions without a score.
+long as Retry-After says, within a minute. What fails in the end leaves its completions without a score. A redirect is
+followed by nobody: the token and the completions are for this server.
 """
 
 from __future__ import annotations
 
 import http.client
 import json
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 from whet.config.rewards import Http
@@ -48,6 +52,7 @@ class HttpReward:
         self.config = config
         self._headers = {"Content-Type": "application/json", "Accept": "application/json"}
         self._headers |= bearer(config.token_env, "reward.token_env")
+        self._opener = urllib.request.build_opener(_NoRedirect, _Http, _Https)
 
     def score(self, prompts: Sequence[Prompt], completions: Sequence[Completion]) -> list[Score]:
         scores = [no_answer(completion) for completion in completions]
@@ -79,7 +84,7 @@ class HttpReward:
         request = urllib.request.Request(self.config.url, data=body, headers=self._headers, method="POST")
         deadline = time.monotonic() + self.config.timeout
         try:
-            with urllib.request.urlopen(request, timeout=self.config.timeout) as reply:
+            with self._opener.open(request, timeout=self.config.timeout) as reply:
                 return _read(reply, deadline)
         except urllib.error.HTTPError as error:
             with error:
@@ -87,6 +92,48 @@ class HttpReward:
                 raise NoReply(f"status {error.code}", again=again, after=after) from None
         except (OSError, http.client.HTTPException) as error:
             raise NoReply(f"{type(error).__name__}: {error}", again=True) from None
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect what it is: a status that is not 200."""
+
+    def redirect_request(self, *args: Any, **named: Any) -> None:
+        return None
+
+
+class _Timed(http.client.HTTPConnection):
+    """Gives headers that trickle no longer than the timeout, which by itself is for each byte."""
+
+    late = False
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        timer = threading.Timer(self.timeout or 0.0, self._give_up)
+        timer.start()
+        try:
+            return super().getresponse()
+        finally:
+            timer.cancel()
+            if self.late:  # headers that were cut pass for whole ones
+                raise TimeoutError("timed out: the headers did not end") from None
+
+    def _give_up(self) -> None:
+        self.late = True
+        with suppress(OSError, AttributeError):  # the reply may be there by now
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _TimedTls(_Timed, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_Timed, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        return self.do_open(_TimedTls, req)
 
 
 def payload(pairs: Sequence[Pair]) -> dict[str, list[Any]]:

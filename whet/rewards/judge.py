@@ -51,8 +51,8 @@ class Form(Protocol):
         """What the judge is told."""
         ...
 
-    def read(self, reply: str, num: int) -> tuple[float, ...] | None:
-        """A number for each of the `num` completions shown (see `Judgement.reading`)."""
+    def read(self, reply: str, num: int, *, cut: bool) -> tuple[float, ...] | None:
+        """A number for each of the `num` completions shown (see `Judgement.reading`); `cut` where the reply was."""
         ...
 
     def scores(self, places: Sequence[int], judgements: Sequence[Judgement]) -> dict[int, Score]:
@@ -128,13 +128,18 @@ class AskedJudge:
             Judgement(
                 shown=question.shown,
                 reply=reply.text,
-                reading=None if reply.finish_reason == "error" else self.form.read(reply.text, len(question.shown)),
+                reading=self._reading(reply, len(question.shown)),
                 num_tokens=reply.num_tokens,
                 error=reply.error,
             )
             for question, reply in zip(questions, replies, strict=True)
         ]
         return self._scored(group, judgements)
+
+    def _reading(self, reply: Completion, num: int) -> tuple[float, ...] | None:
+        if reply.finish_reason == "error":
+            return None
+        return self.form.read(reply.text, num, cut=reply.finish_reason == "length")
 
     def places(self, group: Group, questions: Sequence[Question]) -> list[Request]:
         """What is asked about the places of the scores in a judged group's readable replies, where they are weighed."""

@@ -32,8 +32,8 @@ class ListForm:
         responses = "\n\n".join(f"<answer {n}>\n{text}\n</answer {n}>" for n, text in enumerate(texts, start=1))
         return fill(self.template, {"instruction": transcript(prompt.messages), "responses": responses})
 
-    def read(self, reply: str, num: int) -> tuple[float, ...] | None:
-        return parse_ranking(reply, num)
+    def read(self, reply: str, num: int, *, cut: bool) -> tuple[float, ...] | None:
+        return parse_ranking(reply, num, cut=cut)
 
     def scores(self, places: Sequence[int], judgements: Sequence[Judgement]) -> dict[int, Score]:
         """`parts` has the rank an answer got in each readable vote."""

@@ -58,8 +58,8 @@ class PairForm:
         first, second = texts
         return fill(self.template, {"instruction": transcript(prompt.messages), "first": first, "second": second})
 
-    def read(self, reply: str, num: int) -> tuple[float, ...] | None:
-        verdict = parse_verdict(reply)
+    def read(self, reply: str, num: int, *, cut: bool) -> tuple[float, ...] | None:
+        verdict = parse_verdict(reply, cut=cut)
         return None if verdict is None else POINTS[verdict]
 
     def scores(self, places: Sequence[int], judgements: Sequence[Judgement]) -> dict[int, Score]:

@@ -30,8 +30,8 @@ class PointForm:
         (response,) = texts
         return fill(self.template, {"instruction": transcript(prompt.messages), "response": response})
 
-    def read(self, reply: str, num: int) -> tuple[float, ...] | None:
-        found = written_score(self.config, reply)
+    def read(self, reply: str, num: int, *, cut: bool) -> tuple[float, ...] | None:
+        found = written_score(self.config, reply, cut=cut)
         return None if found is None else (found.value,)
 
     def scores(self, places: Sequence[int], judgements: Sequence[Judgement]) -> dict[int, Score]:
@@ -39,10 +39,10 @@ class PointForm:
         return {place: _mean([one for one in judgements if one.shown == (place,)]) for place in places}
 
 
-def written_score(config: PointwiseForm, reply: str) -> FoundScore | None:
+def written_score(config: PointwiseForm, reply: str, *, cut: bool = False) -> FoundScore | None:
     """The score as it stands in a reply: the last one, with `score_first` the first."""
     take: Literal["first", "last"] = "first" if config.template == "score_first" else "last"
-    return find_score(reply, config.low, config.high, take=take)
+    return find_score(reply, config.low, config.high, take=take, cut=cut)
 
 
 def _mean(judgements: Sequence[Judgement]) -> Score:

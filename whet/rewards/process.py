@@ -3,7 +3,8 @@
     worker = Worker("rewards.py:accuracy", timeout=10.0, what="rewards.py:accuracy")
     scores = worker.call([Call(args=("2+3?", "5"), columns={"reference": "5"})])
 
-A call that hangs costs its process; a new one is started and the others go on. The process ends with the worker.
+A call that hangs costs its process; a new one is started and the others go on. Where several were under way, each is
+made again alone, since nobody can say which of them it was. The process ends with the worker.
 """
 
 from __future__ import annotations
@@ -65,12 +66,20 @@ class Worker:
                 waiting[number] = pickle.dumps((number, call.args, dict(call.columns)))
             except Exception as error:  # a column's own reduce method may raise anything
                 scores[number] = self._failed(f"cannot be given its columns: {type(error).__name__}: {error}")
-        while waiting:
-            self._run(waiting, scores)
+        self._run_all(waiting, scores)
         return [scores[number] for number in range(len(calls))]
 
-    def _run(self, waiting: dict[int, bytes], scores: dict[int, Score]) -> None:
-        """Move calls from `waiting` to `scores` until none waits, or the process is lost."""
+    def _run_all(self, waiting: dict[int, bytes], scores: dict[int, Score]) -> None:
+        while waiting:
+            for number in self._run(waiting, scores):
+                self._run_all({number: waiting.pop(number)}, scores)
+
+    def _run(self, waiting: dict[int, bytes], scores: dict[int, Score]) -> list[int]:
+        """Move calls from `waiting` to `scores` until none waits, or the process is lost.
+
+        Gives the calls of which one has cost the process: they still wait.
+        """
+        fresh = self._child is None
         child = self._running()
         child.send(list(waiting.values()))
         begun: list[int] = []
@@ -91,12 +100,16 @@ class Worker:
             del waiting[number]
             scores[number] = self._score(reply)
         else:
-            return
+            return []
         child.end()
         self._child = None
-        for number in begun or list(waiting)[:1]:
+        if len(begun) > 1:
+            return begun
+        # An old process may have been killed between two scores; a new one that begins nothing is lost by what it read.
+        for number in begun or list(waiting)[: int(fresh)]:
             del waiting[number]
             scores[number] = self._failed(reason)
+        return []
 
     def _score(self, said: Mapping[str, Any]) -> Score:
         error = said.get("error")

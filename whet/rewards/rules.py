@@ -8,12 +8,19 @@ from decimal import Decimal
 from whet.config.rules import Answer, Contains, Exact, Numeric
 from whet.rewards.answer import answer_in, as_answer
 from whet.rewards.reward import Gold, RuleReward, Unscored, reference_of
+from whet.rewards.wide import UNSPACED, numerals
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion
 
-# A sign belongs to the number unless it stands after a digit, letter or bracket: "7-3" ends in 3, "x = -3" in -3.
+# A sign belongs to the number unless it stands after a digit, letter or bracket: "7-3" ends in 3, "x = -3" in -3. A
+# Chinese character ends the word before it (答案是-3), but 3元-5元 is a range.
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
-NUMBER = re.compile(rf"(?:(?<![\w)\]])[-\u2212]\$?)?(?:{_WHOLE}(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)")
+_BEGINS = rf"(?<![^\W{UNSPACED}])"
+_NO_RANGE = r"(?<![0-9][元块角分个只本页次号人岁年月日天时点秒度米层级])"
+NUMBER = re.compile(
+    rf"(?:{_BEGINS}(?<![)\]）］]){_NO_RANGE}-[$€£¥]?)?(?:{_WHOLE}(?:\.[0-9]+)?|{_BEGINS}(?<!\.)\.[0-9]+)"
+)
+"""In a text whose full-width signs are read (see `numerals`)."""
 TAIL = 10_000
 """Characters at the end of a text in which its last number is looked for: endless digits cost no endless time."""
 
@@ -55,10 +62,10 @@ def reference_as_answer(where: Answer) -> Gold:
 
 def last_number(text: str) -> Decimal | None:
     """The last number in a text: thousands separators removed, `3.50` equal to `3.5`, a leading minus kept."""
-    found = NUMBER.findall(text[-TAIL:])
+    found = NUMBER.findall(numerals(text[-TAIL:]))
     return decimal(found[-1]) if found else None
 
 
 def decimal(number: str) -> Decimal:
     """The value of a text that `NUMBER` matches."""
-    return Decimal(re.sub(r"[,$]", "", number).replace("\N{MINUS SIGN}", "-"))
+    return Decimal(re.sub(r"[,$€£¥]", "", number))

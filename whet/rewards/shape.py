@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from whet.config.rules import Length, Overlong, Repetition
+from whet.data.words import words
 from whet.errors import ConfigError
-from whet.rewards.reward import RuleReward
+from whet.rewards.reward import RuleReward, Unscored
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion
+
+Unit = Literal["tokens", "characters", "words"]
 
 OVERLONG_SHARE = 5
 """The punishment of overlong answers grows over a fifth of the limit (DAPO: 4096 of 20480)."""
@@ -21,7 +24,7 @@ def length(config: Length) -> RuleReward:
     slack = config.slack or target
 
     def rule(prompt: Prompt, completion: Completion) -> float:
-        off = len(pieces(completion, config.unit)) - target
+        off = _num_pieces(completion, config.unit) - target
         return max(0.0, 1.0 - (abs(off) if config.target else max(0, off)) / slack)
 
     return RuleReward(rule=rule)
@@ -64,12 +67,26 @@ def repeated(units: Sequence[int | str], ngram: int) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def pieces(completion: Completion, unit: Literal["tokens", "characters", "words"]) -> Sequence[int | str]:
-    """The completion, cut into what is counted; tokens include the one that ends the turn."""
+def _num_pieces(completion: Completion, unit: Unit) -> int:
+    """Raises Unscored where a server has not even counted its tokens."""
+    if unit != "tokens":
+        return len(pieces(completion, unit))
+    if completion.text and not completion.num_tokens:
+        raise Unscored("the server does not count its tokens; count words or characters")
+    return completion.num_tokens
+
+
+def pieces(completion: Completion, unit: Unit) -> Sequence[int | str]:
+    """The completion, cut into what is counted; tokens include the one that ends the turn.
+
+    Raises Unscored where the tokens are not known.
+    """
     match unit:
         case "tokens":
+            if not completion.ids and completion.text:
+                raise Unscored("the server does not say which tokens it wrote; count words or characters")
             return completion.ids
         case "characters":
             return completion.text
         case "words":
-            return completion.text.split()
+            return words(completion.text)

@@ -44,7 +44,14 @@ def read_template(name: str, placeholders: tuple[str, ...], *, field: str = "jud
     if name in SHIPPED:
         text = files("whet.rewards").joinpath("templates", f"{name}.txt").read_text(encoding="utf-8")
     elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
+        try:
+            text = Path(name).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                "the template is not UTF-8", field=field, found=f"{name}, byte {error.start}", fix="save it as UTF-8"
+            ) from None
+        except OSError as error:
+            raise ConfigError("the template cannot be read", field=field, found=f"{name}: {error.strerror}") from None
     else:
         near = nearest(name, SHIPPED)
         fix = f"did you mean {near}?" if near else f"give a text file, or one of: {', '.join(SHIPPED)}"

@@ -8,6 +8,8 @@ AGAIN = frozenset({408, 429, 500, 502, 503, 504, 529})
 """Status codes of a server that may answer later."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
 """Seconds."""
+LONGEST_ASKED = 60.0
+"""Seconds that a server may ask for."""
 
 
 def pause(attempt: int, name: str) -> float:
@@ -27,5 +29,9 @@ def fraction(name: str) -> float:
 
 
 def retry_after(text: str | None) -> float:
-    """Retry-After in seconds; a date is not read."""
-    return float(text) if text is not None and text.strip().isdecimal() else 0.0
+    """Retry-After in seconds, at most a minute; a date is not read.
+
+    >>> retry_after("5"), retry_after("9" * 400), retry_after("Wed, 21 Oct 2026 07:28:00 GMT")
+    (5.0, 60.0, 0.0)
+    """
+    return min(LONGEST_ASKED, float(text)) if text is not None and text.strip().isdecimal() else 0.0

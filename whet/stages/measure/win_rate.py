@@ -110,7 +110,7 @@ def compare(
     engine, size = partial(judge.engine, task.batch_size), ROUND * task.batch_size
     spoken = store.answer(judge.label, f"{ready.name}, judging {label}", requests, engine, round_size=size)
     verdicts = [
-        majority([parse_verdict(reply.text) for reply in spoken[start : start + config.votes]])
+        majority([parse_verdict(reply.text, cut=reply.finish_reason == "length") for reply in spoken[start : start + config.votes]])
         for start in range(0, len(spoken), config.votes)
     ]
     return [
