@@ -34,7 +34,7 @@ class UserError(Exception):
             text += f" (found {found})"
         if fix:
             text += f"; {fix}"
-        super().__init__(text)
+        super().__init__(printable(text))
 
 
 class ConfigError(UserError):
@@ -57,6 +57,11 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known name a person most likely meant, or None where nothing is near."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def printable(text: str) -> str:
+    """The text with what no terminal could write, halves of characters and bytes of a file's name, spelled out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def first_line(error: Exception) -> str:

@@ -92,6 +92,36 @@ DEAF = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 
+# Writes who speaks and what is said, and nothing of tools; roles it does not know are left out.
+NO_TOOLS = """\
+{%- if messages[0].role == 'system' %}{{- messages[0].content }}{%- endif %}
+{%- for message in messages if message.role in ('user', 'assistant') %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+# Calls one tool, with tools given only, and raises for any other conversation with tools.
+STRICT_TOOLS = """\
+{%- if tools %}{{- '<|im_start|>system\\n' + (tools | tojson) + '<|im_end|>\\n' }}{%- endif %}
+{%- for message in messages %}
+    {%- if message.tool_calls and not tools %}{{- raise_exception('no tools') }}{%- endif %}
+    {%- if message.role == 'system' and not loop.first %}{{- raise_exception('system turns come first') }}{%- endif %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content }}
+    {%- if message.tool_calls %}{{- message.tool_calls[0].function | tojson }}{%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+# Collects system text, and keeps that of the last such turn (DeepSeek R1's).
+LAST_SYSTEM = """\
+{%- set ns = namespace(system='') %}
+{%- for message in messages if message.role == 'system' %}{%- set ns.system = message.content %}{%- endfor %}
+{{- ns.system }}
+{%- for message in messages if message.role != 'system' %}
+    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
 SPECIALS = (
     "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>",
     "<start_of_turn>", "<end_of_turn>", "[INST]", "[/INST]",

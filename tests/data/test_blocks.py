@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import pickle
+import time
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ def test_lines(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "BLOCK_BYTES", size)
         assert in_blocks(path, plain=plain) == said(read_file(path, path.name, plain=plain))
+
+
+def test_a_long_line_is_put_together_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 6_000_000 + "\ny\n")
+    monkeypatch.setattr(blocks, "BLOCK_BYTES", 100)
+    began = time.process_time()
+    assert [len(row[1]) for row in in_blocks(path, plain=True)] == [6_000_000, 1]
+    assert time.process_time() - began < 2, "else 60,000 pieces of up to 6 MB are copied"
 
 
 def test_blocks_are_places_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +109,31 @@ def test_tokens_by_a_checkpoint(tmp_path: Path, tiny_checkpoint: Path) -> None:
     assert report.warnings["the text holds special tokens of the checkpoint"].examples == ["4"]
     with pytest.raises(ModelError, match="has no tokenizer"):
         check(str(tmp_path / "a.jsonl"), Data(), str(tmp_path))
+
+
+def test_what_would_stop_training_is_not_usable(tmp_path: Path, tiny_checkpoint: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    path = write(tmp_path / "a.jsonl", [{"messages": turns}, {"messages": [{"role": "user", "content": [{"type": "image", "image": "data:image/png;base64,AA=="}]}, *turns[1:]]}])
+    report = check(path, Data(), str(tiny_checkpoint))
+    assert not report.usable and (report.ledger.kept, len(report.bad_rows)) == (1, 1)
+    assert check(path, Data(on_bad_row="drop"), str(tiny_checkpoint)).usable
+    path = write(tmp_path / "b.jsonl", [{"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b" * 300}])
+    long = check(path, Data(max_length=64, on_overlong="error"), str(tiny_checkpoint))
+    assert not long.usable and long.bad_rows.examples[0].startswith(f"{path}:2: longer than max_length (found ")
+    dropping = check(path, Data(max_length=64, on_overlong="error", on_bad_row="drop"), str(tiny_checkpoint))
+    assert dropping.problem == long.bad_rows.examples[0], "no row of this kind is ever dropped"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are text")
+def test_a_name_that_is_no_text_is_spelled_out(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / os.fsdecode(b"\xff.jsonl")).write_text('{"prompt": "a", "completion": "b"}\n{broken\n')
+    assert r"a/\udcff.jsonl:2: broken JSON" in printed(check(str(tmp_path / "a"), Data()))
+    console = Console(file=io.TextIOWrapper(io.BytesIO(), "utf-8"), width=200)
+    preview(str(tmp_path / "a"), Data(on_bad_row="drop"), None, 2, console)
+    preview(str(tmp_path / "a"), Data(on_bad_row="drop"), None, 2, console, tmp_path / "a.html")
+    with pytest.raises(DataError, match=r"a/\\udcff\.jsonl:2"):
+        preview(str(tmp_path / "a"), Data(), None, 2, console)
 
 
 def shown(path: str, tokenizer: Path | None = None, **options: Any) -> str:

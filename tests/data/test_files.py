@@ -43,6 +43,8 @@ A, B = {"prompt": "a"}, {"prompt": "b\u2028c"}
         ("x.jsonl", '\ufeff{"prompt": "a"}\r\n\r\n{"prompt": "b\u2028c"}', [1, 3]),
         ("x.jsonl.gz", '{"prompt": "a"}\n{"prompt": "b\u2028c"}\n', [1, 2]),
         ("x.csv", '\ufeffprompt\n"a"\n\nb\u2028c\n', [2, 4]),
+        ("x.csv", "\n\nprompt\na\nb\u2028c\n", [4, 5]),
+        ("x.json", '[{"prompt": "a"}]\n[]\n[{"prompt": "b\u2028c"}]\n', [1, 3]),
     ],
 )
 def test_lines(tmp_path: Path, name: str, text: str, lines: list[int]) -> None:
@@ -89,6 +91,13 @@ def test_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("x.jsonl", "What is 2+3?\n", "if the lines are plain text, set data.format=text"),
         ("x.jsonl", "9" * 5000, "x.jsonl:1: unreadable JSON"),
         ("x.jsonl", "[1]\n", "x.jsonl:1: is no row (found [1])"),
+        ("x.jsonl", '{"a": 1, "a": 1}', "x.jsonl:1: an object has one name twice (found 'a'); rename or remove one"),
+        ("x.jsonl", '{"a": [{"b": 1, "c": 2, "b": 3}]}', "x.jsonl:1: an object has one name twice (found 'b')"),
+        ("x.json", '[{"a": 1},\n{"a": 1, "a": 2}, {"a": 3}]', "x.json:2: an object has one name twice (found 'a')"),
+        ("x.json", '{"a": 1, "a": 2}', "x.json:1: an object has one name twice (found 'a')"),
+        ("x.jsonl", '{"a": "whole \\ud83d\\ude00", "b": ["cut \\ud83d"]}', "x.jsonl:1: b: holds half a character (\\ud83d)"),
+        ("x.json", '[{"a": 1,\n"\\ud83d": 2}]', "x.json:1: \\ud83d: holds half a character (\\ud83d)"),
+        ("x.txt", b"h\0i\0\n\0", "x.txt:1: is no text (found a byte 0x00); save the file as UTF-8"),
     ],
 )
 def test_bad_lines_are_handed_on(tmp_path: Path, name: str, data: str, complaint: str) -> None:
@@ -102,6 +111,8 @@ def test_bad_lines_are_handed_on(tmp_path: Path, name: str, data: str, complaint
         ("x.json", '[\n{"a": 1}\n{"a": 2}\n]', "x.json:3: broken JSON (',' or ']' expected)"),
         ("x.json", '[\n{"a": 1},\n', "x.json:3: broken JSON"),
         ("x.json", '{"a": 1', "x.json:1: broken JSON"),
+        ("x.json", '[{"a": 1}]\ngarbage', "x.json:2: broken JSON (something follows the array) (found 'garbage')"),
+        ("x.json", '{"data": [{"a": 1}],\n"data": [{"a": 2}]}', "x.json:2: holds two lists of one name (found 'data')"),
         ("x.json", "hello", "x.json:1: is no JSON"),
         ("x.json", "", "x.json: has no rows (found an empty file)"),
         ("x.json", " \n[ ]", "x.json: has no rows"),
@@ -109,8 +120,8 @@ def test_bad_lines_are_handed_on(tmp_path: Path, name: str, data: str, complaint
         ("x.csv", "prompt\n", "x.csv: has no rows"),
         ("x.csv", 'prompt\n"a\n', "x.csv:2: broken CSV"),
         ("x.jsonl", b'{"a": "ok"}\n{"a": "\xff"}\n', "x.jsonl:2: is not UTF-8 (found byte 0xff)"),
-        ("x.json", b'[{"a": "\xff"}]', "x.json: is not UTF-8"),
-        ("x.csv", b"prompt\n\xff\n", "x.csv: is not UTF-8"),
+        ("x.json", b'[\n{"a": "\xff"}]', "x.json:2: is not UTF-8"),
+        ("x.csv", b"prompt\n\xff\n", "x.csv:2: is not UTF-8"),
         ("x.csv", "prompt,note,completion,note\na,1,b,2\n", "x.csv:1: two columns have one name (found 'note')"),
         ("x.csv", "prompt,,\na,1,2\n", "x.csv:1: two columns have one name (found '')"),
         ("x.json", '{"train": [{"a": 1}], "test": [{"a": 2}]}', "x.json: holds several lists of rows (found train, test)"),
@@ -122,6 +133,35 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str, data: str | bytes,
     with pytest.raises(DataError) as caught:
         rows(write(tmp_path / name, data))
     assert complaint in str(caught.value)
+
+
+def test_a_bad_element_of_an_array_does_not_hide_the_others(tmp_path: Path) -> None:
+    found = rows(write(tmp_path / "x.json", '{"version": 1, "data": [{"a": 1, "a": 2}, {"a": 3}], "end": [1]}'))
+    assert [value for line, value in found if line > 0] == [{"a": 3}] and len(found) == 2
+
+
+def test_cells_that_python_has_no_value_for(tmp_path: Path) -> None:
+    """Text that is no UTF-8, a time beyond the year 9999, a place that no clock knows: one row, with its number."""
+    words = pa.Array.from_buffers(pa.string(), 3, pa.array([b"a", b"\xff", b"c"], pa.binary()).buffers())
+    pyarrow.parquet.write_table(pa.table({"prompt": words}), tmp_path / "x.parquet")
+    assert rows(tmp_path / "x.parquet")[::2] == [(1, {"prompt": "a"}), (3, {"prompt": "c"})]
+    assert rows(tmp_path / "x.parquet")[1][1].startswith("x.parquet:2: prompt: cannot be read (found 'utf-8' codec")
+    for kind in (pa.timestamp("ms"), pa.timestamp("s", tz="Nowhere/City")):
+        pyarrow.parquet.write_table(pa.table({"prompt": ["a"], "at": pa.array([2**52], kind)}), tmp_path / "y.parquet")
+        assert rows(tmp_path / "y.parquet")[0][1].startswith("y.parquet:1: at: cannot be read (found ")
+
+
+def test_parquet_with_one_name_twice_or_damage(tmp_path: Path) -> None:
+    table = pa.table([pa.array(["word " * 9] * 500), pa.array(["b"] * 500)], names=["note", "note"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"^x.parquet: two columns have one name \(found 'note'\); rename or remove one$"):
+        rows(tmp_path / "x.parquet")
+    pyarrow.parquet.write_table(table.rename_columns(["a", "b"]), tmp_path / "y.parquet")
+    content = bytearray((tmp_path / "y.parquet").read_bytes())
+    content[4:60] = b"\xff" * 56
+    with pytest.raises(DataError, match=r"^y.parquet: .*$") as caught:
+        rows(write(tmp_path / "y.parquet", bytes(content)))
+    assert "\n" not in str(caught.value)
 
 
 def test_a_gz_that_was_cut(tmp_path: Path) -> None:

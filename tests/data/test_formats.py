@@ -319,6 +319,48 @@ def test_bad_rows_are_named(format: Format, values: dict[str, Any], complaint: s
     assert "\n" not in str(caught.value)
 
 
+DEEP = "[" * 3000
+UNREADABLE: list[tuple[Format, dict[str, Any], str]] = [
+    ("alpaca", {"instruction": "x", "output": "y", "history": 5}, "history: is a number, not a list of pairs (found 5)"),
+    ("prompt", {"messages": [{"role": "system", "content": ""}]}, "messages: has no turns"),
+    ("kto", {"messages": [{"role": "system", "content": ""}], "label": True}, "messages: has no turns"),
+    ("messages", {"messages": [{"role": "system", "content": ""}]}, "messages: has no turns"),
+    ("preference", {"prompt": "x", "chosen": [{"role": "system", "content": ""}], "rejected": "6"}, "chosen: has no turns"),
+    ("messages", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning_content": "\ud83d"}]},
+     "messages[1].reasoning_content: holds half a character"),
+    ("messages", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning_content": ["z"]}]},
+     "messages[1].reasoning_content: is a list, not text"),
+    ("messages", {"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y", "reasoning": "a", "thinking": "b"}]},
+     "messages[1].thinking: a second reasoning: the turn has another (found 'b')"),
+    ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"name": "f", "arguments": '{"a": "\\ud83d"}'}]}]},
+     "messages[0].tool_calls: holds half a character"),
+    ("messages", {"messages": [{"role": "assistant", "tool_calls": [{"name": "f"}], "function_call": {"name": "g"}}]},
+     "messages[0].function_call: is given beside tool_calls"),
+    ("messages", {"messages": [{"role": "user", "content": "x"}], "tools": [{"name": "\ud83d"}]}, "tools: holds half a character"),
+    ("prompt_completion", {"prompt": "x", "completion": "y", "images": ["\ud800.png"]}, "images[0]: holds half a character"),
+    ("messages", {"messages": [{"role": "assistant", "content": "x", "weight": 1e39}]}, "messages[0].weight: a weight too large or too small"),
+    ("messages", {"messages": [{"role": "assistant", "content": "x", "loss": 1e-50}]}, "messages[0].loss: a weight too large or too small"),
+    ("prompt_completion", {"prompt": "x", "completion": "y", "system": "a", "system_prompt": "b"}, "system_prompt: a second system text"),
+    ("preference", {"prompt": "x", "chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "5"}],
+                    "rejected": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}, {"role": "assistant", "content": "6"}]},
+     "rejected: begins with other turns than chosen"),
+    ("preference", {"prompt": "x", "chosen": "5", "rejected": "6", "messages": [{"role": "user", "content": "z"}]},
+     "messages: begins with another prompt than the row's"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("format", "values", "complaint"), UNREADABLE)
+def test_what_no_turn_can_hold_is_named(format: Format, values: dict[str, Any], complaint: str) -> None:
+    test_bad_rows_are_named(format, values, complaint)
+
+
+@pytest.mark.parametrize("file", ["a.jsonl", "a.csv"])
+def test_brackets_without_end_are_a_text(file: str) -> None:
+    row = Row({"prompt": DEEP, "completion": "5"}, Origin(file=file, line=1))
+    (record,) = read_row(row, "prompt_completion", "conversation")
+    assert isinstance(record, Conversation) and record.messages[0].text == DEEP
+
+
 def rows(*values: dict[str, Any]) -> list[Row]:
     return [Row(each, Origin(file="a", line=number)) for number, each in enumerate(values, 1)]
 
@@ -344,6 +386,93 @@ def test_an_answer_that_is_json_stays_text() -> None:
     for answer in ('{"role": "admin"}', '[1, 2]', '{"role": broken'):
         record = read({"prompt": "2+3?", "completion": answer}, "conversation")
         assert isinstance(record, Conversation) and record.messages[1].text == answer
+
+
+def test_only_cells_of_csv_hold_turns_as_json() -> None:
+    values = {"prompt": '[{"role": "user", "content": "2+3?"}]', "completion": '{"role": "assistant", "content": "5"}'}
+    record = read(values, "conversation")
+    assert isinstance(record, Conversation)
+    assert [message.text for message in record.messages] == [values["prompt"], values["completion"]]
+    (record,) = read_row(Row(values, Origin(file="a.CSV", line=1)), "prompt_completion", "conversation")
+    assert isinstance(record, Conversation) and record.messages == (USER, ANSWER)
+
+
+RULES, EARLIER = Message("system", "Brief."), (Message("user", "1+1?"), Message("assistant", "2"))
+
+
+def turns_of(*messages: Message) -> list[dict[str, Any]]:
+    return [{"role": message.role, "content": message.content} for message in messages]
+
+
+@pytest.mark.parametrize("answers", [
+    {"chosen": turns_of(RULES, *EARLIER, USER, ANSWER), "rejected": turns_of(RULES, *EARLIER, USER, Message("assistant", "6"))},
+    {"chosen": turns_of(RULES, *EARLIER, USER, ANSWER), "rejected": "6"},
+    {"chosen": "5", "rejected": "6", "messages": turns_of(RULES, *EARLIER, USER)},
+    {"chosen": "5", "rejected": "6", "messages": turns_of(RULES, *EARLIER, USER, ANSWER)},
+    {"chosen": "5", "rejected": "6", "messages": turns_of(*EARLIER, USER), "system": "Brief."},
+    {"chosen": "5", "rejected": "6", "history": [["1+1?", "2"]], "system_prompt": "Brief."},
+])  # fmt: skip
+def test_a_prompt_takes_what_its_answers_say_before_it(answers: dict[str, Any]) -> None:
+    record = read({"prompt": "2+3?", **answers}, "preference")
+    assert isinstance(record, Preference)
+    assert (record.prompt, record.chosen) == ((RULES, *EARLIER, USER), (ANSWER,))
+    assert record.rejected == (Message("assistant", "6"),)
+
+
+@pytest.mark.parametrize(("kind", "values"), [
+    ("ranking", {"prompt": "2+3?", "responses": ["5", "6"], "rankings": [1, 2]}),
+    ("scored", {"prompt": "2+3?", "responses": ["5", "6"], "rewards": [1, 0]}),
+    ("scored", {"prompt": "2+3?", "responses": ["5", "6"], "weights": [1, 0]}),
+    ("scored", {"instruction": "2+3?", "completions": [{"response": "5", "overall_score": 1}]}),
+    ("preference", {"prompt": "2+3?", "response_0": "5", "response_1": "6", "better_response_id": 0}),
+    ("conversation", {"system_prompt": "", "system": "Brief.", "question": "2+3?", "response": "5"}),
+    ("conversation", {"instruction": "2+3?", "instances": [{"input": "", "output": "5"}]}),
+    ("conversation", {"question": "2+3?", "answer": "#### 5"}),
+    ("conversation", {"prompt": [{"role": "user", "content": "2+3?"}], "completion": "5"}),
+])  # fmt: skip
+def test_every_format_reads_system_history_and_tools(kind: RecordKind, values: dict[str, Any]) -> None:
+    record = read({"system_prompt": "Brief.", **values, "history": [["1+1?", "2"]], "tools": [{"name": "add"}]}, kind)
+    messages = record.messages if isinstance(record, Conversation | Prompt) else record.prompt
+    assert messages[:4] == (RULES, *EARLIER, USER) and record.tools
+
+
+def test_tools_go_along_into_pairs_and_prompts() -> None:
+    values = {"prompt": "2+3?", "responses": ["5", "6"], "rankings": [1, 2], "tools": [{"name": "add"}]}
+    kinds: tuple[RecordKind, ...] = ("preference", "prompt")
+    for kind in kinds:
+        record = read(values, kind)
+        assert isinstance(record, Preference | Prompt) and record.tools
+
+
+@pytest.mark.parametrize("values", [
+    {"instruction": "Add.", "input": "2 and 3", "completions": [{"response": "5", "overall_score": 1}]},
+    {"instruction": "Add.", "input": "2 and 3", "instances": [{"input": "", "output": "5"}]},
+])  # fmt: skip
+def test_an_input_belongs_to_the_instruction(values: dict[str, Any]) -> None:
+    record = read(values, "prompt")
+    assert isinstance(record, Prompt) and record.messages == (Message("user", "Add.\n2 and 3"),)
+
+
+@pytest.mark.parametrize("label", [0.0, 1.0, 0, True, "0.0", "1.0"])
+def test_labels_as_numbers(label: Any) -> None:
+    record = read({"prompt": "2+3?", "completion": "5", "label": label}, "rating")
+    assert isinstance(record, Rating) and record.label == bool(float(label))
+
+
+def test_calls_and_thoughts_under_older_names() -> None:
+    call = {"name": "add", "arguments": '{"a": 2}'}
+    turns = [{"role": "user", "content": "2+3?"}, {"role": "assistant", "content": "Let me add.", "function_call": call},
+             {"role": "assistant", "content": "5", "thinking": "easy", "function_call": {"name": None, "arguments": None}}]  # fmt: skip
+    record = read({"messages": turns}, "conversation")
+    assert isinstance(record, Conversation)
+    assert record.messages[1] == Message("assistant", "Let me add.", tool_calls=({"name": "add", "arguments": {"a": 2}},))
+    assert record.messages[2] == Message("assistant", "<think>\neasy\n</think>\n\n5")
+
+
+def test_gsm8k_keeps_a_column_of_the_row() -> None:
+    values = {"question": "2+3?", "answer": "#### 5", "final": "five"}
+    record = read(values, "conversation")
+    assert isinstance(record, Conversation) and record.columns["final"] == "five"
 
 
 def test_a_topic_is_no_label() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,11 +19,12 @@ from hypothesis import strategies as st
 from tests.data.drawn import bytes_of_drawing, draw, png_header
 from whet.config.data import Data
 from whet.data.convert import convert, writer_of
+from whet.data.decode import BadPicture
 from whet.data.doctor import check
 from whet.data.hub import _raw, read_hub
 from whet.data.ledger import Ledger
 from whet.data.picture_check import with_sound_pictures
-from whet.data.picture_files import url_of
+from whet.data.picture_files import bytes_of, signature, url_of
 from whet.data.sources import read_records
 from whet.data.thin import kept_places, thinned
 from whet.errors import DataError
@@ -192,7 +194,6 @@ def test_pictures_without_marks_beside_turns(tmp_path: Path) -> None:
     both = {"chosen": [*turns, ANSWER], "rejected": [*turns, {"role": "assistant", "content": "A dog."}]}
     kinds: list[tuple[dict[str, Any], RecordKind]] = [
         ({"prompt": turns, "completion": "It."}, "conversation"),
-        ({"prompt": json.dumps(turns), "completion": "It."}, "conversation"),
         ({"prompt": turns}, "prompt"),
         ({"prompt": turns, "completion": "It.", "label": True}, "rating"),
         (both, "preference"),
@@ -234,6 +235,10 @@ def test_parts_as_other_services_write_them(tmp_path: Path, cache: Path) -> None
         (asked("<image>?", images=["data:image/png;base64,@@"]), "images[0]: the picture's data: URL is broken base64"),
         (asked("<image>?", images=[7]), "images[0]: is not the path of a picture (found"),
         (asked("<image>?", images=[""]), "images[0]: is not the path of a picture (found"),
+        (
+            asked([{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}], images=["b.png"]),
+            "images: other pictures than those named in the turns (found [",
+        ),
         (asked("?", videos=["a.mp4"]), "videos: is not supported"),
         (asked("<image>?", images=["a.png"], image="a.png"), "images: two columns hold pictures: images and image"),
         (
@@ -250,6 +255,34 @@ def test_bad_rows_are_one_line_and_counted(row: dict[str, Any], words: str, tmp_
     assert str(caught.value).startswith(f"{path}:2: {words}"), str(caught.value)
     records, ledger = read_records(Data(files=(path,), on_bad_row="drop"), ("conversation",))
     assert len(records) == 1 and (ledger.read, ledger.kept, ledger.num_dropped) == (2, 1, 1)
+
+
+PDF = base64.b64encode(b"%PDF-1.7" + bytes(300)).decode()
+
+
+@pytest.mark.parametrize("name", ["x" * 300 + ".png", PDF, "~nouser/x.png"])
+def test_what_no_file_can_be_called_is_a_missing_picture(name: str, tmp_path: Path) -> None:
+    (record,) = read(write(tmp_path / "a.jsonl", asked("<image>?", images=[name])))
+    with pytest.raises(BadPicture, match=r"the picture (cannot be read|is missing)"):
+        bytes_of(shown(record)[0].value)
+
+
+def test_pictures_named_twice_are_the_same_by_path_or_bytes(tmp_path: Path) -> None:
+    picture = draw(tmp_path / "a.png")
+    parts = [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]
+    for images in (["a.png"], [base64.b64encode(picture.read_bytes()).decode()]):
+        (record,) = read(write(tmp_path / "a.jsonl", asked(parts, images=images)))
+        assert [part.type for part in shown(record)] == ["image", "text"]
+
+
+def test_a_file_put_in_the_place_of_another_has_another_signature(tmp_path: Path) -> None:
+    before, after = tmp_path / "a.png", tmp_path / "b.png"
+    for path in (before, after):
+        path.write_text(path.name)
+        os.utime(path, ns=(1, 1))
+    first = signature(str(before))
+    after.replace(before)
+    assert first is not None and first != signature(str(before)) == signature(str(before))
 
 
 def test_check_names_every_bad_picture(tmp_path: Path) -> None:

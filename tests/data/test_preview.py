@@ -95,3 +95,23 @@ def test_a_picture_that_has_changed_is_shown_anew(tmp_path: Path) -> None:
     assert thumbnail(str(path)) == first
     draw(path, 300, 80, seed=9)
     assert thumbnail(str(path)) != first
+
+
+def test_names_of_files_are_no_markup(tmp_path: Path) -> None:
+    (tmp_path / "x[").mkdir()
+    for name in ("x[/]y.jsonl", "[bold]x.jsonl"):
+        path = write(tmp_path / name, {"prompt": "a", "completion": "b"})
+        assert f"{name}:1  conversation" in shown(path, None)
+
+
+def test_turns_without_weight_are_not_shown_as_trained(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "bad", "weight": 0}]
+    more = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "good"}]
+    text = shown(write(tmp_path / "a.jsonl", {"messages": [*turns, *more]}), None)
+    assert "assistant: bad" in text and "«assistant: bad" not in text and "«assistant: good" in text
+
+
+def test_a_page_where_nothing_can_be_written(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})
+    with pytest.raises(DataError, match=r"cannot write \(found File name too long\)"):
+        shown(path, None, tmp_path / ("x" * 300))

@@ -7,6 +7,7 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -237,6 +238,54 @@ def test_turns_the_template_refuses() -> None:
     record = Conversation(messages=(TWO_TURNS[0], *TWO_TURNS), origin=Origin(file="a.jsonl", line=3))
     with pytest.raises(DataError, match=r"a\.jsonl:3: .*Roles must alternate"):
         renderer(T.MODEL_ROLE).conversation(record)
+
+
+ADD = ({"type": "function", "function": {"name": "add", "parameters": {}}},)
+CALL = Message("assistant", "", tool_calls=({"name": "add", "arguments": {"a": 2}},))
+WITH_TOOLS = (TWO_TURNS[0], CALL, Message("tool", "5"), TWO_TURNS[1])
+RULES = Message("system", "Be brief.")
+
+
+@pytest.mark.parametrize(("messages", "tools", "complaint"), [
+    (TWO_TURNS, ADD, "tools: the chat template leaves out which tools there are"),
+    (WITH_TOOLS[:2], (), "messages[1].tool_calls: the chat template leaves out the calls of tools"),
+    ((*TWO_TURNS[:2], *WITH_TOOLS[2:]), (), "messages[2]: the chat template leaves out the turns of tools"),
+    ((RULES, RULES, *TWO_TURNS), (), "messages[1]: the chat template leaves out one of two system turns"),
+    ((RULES, *TWO_TURNS[:2], RULES, *TWO_TURNS[2:]), (), "messages[3]: the chat template leaves out one of two"),
+    ((*TWO_TURNS[:2], RULES, *TWO_TURNS[2:]), (), "messages[2]: the chat template leaves out a system turn after the"),
+])  # fmt: skip
+def test_what_the_template_leaves_out_is_refused(
+    messages: tuple[Message, ...], tools: tuple[dict[str, Any], ...], complaint: str
+) -> None:
+    record = Conversation(messages=messages, tools=tools, origin=Origin(file="a.jsonl", line=7))
+    with pytest.raises(DataError) as caught:
+        renderer(T.NO_TOOLS).conversation(record)
+    assert str(caught.value).startswith(f"a.jsonl:7: {complaint}")
+    assert len(renderer(T.CHATML).conversations(record)) == 1
+
+
+def test_a_template_that_keeps_the_last_system_turn_alone() -> None:
+    by = renderer(T.LAST_SYSTEM)
+    assert by.conversation(Conversation(messages=(*TWO_TURNS[:2], RULES, *TWO_TURNS[2:])))
+    for messages in ((RULES, RULES, *TWO_TURNS), (RULES, *TWO_TURNS[:2], RULES, *TWO_TURNS[2:])):
+        with pytest.raises(DataError, match="leaves out one of two system turns"):
+            by.conversation(Conversation(messages=messages))
+
+
+def test_a_template_with_wishes_can_still_write_tools() -> None:
+    by = renderer(T.STRICT_TOOLS)
+    assert_exact(by, Conversation(messages=WITH_TOOLS, tools=ADD))
+    with pytest.raises(DataError, match=r"refuses these turns .*system turns come first"):
+        by.conversation(Conversation(messages=(*TWO_TURNS[:2], RULES, *TWO_TURNS[2:])))
+
+
+def test_tools_nested_too_deep_are_one_line() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(3000):
+        deep = {"a": deep}
+    tools = ({"type": "function", "function": {"name": "add", "parameters": deep}},)
+    with pytest.raises(DataError, match="the chat template refuses these turns"):
+        renderer(T.CHATML).conversation(Conversation(messages=TWO_TURNS, tools=tools))
 
 
 def test_pictures_are_refused_by_name() -> None:

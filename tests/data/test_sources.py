@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from whet.config.data import Data, Source
+from whet.data.detect import LEVELS
 from whet.data.ledger import Ledger
 from whet.data.lines import ranges
 from whet.data.sources import read_records, split_records, stream_records
@@ -134,6 +135,52 @@ def test_columns_by_other_names(tmp_path: Path) -> None:
         read_records(Data(files=(path,), columns={"promt": "frage"}), ("preference",))
 
 
+def test_a_mapped_column_must_be_there_and_have_no_rival(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"instruction": "NATIVE", "output": "a", "frage": "MINE"}])
+    for theirs, complaint in {
+        "nope": r"a\.jsonl: instruction: no row has the column that data\.columns names \(found 'nope'\)",
+        "frage": r"a\.jsonl:1: instruction: is there beside the column .* \(found columns instruction and frage\)",
+    }.items():
+        with pytest.raises(DataError, match=complaint):
+            read_records(Data(files=(path,), columns={"instruction": theirs}), ("conversation",))
+    swapped = {"instruction": "output", "output": "instruction"}
+    (record,), _ = read_records(Data(files=(path,), columns=swapped), ("conversation",))
+    assert words([record]) == ["a"] and record.columns == {"frage": "MINE"}
+
+
+GRADED = [
+    {"prompt": "q", "answer": "good", "rejected": "bad"}, {"prompt": "q", "completion": "bad", "label": False},
+    {"prompt": "q", "response": "bad", "reward": -5}, {"prompt": "q", "responses": ["a"], "weights": [1]},
+    {"prompt": "q", "responses": ["a"], "rankings": [1]}, {"instruction": "q", "completions": [{"response": "a"}]},
+    {"prompt": "q", "response_0": "a", "response_1": "b", "better_response_id": 1},
+    {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+]  # fmt: skip
+FORMATS = ("preference", "kto", "scored", "weighted", "ranking", "ultrafeedback", "pku", "hh")
+
+
+@pytest.mark.parametrize(("row", "format"), [*zip(GRADED, FORMATS, strict=True)], ids=FORMATS)
+def test_graded_answers_far_down_a_file_are_not_learnt(tmp_path: Path, row: dict[str, Any], format: str) -> None:
+    assert set(FORMATS) == set(LEVELS[0])
+    path = write(tmp_path / "a.jsonl", [*({"prompt": f"q{n}", "completion": "a"} for n in range(100)), row])
+    with pytest.raises(DataError, match=rf"a\.jsonl:101: a {format} row among prompt_completion rows .*data\.format=prompt_c"):
+        read_records(Data(files=(path,)), ("conversation",))
+    _, ledger = read_records(Data(files=(path,), on_bad_row="drop"), ("conversation",))
+    assert (ledger.kept, ledger.num_dropped) == (100, 1)
+
+
+def test_a_format_that_was_given_holds_for_every_row(tmp_path: Path) -> None:
+    rows = [*({"prompt": f"q{n}", "completion": "a"} for n in range(100)), GRADED[1]]
+    data = Data(files=(write(tmp_path / "a.jsonl", rows),), format="prompt_completion")
+    assert len(read_records(data, ("conversation",))[0]) == 101
+
+
+def test_sound_rows_behind_many_broken_ones_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("{broken\n" * 250 + '{"prompt": "a", "completion": "b"}\n' * 3)
+    records, ledger = read_records(Data(files=(str(path),), on_bad_row="drop"), ("conversation",))
+    assert (len(records), ledger.num_dropped, ledger.formats) == (3, 250, {str(path): "prompt_completion"})
+
+
 def test_plain_lines_are_prompts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     records, _ = read_records(Data(files=(str(tmp_path / "a.txt"),)), ("prompt",))
@@ -173,6 +220,32 @@ def test_names_that_do_not_exist(tmp_path: Path, in_tmp: Path) -> None:
         with pytest.raises(DataError) as caught:
             read_records(Data(files=(name,)), ("conversation",), folders={"sft-1": tmp_path})
         assert complaint in str(caught.value)
+
+
+def test_paths_that_cannot_be_reached(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (in_tmp / "loop.jsonl").symlink_to("loop.jsonl")
+    (in_tmp / "locked").mkdir()
+    real = Path.iterdir
+
+    def refused(self: Path) -> Any:
+        if self.name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return real(self)
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    for name, complaint in {
+        "x" * 300: "cannot be reached (found File name too long)",
+        "~nouser/x.jsonl": "~nouser/x.jsonl: names no home",
+        "loop.jsonl": "loop.jsonl: is a link that leads to no file (found loop.jsonl)",
+        "locked": "locked: cannot be reached (found Permission denied)",
+        ".": ".: no data files in this folder",
+    }.items():
+        with pytest.raises(DataError) as caught:
+            read_records(Data(files=(name,)), ("conversation",))
+        assert complaint in str(caught.value)
+    for folder in ("x" * 300, "~nouser"):
+        with pytest.raises(DataError, match=r"data\.image_folder: (cannot be reached|names no home)"):
+            read_records(Data(files=(write(in_tmp / "a.jsonl", alpaca("a")),), image_folder=folder), ("conversation",))
 
 
 def test_files_of_earlier_stages_keep_their_short_name(tmp_path: Path) -> None:
@@ -289,6 +362,9 @@ def test_registry(tmp_path: Path) -> None:
         ({}, "file_name: names no data"),
         ({"file_name": "b.jsonl"}, "b.jsonl: no such file; did you mean"),
         ({"file_name": "a.jsonl", "num_samples": 0}, "num_samples: is not a positive number"),
+        ({"hf_hub_url": 5}, "[x]: hf_hub_url: is a number, not a text (found 5)"),
+        ({"file_name": "a.jsonl", "tags": {"role_tag": ["a"]}}, "[x]: tags.role_tag: is a list, not a text"),
+        ({"file_name": "a.jsonl", "columns": {"prompt": 5}}, "[x]: columns.prompt: is a number, not a text"),
     ],
 )
 def test_registry_mistakes(tmp_path: Path, entry: dict[str, Any], complaint: str) -> None:

@@ -424,8 +424,30 @@ def test_held_out_rows_of_blocks_are_those_of_the_whole(
     monkeypatch.setattr(blocks, "BLOCK_BYTES", 2000)
     made = tokenise.tokenise(data, PAIRS, renderer)
     records, _ = read_records(data, PAIRS)
-    train, held = split_records(records, 0.2, data.seed)
     kept = {row.origin for row in made.rows}
-    assert [row.origin for row in made.rows[: made.num_train]] == [r.origin for r in train if r.origin in kept]
-    assert [row.origin for row in made.rows[made.num_train :]] == [r.origin for r in held if r.origin in kept]
+    train, held = split_records([record for record in records if record.origin in kept], 0.2, data.seed)
+    assert [row.origin for row in made.rows[: made.num_train]] == [record.origin for record in train]
+    assert [row.origin for row in made.rows[made.num_train :]] == [record.origin for record in held]
     assert len(held) > 20 and len(kept) < 200
+
+
+def test_rows_are_held_out_of_those_that_are_left(tmp_path: Path, renderer: Renderer) -> None:
+    """Which row is too long to be used decides nothing, and where none could be held out that is said."""
+    rows = [{"prompt": "q" * n, "chosen": "a", "rejected": "b"} for n in (1, 2, 900)]
+    for seed in range(5):
+        data = Data(files=(write(tmp_path / "a.jsonl", rows),), eval_fraction=0.5, seed=seed, max_length=99)
+        assert tokenise.tokenise(data, PAIRS, renderer).account["rows"] == {"train": 1, "eval": 1}
+    with pytest.raises(DataError, match=r"eval_fraction: all rows have the same prompt.* \(found 1 row left\)"):
+        data = Data(files=(write(tmp_path / "b.jsonl", rows[1:]),), eval_fraction=0.5, max_length=99)
+        tokenise.tokenise(data, PAIRS, renderer)
+    held = write(tmp_path / "c.jsonl", rows[2:])
+    with pytest.raises(DataError, match=r"c\.jsonl: no rows left \(found 1 read, 0 kept"):
+        data = Data(files=(write(tmp_path / "a.jsonl", rows),), eval_files=(held,), max_length=99)
+        tokenise.tokenise(data, PAIRS, renderer)
+
+
+def test_rows_are_made_where_there_is_no_home(
+    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WHET_CACHE", "~nouser/cache")
+    assert len(tokenise.tokenise(Data(files=(write(tmp_path / "a.jsonl", pairs(3)),)), PAIRS, renderer).rows) == 3

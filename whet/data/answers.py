@@ -64,7 +64,7 @@ def _not_negative(lead: float, field: str, found: str, origin: Origin) -> float:
 
 
 def tools_of(record: Answered) -> Sequence[Mapping[str, Any]]:
-    return record.tools if isinstance(record, Preference | Rating) else ()
+    return record.tools
 
 
 def _only(turns: Sequence[Message], field: str, origin: Origin) -> Message:

@@ -95,13 +95,16 @@ def row_blocks(rows: Iterator[Row | DataError]) -> Iterator[Block]:
 
 def _line_blocks(path: Path, name: str, kind: Literal["json", "text"]) -> Iterator[Block]:
     packed = path.name.lower().endswith(".gz")
-    first, start, rest = 1, 0, b""
+    first, start, rest = 1, 0, list[bytes]()
     with open_file(path) as handle:
         while True:
             read = handle.read(BLOCK_BYTES)
-            # A block ends behind the last line end; a line longer than a block grows until its end comes.
-            size = read.rfind(b"\n") + 1 if read else 0
-            content, rest = (rest + read[:size], read[size:]) if size or not read else (b"", rest + read)
+            # A block ends behind the last line end; of a line longer than a block the pieces wait until its end comes.
+            size = read.rfind(b"\n") + 1
+            if read and not size:
+                rest.append(read)
+                continue
+            content, rest = b"".join((*rest, read[:size])), [read[size:]]
             if content:
                 end = start + len(content)
                 yield LineBlock(

@@ -12,14 +12,13 @@ from dataclasses import replace
 from typing import Any
 
 from whet.data.images import place_images
-from whet.data.messages import parse_message, parse_messages, read_messages, with_system
+from whet.data.messages import is_turn, parse_message, parse_messages, read_messages, with_system
 from whet.data.row import Row, kind_of_value
 from whet.data.tools import read_tools
 from whet.schema.records import Conversation, Message
 
 PROMPT_NAMES = ("prompt", "question", "query", "problem", "instruction")
 ANSWER_NAMES = ("completion", "answer", "response", "output")
-SYSTEM_NAMES = ("system", "system_prompt")
 TURNS_NAMES = ("messages", "conversations", "conversation")
 
 _FINAL = re.compile(r"####\s*(\S[^\n]*)")
@@ -27,7 +26,7 @@ _FINAL = re.compile(r"####\s*(\S[^\n]*)")
 
 def conversation(row: Row, messages: tuple[Message, ...]) -> Conversation:
     """What all formats share: system column, pictures, tools, and the columns nobody asked for."""
-    messages = place_images(row, with_system(row, messages, *SYSTEM_NAMES), listed=has_turns(row))
+    messages = place_images(row, with_system(row, messages), listed=has_turns(row))
     tools = read_tools(row)
     return Conversation(messages=messages, tools=tools, columns=row.rest(), origin=row.origin)
 
@@ -39,7 +38,9 @@ def has_turns(row: Row) -> bool:
     """
     names = (*TURNS_NAMES, *PROMPT_NAMES, "chosen")  # the answers hold the prompt where it has no column of its own
     name = next((name for name in names if row.was_read(name)), None)
-    read = _structured(row.values[name]) if name is not None else None
+    if name in TURNS_NAMES:
+        return True
+    read = None if name is None else _structured(row, name)
     if name in PROMPT_NAMES and isinstance(read, list):
         spoken = [turn for turn in read if isinstance(turn, dict) and turn.get("role") == "user"]
         return len(spoken) != 1
@@ -61,7 +62,10 @@ def instruction(row: Row) -> str:
 
 def history(row: Row) -> tuple[Message, ...]:
     turns: list[Message] = []
-    for index, pair in enumerate(row.opened(row.maybe("history"), "history") or ()):
+    pairs = row.opened(row.maybe("history"), "history") or ()
+    if not isinstance(pairs, list | tuple):
+        raise row.error(f"is {kind_of_value(pairs)}, not a list of pairs", field="history", found=pairs)
+    for index, pair in enumerate(pairs):
         field = f"history[{index}]"
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise row.error(f"is {kind_of_value(pair)}, not a [question, answer] pair", field=field, found=pair)
@@ -89,48 +93,54 @@ def prompt_turns(row: Row) -> tuple[Message, ...]:
         return read_messages(row, row.which(TURNS_NAMES))
     if name == "instruction":
         return (*history(row), Message("user", instruction(row)))
-    value = _structured(row.take(name))
-    match value:
-        case list():
-            return parse_messages(row, value or row.listed(name), name)
-        case dict():
-            return (parse_message(row, value, name),)
-        case _:
-            text = row.text(name)
-            return transcript(row, text, name) if text.startswith(HUMAN) else (*history(row), Message("user", text))
+    turns = _written_turns(row, name)
+    if turns is None:
+        text = row.text(name)
+        turns = transcript(row, text, name) if text.startswith(HUMAN) else (Message("user", text),)
+    rules = turns[:1] if turns[0].role == "system" else ()
+    return (*rules, *history(row), *turns[len(rules) :])
 
 
 def answer_turns(row: Row, name: str) -> tuple[Message, ...]:
     """The turns of an answer: a text, one message, or a list of them."""
-    value = _structured(row.take(name))
+    turns = _written_turns(row, name)
+    return (Message("assistant", row.text(name)),) if turns is None else turns
+
+
+def _written_turns(row: Row, name: str) -> tuple[Message, ...] | None:
+    """The turns of a column that holds one or a list of them; None where it holds a text."""
+    row.take(name)
+    value = _structured(row, name)
     match value:
         case list():
             return parse_messages(row, value or row.listed(name), name)
         case dict():
             return (parse_message(row, value, name),)
         case _:
-            return (Message("assistant", row.text(name)),)
+            return None
 
 
-def _structured(value: Any) -> Any:
-    """Turns written as JSON inside a string (CSV cells) are opened; any other text is what somebody said."""
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+def _structured(row: Row, name: str) -> Any:
+    """The value. Turns that a cell of CSV holds as JSON are opened; any other text is what somebody said."""
+    value = row.values[name]
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not _is_csv(row):
         return value
     try:
         opened = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
     turns = opened if isinstance(opened, list) else [opened]
-    return opened if turns and all(_is_turn(turn) for turn in turns) else value
+    return opened if turns and all(map(is_turn, turns)) else value
 
 
-def _is_turn(value: object) -> bool:
-    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
+def _is_csv(row: Row) -> bool:
+    """Whether cells are all text, so that turns can only be written as JSON."""
+    return row.origin.file.lower().endswith(".csv")
 
 
 def self_instruct(row: Row) -> Iterator[Conversation]:
     """A task with its `instances`: one conversation each."""
-    task = row.text("instruction")
+    task, earlier = instruction(row), history(row)
     for index, instance in enumerate(row.listed("instances")):
         field = f"instances[{index}]"
         if not isinstance(instance, dict):
@@ -138,18 +148,20 @@ def self_instruct(row: Row) -> Iterator[Conversation]:
         inner = Row({f"{field}.{key}": value for key, value in instance.items()}, row.origin)
         extra = inner.maybe_text(f"{field}.input")
         user = Message("user", f"{task}\n{extra}" if extra.strip() else task)
-        yield conversation(row, (user, Message("assistant", inner.text(f"{field}.output"))))
+        yield conversation(row, (*earlier, user, Message("assistant", inner.text(f"{field}.output"))))
 
 
 def openorca(row: Row) -> Conversation:
     """`system_prompt` (may be empty), `question`, `response`."""
-    return conversation(row, (Message("user", row.text("question")), Message("assistant", row.text("response"))))
+    turns = (Message("user", row.text("question")), Message("assistant", row.text("response")))
+    return conversation(row, (*history(row), *turns))
 
 
 def gsm8k(row: Row) -> Conversation:
     """A worked answer that ends in `#### 72`: learnt as it stands, calculator notes `<<48/2=24>>` included.
 
-    The final number is kept in the column `final`, and becomes the reference where the rows are read as prompts.
+    The final number is kept in the column `final`, unless the row has one of its own, and becomes the reference where
+    the rows are read as prompts.
     """
     answer = row.text("answer")
     final = final_answer(answer)
@@ -160,9 +172,9 @@ def gsm8k(row: Row) -> Conversation:
             found=answer[-40:],
             fix="set data.format=prompt_completion if the answers have none",
         )
-    turns = (Message("user", row.text("question")), Message("assistant", answer))
+    turns = (*history(row), Message("user", row.text("question")), Message("assistant", answer))
     record = conversation(row, turns)
-    return replace(record, columns={**record.columns, "final": final})
+    return record if "final" in row else replace(record, columns={**record.columns, "final": final})
 
 
 def final_answer(answer: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,8 @@ from whet.data.formats import OWN_ANSWER
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.places import pictures_in
+from whet.data.reach import free
+from whet.data.row import finite, quote
 from whet.data.sources import places_of, stream_records
 from whet.errors import ConfigError, DataError, nearest
 from whet.schema.records import Conversation, Message, Origin, Preference, Prompt, Rating, Record, RecordKind
@@ -43,20 +46,32 @@ def convert(path: str, data: Data, to: str, out: str) -> Ledger:
             "cannot be written", field="to", found=repr(to), fix=f"use {nearest(to, TARGETS) or ', '.join(TARGETS)}"
         )
     target = Path(out)
-    if target.exists():
-        raise DataError("exists already, and is not overwritten", file=out, fix="choose another name or remove it")
+    free(target)
     ledger, writer, beside = Ledger(), writer_of(to), Beside(target)
     records = stream_records(data, (TARGETS[to],), ledger, places=places_of(data, {}, (path,)))
     rows = (_row(writer(beside.record(record)), record) for record in records)
-    _write(target, (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows), beside)
+    _write(target, (_line(row) + "\n" for row in rows), beside)
     return ledger
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A row in JSON: null for numbers that are none, base64 for bytes, as text what else JSON has no form for."""
+    try:
+        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=_plain)
+    except ValueError:
+        return json.dumps(finite(row), ensure_ascii=False, default=_plain)
+
+
+def _plain(value: object) -> str:
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _write(target: Path, lines: Iterable[str], beside: Beside) -> None:
     """The lines as they come, then the pictures; nothing is left where something goes wrong."""
-    temporary = target.with_name(f".{target.name}.tmp{os.getpid()}")
-    folder_is_new = not target.parent.exists()
+    temporary = target.with_name(f".whet-{os.getpid()}.tmp")
+    folder_is_new = False
     try:
+        folder_is_new = not target.parent.exists()
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("w", encoding="utf-8") as handle:
             handle.writelines(lines)
@@ -74,6 +89,17 @@ def _write(target: Path, lines: Iterable[str], beside: Beside) -> None:
 
 
 def _row(fields: Mapping[str, Any], record: Record) -> dict[str, Any]:
+    """The fields of the format, and the columns that nobody claimed. Raises DataError where both have one name."""
+    for name, value in record.columns.items():
+        if name in fields and fields[name] not in (value, str(value)):
+            raise DataError(
+                "is a column of the row, and what is written has another of this name",
+                file=record.origin.file,
+                line=record.origin.line,
+                field=name,
+                found=quote(value),
+                fix="rename or remove the column",
+            )
     return {**fields, **{name: value for name, value in record.columns.items() if name not in fields}}
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from whet.config.data import Data
 from whet.data.decode import BadPicture
+from whet.data.fit import OVERLONG
 from whet.data.formats import read_row
 from whet.data.ledger import Ledger
 from whet.data.lines import Lines
@@ -23,7 +24,7 @@ from whet.data.row import Row
 from whet.data.sources import fewer_pictures
 from whet.data.split import prompt_key
 from whet.data.tokens import LengthOf, texts_of
-from whet.errors import DataError, UserError
+from whet.errors import DataError
 from whet.schema.records import Origin, Preference, Record, kind_of
 
 SHOWN = 1000
@@ -95,6 +96,11 @@ class Examined:
         self.ledger.refuse_error(error)
         self.bad_rows.add(Origin(file=error.file or "", line=error.line or 0), str(error))
 
+    def drop(self, error: DataError, origin: Origin) -> None:
+        """A record that was read, but cannot be used as it is."""
+        self.ledger.drop(error.problem, origin, str(error))
+        self.bad_rows.add(origin, str(error))
+
 
 class Examiner:
     """Looks at portions. A process that looks at several remembers their pictures."""
@@ -104,7 +110,8 @@ class Examiner:
         self._pictures: Recent[str, Size | BadPicture] = Recent(REMEMBERED)
 
     def examine(self, portion: Portion) -> Examined:
-        """Never raises for what is wrong with rows."""
+        """Raises DataError for a row that stops training though bad rows are dropped, ModelError where the template
+        itself is at fault; else what is wrong with rows is noted."""
         found = Examined(file="", pictures=PictureCheck(_seen=self._pictures))
         rows, prompts = Contents(), Contents()
         characters, tokens = list[int](), list[int]()
@@ -141,8 +148,7 @@ class Examiner:
             if self._data.max_images is not None:
                 record = fewer_pictures(record, self._data.max_images, found.ledger)
             if (bad := found.pictures.problem(record)) is not None:
-                found.bad_rows.add(record.origin, str(bad))
-                found.ledger.drop(bad.problem, record.origin, str(bad))
+                found.drop(bad, record.origin)
                 continue
             if isinstance(record, Preference) and record.chosen == record.rejected:
                 found.warn("chosen equals rejected: nothing to learn", record.origin)
@@ -161,10 +167,18 @@ class Examiner:
             )
         try:
             total, prompt = length_of(record)
-        except UserError as error:
-            found.warn(f"cannot be rendered: {error.problem}", origin)
+        except DataError as error:
+            found.drop(error, origin)
             return []
-        if prompt >= most:
+        if total > most and self._data.on_overlong == "error":
+            refused = DataError(
+                OVERLONG, file=origin.file, line=origin.line, found=f"{total} tokens, {most} allowed",
+                fix="raise data.max_length, or set data.on_overlong to truncate or drop",
+            )  # fmt: skip
+            if self._data.on_bad_row == "drop":  # such a row stops training all the same
+                raise refused
+            found.drop(refused, origin)
+        elif prompt >= most:
             found.warn(f"prompt alone fills max_length {most}", origin, f"{origin.line} ({prompt} tokens)")
         elif total > most:
             found.warn(f"longer than max_length {most}", origin, f"{origin.line} ({total} tokens)")

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
 
 from whet.data.jsonrows import RawRow, document, json_lines
-from whet.errors import DataError
+from whet.errors import DataError, first_line
 from whet.schema.records import Origin
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".parquet", ".csv", ".txt")
@@ -50,14 +50,10 @@ def unreadable(reading: Iterator[T], name: str) -> Iterator[T]:
     """The same; what stops it becomes a DataError in which the file has this name."""
     try:
         yield from reading
-    except UnicodeDecodeError as error:
-        raise DataError(
-            "is not UTF-8", file=name, found=f"byte 0x{error.object[error.start]:02x}", fix="save it as UTF-8"
-        ) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise DataError("is no complete gzip file", file=name, found=str(error)) from None
     except OSError as error:
-        raise DataError("cannot be read", file=name, found=error.strerror or str(error)) from None
+        raise DataError("cannot be read", file=name, found=error.strerror or first_line(error)) from None
 
 
 def _rows(path: Path, name: str, plain: bool) -> Iterator[RawRow | DataError]:
@@ -113,13 +109,35 @@ def rows_of_lines(
     """A row a line: its JSON, or the line as it is."""
     if kind == "json":
         return json_lines(lines, name)
-    return ((Origin(file=name, line=number), text) for number, text in lines)
+    return (_plain(Origin(file=name, line=number), text) for number, text in lines)
+
+
+def _plain(origin: Origin, text: str) -> RawRow | DataError:
+    if "\0" in text:  # every second byte of UTF-16 is one, and they are sound UTF-8
+        return DataError(
+            "is no text", file=origin.file, line=origin.line, found="a byte 0x00", fix="save the file as UTF-8"
+        )
+    return origin, text
 
 
 def _document(path: Path, name: str) -> Iterator[RawRow | DataError]:
     with open_file(path) as handle:
-        text = handle.read().decode("utf-8-sig")
+        content = handle.read()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise _undecodable(content.split(b"\n"), name) from None
     yield from document(text, name)
+
+
+def _undecodable(lines: Iterable[bytes], name: str) -> DataError:
+    """What is wrong with lines of which one is no UTF-8, and which it is."""
+    try:
+        for _ in lines_of(lines, name):
+            pass
+    except DataError as error:
+        return error
+    return DataError("has changed while it was read", file=name, fix="read it when it is whole")
 
 
 def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
@@ -127,8 +145,8 @@ def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
     with open_file(path) as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as handle:
         reader = csv.reader(handle, strict=True)
         try:
-            header = next(reader, [])
-            _no_name_twice(header, name)
+            header = next(filter(None, reader), [])
+            _no_name_twice(header, name, line=reader.line_num)
             before = reader.line_num
             for cells in reader:
                 origin, before = Origin(file=name, line=before + 1), reader.line_num
@@ -147,16 +165,20 @@ def _csv_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
             raise DataError(
                 f"broken CSV ({error})", file=name, line=reader.line_num, fix="mend the file there"
             ) from None
+        except UnicodeDecodeError:
+            with open_file(path) as lines:
+                raise _undecodable(lines, name) from None
 
 
-def _no_name_twice(header: Sequence[str], name: str) -> None:
+def _no_name_twice(header: Sequence[str], name: str, *, line: int | None = None) -> None:
     """Raises DataError where two columns have one name: a row has room for the cell of one."""
     twice = next((column for column, num in Counter(header).items() if num > 1), None)
     if twice is not None:
-        raise DataError("two columns have one name", file=name, line=1, found=repr(twice), fix="rename or remove one")
+        fix = "rename or remove one"
+        raise DataError("two columns have one name", file=name, line=line, found=repr(twice), fix=fix)
 
 
-def _parquet_rows(path: Path, name: str) -> Iterator[RawRow]:
+def _parquet_rows(path: Path, name: str) -> Iterator[RawRow | DataError]:
     first = 1
     for batch in parquet_batches(path, name):
         yield from parquet_rows(batch, name, first=first)
@@ -170,13 +192,38 @@ def parquet_batches(path: Path, name: str) -> Iterator[Any]:
 
     try:
         table = pyarrow.parquet.ParquetFile(path)
-    except pyarrow.ArrowInvalid as error:
-        raise DataError("is no Parquet file", file=name, found=str(error).splitlines()[0][:80]) from None
+    except pyarrow.ArrowException as error:
+        raise DataError("is no Parquet file", file=name, found=first_line(error)[:80]) from None
     with table:
-        yield from table.iter_batches(batch_size=PARQUET_ROWS)
+        _no_name_twice(table.schema_arrow.names, name)
+        try:
+            yield from table.iter_batches(batch_size=PARQUET_ROWS)
+        except pyarrow.ArrowException as error:
+            raise DataError("is a damaged Parquet file", file=name, found=first_line(error)[:80]) from None
 
 
-def parquet_rows(batch: Any, name: str, *, first: int) -> Iterator[RawRow]:
-    """Parquet has no lines: the number is the row's, counted from 1."""
-    for number, value in enumerate(batch.to_pylist(), first):
-        yield Origin(file=name, line=number), value
+def parquet_rows(batch: Any, name: str, *, first: int) -> Iterator[RawRow | DataError]:
+    """Parquet has no lines: the number is the row's, counted from 1. Of a batch with a cell that Python has no value
+    for (text that is no UTF-8, a date beyond the year 9999) each row is read by itself."""
+    try:
+        values = batch.to_pylist()
+    except (ValueError, OverflowError, LookupError):
+        for number in range(len(batch)):
+            yield _parquet_row(batch.slice(number, 1), Origin(file=name, line=first + number))
+    else:
+        for number, value in enumerate(values, first):
+            yield Origin(file=name, line=number), value
+
+
+def _parquet_row(row: Any, origin: Origin) -> RawRow | DataError:
+    value = {}
+    for column, cells in zip(row.schema.names, row.columns, strict=True):
+        try:
+            (value[column],) = cells.to_pylist()
+        except (ValueError, OverflowError, LookupError) as error:  # also UnicodeDecodeError and what Arrow raises
+            fix = "mend it, remove the column, or set data.on_bad_row=drop"
+            found = first_line(error)[:80]
+            return DataError(
+                "cannot be read", file=origin.file, line=origin.line, field=column, found=found, fix=fix
+            )
+    return origin, value

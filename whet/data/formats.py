@@ -98,7 +98,7 @@ def parse_row(row: Row, format: Format) -> Sequence[Record]:
 
 def prompt(row: Row) -> Prompt:
     """A question, as a plain line or an object; the gold answer, where there is one, becomes the reference."""
-    turns = with_system(row, conversations.prompt_turns(row), *conversations.SYSTEM_NAMES)
+    turns = with_system(row, conversations.prompt_turns(row))
     turns = place_images(row, turns, listed=conversations.has_turns(row))
     reference = reference_of(row.values)
     if reference is None:

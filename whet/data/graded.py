@@ -5,7 +5,15 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from whet.data.conversations import ANSWER_NAMES, TURNS_NAMES, answer_turns, has_turns, history, prompt_turns
+from whet.data.conversations import (
+    ANSWER_NAMES,
+    TURNS_NAMES,
+    answer_turns,
+    has_turns,
+    history,
+    instruction,
+    prompt_turns,
+)
 from whet.data.images import place_images
 from whet.data.messages import read_messages, with_system
 from whet.data.preferences import check_prompt, has_any
@@ -37,10 +45,11 @@ def ultrafeedback(row: Row) -> Scored:
             responses.append(inner.text(f"{field}.response"))
             values.append(score)
     return Scored(
-        prompt=_shown(row, (Message("user", row.text("instruction")),)),
+        prompt=_shown(row, (*history(row), Message("user", instruction(row)))),
         responses=tuple(responses),
         values=tuple(values),
         kind="reward",
+        tools=read_tools(row),
         columns=row.rest(),
         origin=row.origin,
     )
@@ -54,7 +63,7 @@ def kto(row: Row) -> Rating:
         if not has_any(row, TURNS_NAMES)
         else read_messages(row, row.which(TURNS_NAMES))
     )
-    turns = place_images(row, with_system(row, turns, "system", "system_prompt"), listed=has_turns(row))
+    turns = place_images(row, with_system(row, turns), listed=has_turns(row))
     if turns[-1].role != "assistant":
         raise row.error(
             "does not end with the answer the label is about", field=row.which(TURNS_NAMES), found=turns[-1].text
@@ -71,12 +80,13 @@ def kto(row: Row) -> Rating:
 
 
 def is_label(value: object) -> bool:
-    return (isinstance(value, bool | int) and value in (0, 1)) or (
+    """A yes or no; a column of numbers with a null in it comes as 1.0 and 0.0."""
+    return (isinstance(value, int | float) and value in (0, 1)) or (
         isinstance(value, str) and value.strip().lower() in _WORDS
     )
 
 
-_WORDS = {"true": True, "1": True, "false": False, "0": False}
+_WORDS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 
 
 def _label(row: Row, name: str) -> bool:
@@ -89,9 +99,11 @@ def _label(row: Row, name: str) -> bool:
 def ranking(row: Row) -> Ranking:
     """`responses` with their `rankings`: 1 is the best, ties allowed."""
     responses, ranks = _responses(row, row.which(RANK_NAMES))
-    prompt = _shown(row, (*history(row), *prompt_turns(row)))
+    prompt, tools = _shown(row, prompt_turns(row)), read_tools(row)
     check_prompt(row, prompt)
-    return Ranking(prompt=prompt, responses=responses, ranks=ranks, columns=row.rest(), origin=row.origin)
+    return Ranking(
+        prompt=prompt, responses=responses, ranks=ranks, tools=tools, columns=row.rest(), origin=row.origin
+    )
 
 
 def scored(row: Row) -> Scored:
@@ -118,9 +130,12 @@ def weighted(row: Row) -> Scored:
 
 
 def _scored(row: Row, responses: tuple[str, ...], values: tuple[float, ...], kind: Any) -> Scored:
-    prompt = _shown(row, prompt_turns(row))
+    prompt, tools = _shown(row, prompt_turns(row)), read_tools(row)
     check_prompt(row, prompt)
-    return Scored(prompt=prompt, responses=responses, values=values, kind=kind, columns=row.rest(), origin=row.origin)
+    return Scored(
+        prompt=prompt, responses=responses, values=values, kind=kind, tools=tools, columns=row.rest(),
+        origin=row.origin,
+    )  # fmt: skip
 
 
 def _shown(row: Row, turns: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -10,12 +10,13 @@ stays as it is: `<image>` is then what somebody wrote.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from whet.data.decode import BadPicture
-from whet.data.picture_files import DATA, WEB, bytes_of, embedded, unpacked
+from whet.data.picture_files import DATA, WEB, bytes_of, embedded, identity, unpacked
 from whet.data.row import Row, kind_of_value
 from whet.schema.records import Message, Part
 
@@ -37,10 +38,14 @@ def place_images(row: Row, messages: tuple[Message, ...], *, listed: bool) -> tu
     parts = [part for message in messages if not isinstance(message.content, str) for part in message.content]
     holes = sum(part == Part("image", "") for part in parts)
     marks = holes + sum(message.text.count(IMAGE) for message in messages)
-    named = sum(part.type == "image" for part in parts) - holes
+    named = [part.value for part in parts if part.type == "image" and part.value]
     if not marks and not named and images and not listed:
         return _in_front(images, messages)
-    if marks != len(images) and not (marks == 0 and named == len(images)):
+    if named and not marks and not _same(named, images):
+        raise row.error(
+            "other pictures than those named in the turns", field="images", found=images, fix="empty it, or name those"
+        )
+    if marks != len(images) and (marks or not named):
         raise row.error(
             f"{len(images)} images for {marks} {IMAGE} marks",
             field="images",
@@ -50,6 +55,11 @@ def place_images(row: Row, messages: tuple[Message, ...], *, listed: bool) -> tu
         return messages
     pending = list(images)
     return tuple(_with_images(message, pending) for message in messages)
+
+
+def _same(named: list[str], images: list[str]) -> bool:
+    """Whether they are none, or the same pictures in the same order: one may be a path and the other its bytes."""
+    return not images or named == images or list(map(identity, named)) == list(map(identity, images))
 
 
 def picture_source(row: Row, value: object, field: str) -> str:
@@ -75,7 +85,7 @@ def picture_source(row: Row, value: object, field: str) -> str:
             )  # fmt: skip
         case str() if value:
             found = embedded(value)
-            return unpacked(found) if found else _path(row, value.removeprefix("file://"))
+            return unpacked(found) if found else _path(row, row.as_text(value, field).removeprefix("file://"))
         case _:
             raise row.error(
                 "is not the path of a picture", field=field, found=kind_of_value(value),
@@ -85,11 +95,21 @@ def picture_source(row: Row, value: object, field: str) -> str:
 
 def _path(row: Row, name: str) -> str:
     """The path in the first of the row's folders that has it."""
-    path = Path(name).expanduser()
+    path = Path(name)
+    with suppress(RuntimeError):  # a user nobody knows: the picture is missing
+        path = path.expanduser()
     if path.is_absolute() or not row.folders:
         return str(path)
     places = [Path(folder, path).absolute() for folder in row.folders]
-    return str(next((place for place in places if place.exists()), places[0]))
+    return str(next((place for place in places if _exists(place)), places[0]))
+
+
+def _exists(path: Path) -> bool:
+    """Whether it is there; base64 of no known picture is no name that a file could have."""
+    try:
+        return path.exists()
+    except (OSError, ValueError):
+        return False
 
 
 def row_images(row: Row) -> list[str] | None:

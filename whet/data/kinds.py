@@ -96,10 +96,8 @@ def as_prompt(record: Record) -> Prompt:
                 answer = record.messages[-1].text or None
             reference = reference if reference is not None else column(record.columns, WORKED_NAMES)
             tools = record.tools
-        case Preference() | Rating():
+        case Preference() | Rating() | Ranking() | Scored():
             messages, reference, tools = record.prompt, reference_of(record.columns), record.tools
-        case Ranking() | Scored():
-            messages, reference, tools = record.prompt, reference_of(record.columns), ()
     if not any(message.role in ("user", "tool") for message in messages):
         raise DataError("no user turn to answer", file=record.origin.file, line=record.origin.line, field="messages")
     return Prompt(
@@ -133,6 +131,7 @@ def pairs_of_ranking(record: Ranking) -> tuple[Preference, ...]:
             prompt=record.prompt,
             chosen=(Message("assistant", record.responses[better]),),
             rejected=(Message("assistant", record.responses[worse]),),
+            tools=record.tools,
             columns=record.columns,
             origin=record.origin,
         )
@@ -156,6 +155,7 @@ def best_against_worst(record: Scored) -> Preference:
         rejected=(Message("assistant", record.responses[worst]),),
         chosen_score=record.values[best],
         rejected_score=record.values[worst],
+        tools=record.tools,
         columns=record.columns,
         origin=record.origin,
     )

@@ -12,6 +12,7 @@ from whet.data.files import SUFFIXES, is_data_file, read_file
 from whet.data.hub import read_hub
 from whet.data.jsonrows import RawRow
 from whet.data.ledger import Ledger
+from whet.data.reach import reaching, written
 from whet.data.registry import entry_of, read_registry
 from whet.data.row import PLAIN, Tags
 from whet.errors import DataError, nearest
@@ -41,8 +42,9 @@ class Place:
 
 def locate(source: Source, data: Data, folders: Mapping[str, Path]) -> Place:
     """Where a source lies. Raises DataError, with the nearest name that exists, where it does not."""
-    place = _found(source, data, folders)
-    return replace(place, images=image_folders(data, place.path))
+    with reaching(source.path):
+        place = _found(source, data, folders)
+        return replace(place, images=image_folders(data, place.path))
 
 
 def image_folders(data: Data, path: Path | None) -> tuple[str, ...]:
@@ -51,10 +53,11 @@ def image_folders(data: Data, path: Path | None) -> tuple[str, ...]:
     Raises DataError where `data.image_folder` is no folder.
     """
     if data.image_folder is not None:
-        folder = Path(data.image_folder).expanduser()
-        if not folder.is_dir():
-            fix = _suggestion(folder, ())
-            raise DataError("no such folder", file=data.image_folder, field="data.image_folder", fix=fix)
+        with reaching(data.image_folder, "data.image_folder"):
+            folder = written(data.image_folder, "data.image_folder")
+            if not folder.is_dir():
+                fix = _suggestion(folder, ())
+                raise DataError("no such folder", file=data.image_folder, field="data.image_folder", fix=fix)
         return (str(folder.absolute()),)
     here = str(Path.cwd())
     return (here,) if path is None else (str((path if path.is_dir() else path.parent).absolute()), here)
@@ -76,7 +79,7 @@ def _found(source: Source, data: Data, folders: Mapping[str, Path]) -> Place:
         return found
     if source.path.startswith("@"):
         return _at(place, _stage_file(source.path, folders))
-    path = Path(source.path).expanduser()
+    path = written(source.path)
     if not path.exists() and _is_hub_id(source.path):
         return replace(place, hub=source.path)
     return _at(place, path, names=tuple(read_registry(data.registry)) if data.registry else ())
@@ -113,6 +116,9 @@ def _registered(source: Source, data: Data, place: Place) -> Place | None:
 def _at(place: Place, path: Path, names: tuple[str, ...] = ()) -> Place:
     """The place with its path, which must exist."""
     if not path.exists():
+        if path.is_symlink():
+            fix = "mend the link, or give the file itself"
+            raise DataError("is a link that leads to no file", file=place.name, found=str(path.readlink()), fix=fix)
         raise DataError("no such file", file=place.name, fix=_suggestion(path, names))
     return replace(place, path=path)
 
@@ -164,9 +170,10 @@ def files_of(place: Place, ledger: Ledger) -> list[tuple[Path, str]]:
     """
     if place.path is None:
         return []
-    if not place.path.is_dir():
-        return [(place.path, place.name)]
-    return [(path, f"{place.name.rstrip('/')}/{path.name}") for path in _data_files(place.path, place.name, ledger)]
+    with reaching(place.name):
+        if not place.path.is_dir():
+            return [(place.path, place.name)]
+        return [(path, f"{place.name.rstrip('/')}/{path.name}") for path in _data_files(place.path, place.name, ledger)]
 
 
 def _data_files(folder: Path, name: str, ledger: Ledger) -> list[Path]:
@@ -174,9 +181,7 @@ def _data_files(folder: Path, name: str, ledger: Ledger) -> list[Path]:
     entries = sorted(folder.iterdir())
     files = [path for path in entries if path.is_file() and is_data_file(path)]
     if not files:
-        below = [
-            path.name for path in entries if path.is_dir() and any(is_data_file(inner) for inner in path.iterdir())
-        ]
+        below = [path.name for path in entries if path.is_dir() and _has_data(path)]
         fix = f"its folder {below[0]} has some" if below else f"it needs files named {', '.join(SUFFIXES)}"
         raise DataError(
             "no data files in this folder",
@@ -188,3 +193,11 @@ def _data_files(folder: Path, name: str, ledger: Ledger) -> list[Path]:
     if others:
         ledger.note(f"{name}: not read, no data files: {', '.join(others[:10])}{' …' if len(others) > 10 else ''}")
     return files
+
+
+def _has_data(folder: Path) -> bool:
+    """Whether there are data files in it, as far as one may look."""
+    try:
+        return any(map(is_data_file, folder.iterdir()))
+    except OSError:
+        return False

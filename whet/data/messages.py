@@ -8,6 +8,7 @@ A `function_call` turn becomes an assistant turn with `tool_calls`, an `observat
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -40,6 +41,8 @@ ROLE_WORDS: dict[str, str] = {
     "tool_call": CALL,
 }
 """The word a file uses for who speaks -> our role."""
+SYSTEM_NAMES = ("system", "system_prompt")
+REASONING_NAMES = ("reasoning_content", "reasoning", "thinking")
 
 
 def read_messages(row: Row, name: str) -> tuple[Message, ...]:
@@ -50,7 +53,14 @@ def read_messages(row: Row, name: str) -> tuple[Message, ...]:
 def parse_messages(row: Row, turns: Sequence[Any], field: str) -> tuple[Message, ...]:
     messages = [parse_message(row, turn, f"{field}[{index}]") for index, turn in enumerate(turns)]
     # An empty system turn says nothing: the same as none. Every other empty turn is an error above.
-    return tuple(message for message in messages if message.role != "system" or message.content)
+    said = tuple(message for message in messages if message.role != "system" or message.content)
+    if not said:
+        raise row.error("has no turns", field=field, fix="fill it in, remove the row, or set data.on_bad_row=drop")
+    return said
+
+
+def is_turn(value: object) -> bool:
+    return isinstance(value, Mapping) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
 def parse_message(row: Row, turn: Any, field: str) -> Message:
@@ -63,11 +73,12 @@ def parse_message(row: Row, turn: Any, field: str) -> Message:
     if role == CALL:
         calls = read_calls(row, content, f"{field}.{key}")
         return Message("assistant", "", tool_calls=calls, weight=_weight(row, turn, field))
-    calls = parse_calls(row, turn.get("tool_calls"), f"{field}.tool_calls")
+    calls = _calls(row, turn, field)
     body = _content(row, content, f"{field}.{key}")
-    reasoning = turn.get("reasoning_content")
-    if isinstance(reasoning, str) and reasoning and isinstance(body, str):
-        body = f"<think>\n{reasoning}\n</think>\n\n{body}"
+    reasoning = _reasoning(row, turn, field)
+    if reasoning:
+        thought = f"<think>\n{reasoning}\n</think>\n\n"
+        body = thought + body if isinstance(body, str) else (Part("text", thought), *body)
     if _is_blank(body) and not calls and role != "system":
         raise row.error(
             "is null" if content is None else "is empty",
@@ -75,6 +86,31 @@ def parse_message(row: Row, turn: Any, field: str) -> Message:
             fix="fill in the turn or remove the row",
         )
     return Message(_checked(role), body, tool_calls=calls, weight=_weight(row, turn, field))
+
+
+def _calls(row: Row, turn: Mapping[str, Any], field: str) -> tuple[Mapping[str, Any], ...]:
+    """`tool_calls`, or the one call of OpenAI's older `function_call`."""
+    calls = parse_calls(row, turn.get("tool_calls"), f"{field}.tool_calls")
+    older = turn.get("function_call")
+    if not older or (isinstance(older, Mapping) and not any(older.values())):  # Parquet writes no call as one of nulls
+        return calls
+    if calls:
+        raise row.error("is given beside tool_calls", field=f"{field}.function_call", found=older, fix="remove one")
+    return read_calls(row, older, f"{field}.function_call")
+
+
+def _reasoning(row: Row, turn: Mapping[str, Any], field: str) -> str:
+    """What the turn thought, under any of its names. Raises DataError where two say different things."""
+    found = ""
+    for name in REASONING_NAMES:
+        value = turn.get(name)
+        text = "" if value is None else row.as_text(value, f"{field}.{name}")
+        if text and found and text != found:
+            raise row.error(
+                "a second reasoning: the turn has another", field=f"{field}.{name}", found=text, fix="remove one"
+            )
+        found = found or text
+    return found
 
 
 def _checked(role: str) -> Role:
@@ -152,19 +188,32 @@ def _weight(row: Row, turn: Mapping[str, Any], field: str) -> float:
             weight = row.number(value, f"{field}.{key}")
             if weight < 0:
                 raise row.error("a weight below zero", field=f"{field}.{key}", found=value)
+            if weight and not _as_float32(weight):
+                raise row.error("a weight too large or too small to count with", field=f"{field}.{key}", found=value)
             return weight
     return 1.0
 
 
-def with_system(row: Row, messages: tuple[Message, ...], *names: str) -> tuple[Message, ...]:
-    """Put the system text of a column (`system` unless told) before the turns, where they have none of their own."""
-    for name in names or ("system",):
+def _as_float32(weight: float) -> float:
+    """The weight as losses count it; 0 where it is too large for them."""
+    try:
+        (rounded,) = struct.unpack("<f", struct.pack("<f", weight))
+    except OverflowError:
+        return 0.0
+    return float(rounded)
+
+
+def with_system(row: Row, messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Put the system text of a column before the turns, where they have none of their own.
+
+    Raises DataError where two say different things.
+    """
+    for name in SYSTEM_NAMES:
         text = row.maybe_text(name)
         if not text.strip():
             continue
-        if messages and messages[0].role == "system":
-            if messages[0].text == text:
-                return messages
+        if not messages or messages[0].role != "system":
+            messages = (Message("system", text), *messages)
+        elif messages[0].text != text:
             raise row.error("a second system text: the turns begin with another", field=name, found=text)
-        return (Message("system", text), *messages)
     return messages

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from whet.data.cache import cache_folder
 from whet.data.decode import BadPicture, as_seen
+from whet.data.digest import signature_of
 from whet.errors import DataError
 from whet.schema.records import NOWHERE, Origin
 
@@ -54,14 +55,17 @@ def bytes_of(source: str) -> bytes:
 
 
 def signature(source: str) -> tuple[int, int] | None:
-    """Size and time of change (ns) of a file: another signature, other bytes. None for what is no file."""
+    """Size of a file, and one number of all that changes when somebody edits it: other bytes, another signature.
+
+    None for what is no file.
+    """
     if source.startswith(DATA):
         return None
     try:
-        found = os.stat(source)
+        found = signature_of(Path(source))
     except (OSError, ValueError):
         return None
-    return found.st_size, found.st_mtime_ns
+    return found[0], hash(found)  # of numbers alone: the same in every process
 
 
 def identity(source: str) -> str:

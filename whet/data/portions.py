@@ -35,10 +35,11 @@ class Portion:
     def rows(self) -> Iterator[Row | DataError]:
         """Under our column names."""
         if isinstance(self.block, RowBlock):
-            yield from (known(row, self.format) for row in self.block.read)
+            yield from (known(row, self.place, self.format) for row in self.block.read)
             return
         for raw in self.block.rows():
-            yield raw if isinstance(raw, DataError) else known(as_row(raw, self.place), self.format)
+            row = raw if isinstance(raw, DataError) else as_row(raw, self.place)
+            yield known(row, self.place, self.format)
 
     def records(self, data: Data, ledger: Ledger) -> Iterator[Record]:
         """Those that are used; each row and each record left out is written into the ledger.

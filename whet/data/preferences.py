@@ -7,11 +7,12 @@ from whet.data.conversations import (
     TURNS_NAMES,
     answer_turns,
     has_turns,
+    history,
     prompt_turns,
     transcript,
 )
 from whet.data.images import place_images
-from whet.data.messages import read_messages, with_system
+from whet.data.messages import is_turn, parse_messages, read_messages, with_system
 from whet.data.row import Row
 from whet.data.tools import read_tools
 from whet.schema.records import Message, Preference
@@ -33,9 +34,14 @@ def preference(row: Row) -> Preference:
         return _pair(row, turns[:-1], turns[-1:], rejected)
     chosen = answer_turns(row, row.which(CHOSEN_NAMES))
     if has_any(row, PROMPT_NAMES) or (has_any(row, TURNS_NAMES) and chosen[:1] and chosen[0].role == "assistant"):
-        prompt = prompt_turns(row)
-        chosen = _without_prompt(row, prompt, chosen, "chosen")
-        rejected = _without_prompt(row, prompt, rejected, "rejected")
+        prompt = _beside_turns(row, prompt_turns(row))
+        before, chosen = _cut(chosen)
+        other, rejected = _cut(rejected)
+        if before and other and before != other:
+            raise row.error(
+                "begins with other turns than chosen", field="rejected", found=other[0].text, fix="make them the same"
+            )
+        prompt = _fuller(row, _fuller(row, prompt, before, "chosen"), other, "rejected")
     else:
         prompt, chosen, rejected = split_common(row, chosen, rejected)
     return _pair(row, prompt, chosen, rejected)
@@ -45,23 +51,43 @@ def has_any(row: Row, names: tuple[str, ...]) -> bool:
     return any(name in row for name in names)
 
 
-def _without_prompt(
-    row: Row, prompt: tuple[Message, ...], turns: tuple[Message, ...], field: str
-) -> tuple[Message, ...]:
-    """An answer given as a whole conversation, without the prompt it repeats. Raises DataError where that differs."""
-    if turns and turns[0].role == "assistant":
-        return turns
+def _beside_turns(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The prompt with what turns in a column of their own say before it; an answer at their end is not of it."""
+    for name in TURNS_NAMES if has_any(row, PROMPT_NAMES) else ():
+        turns = row.values.get(name)
+        if isinstance(turns, list) and turns and all(map(is_turn, turns)):
+            fuller = _fuller(row, prompt, _cut(parse_messages(row, turns, name))[0], name)
+            if fuller is not prompt:
+                prompt = fuller
+                row.take(name)
+    return prompt
+
+
+def _cut(turns: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[Message, ...]]:
+    """What is repeated of a prompt before an answer, and the answer."""
+    if turns[:1] and turns[0].role == "assistant":
+        return (), turns
     cut = next((index for index in range(len(turns), 0, -1) if turns[index - 1].role != "assistant"), 0)
-    bare = tuple(message for message in prompt if message.role != "system")
-    repeated = tuple(message for message in turns[:cut] if message.role != "system")
-    if repeated[-len(bare) :] != bare:
+    return turns[:cut], turns[cut:]
+
+
+def _fuller(row: Row, prompt: tuple[Message, ...], repeated: tuple[Message, ...], field: str) -> tuple[Message, ...]:
+    """The prompt, or the turns that repeat it where they say more: what was said before it, a system turn.
+
+    Raises DataError where they differ.
+    """
+    bare, said = (tuple(turn for turn in turns if turn.role != "system") for turns in (prompt, repeated))
+    rules, others = (tuple(turn for turn in turns if turn.role == "system") for turns in (prompt, repeated))
+    if repeated and said[-len(bare) :] != bare:
         raise row.error(
-            "begins with another prompt than the row's",
-            field=field,
-            found=turns[0].text,
+            "begins with another prompt than the row's", field=field, found=repeated[0].text,
             fix="remove the prompt from it",
-        )
-    return turns[cut:]
+        )  # fmt: skip
+    if rules and others and rules != others:
+        raise row.error("a second system text: the prompt has another", field=field, found=others[0].text)
+    if len(said) <= len(bare) and not (others and not rules):
+        return prompt
+    return repeated if others else (*rules, *repeated)
 
 
 def split_common(
@@ -87,7 +113,7 @@ def split_common(
 def _pair(
     row: Row, prompt: tuple[Message, ...], chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> Preference:
-    prompt = place_images(row, with_system(row, prompt, "system", "system_prompt"), listed=has_turns(row))
+    prompt = place_images(row, with_system(row, prompt), listed=has_turns(row))
     check_prompt(row, prompt)
     for field, turns in (("chosen", chosen), ("rejected", rejected)):
         if not turns:
@@ -139,4 +165,5 @@ def pku(row: Row) -> Preference:
     if better not in (0, 1):
         raise row.error("is neither 0 nor 1", field=which, found=row.values[which])
     responses = [(Message("assistant", row.text(f"response_{index}")),) for index in (0, 1)]
-    return _pair(row, (Message("user", row.text("prompt")),), responses[int(better)], responses[1 - int(better)])
+    prompt = (*history(row), Message("user", row.text("prompt")))
+    return _pair(row, prompt, responses[int(better)], responses[1 - int(better)])

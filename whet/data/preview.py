@@ -14,9 +14,10 @@ from whet.config.data import Data
 from whet.data.ledger import Ledger
 from whet.data.marked import Piece, token_pieces, turn_pieces
 from whet.data.preview_page import Shown, write_page
+from whet.data.reach import free
 from whet.data.sources import places_of, stream_records
 from whet.data.tokens import load_renderer
-from whet.errors import DataError, UserError
+from whet.errors import UserError, printable
 from whet.schema.records import Conversation, Message, Preference, Prompt, Ranking, Rating, Record, Scored, kind_of
 
 if TYPE_CHECKING:
@@ -47,10 +48,11 @@ def preview(
     or the page exists, ModelError where the tokenizer cannot be used.
     """
     from rich.console import Console
+    from rich.text import Text
 
     console = console or Console(soft_wrap=True)
-    if page is not None and page.exists():
-        raise DataError("exists already, and is not overwritten", file=str(page), fix="choose another name")
+    if page is not None:
+        free(page)
     renderer = load_renderer(tokenizer_path, data.system, vision) if tokenizer_path else None
     ledger = Ledger()
     records = stream_records(
@@ -58,20 +60,20 @@ def preview(
         places=places_of(data, {}, (path,)),
     )  # fmt: skip
     shown = [
-        Shown(title=f"{record.origin}  {kind_of(record)}", sections=tuple(sections(record, renderer)))
+        Shown(title=printable(f"{record.origin}  {kind_of(record)}"), sections=tuple(sections(record, renderer)))
         for record in islice(records, num)
     ]
     read = len(shown) + sum(1 for _ in islice(records, MOST_READ - len(shown)))
     formats = ", ".join(sorted(set(ledger.formats.values())))
     described, read_so_far = ledger.describe(), ledger.read
     beyond = f" of the first {read_so_far:,} rows (`whet data check` reads all)" if next(records, None) else ""
-    summary = f"{path}: {described}{beyond}; {formats}"
+    summary = printable(f"{path}: {described}{beyond}; {formats}")
     if page is not None:
         write_page(page, summary, shown)
         console.print(f"{page}: {len(shown)} of {read} records", highlight=False, markup=False)
         return
     for one in shown:
-        console.rule(one.title)
+        console.rule(Text(one.title))
         for title, pieces in one.sections:
             if title:
                 console.print(title, style="bold", markup=False)
@@ -161,10 +163,10 @@ def _turn_sections(record: Record) -> Iterator[Section]:
 
 
 def _turns(messages: Iterable[Message], *, trained: bool = False) -> list[Piece]:
-    """Turns with their roles, those of the assistant marked where they are `trained`."""
+    """Turns with their roles, those of the assistant that have a weight marked where they are `trained`."""
     pieces: list[Piece] = []
     for message in messages:
-        learnt = trained and message.role == "assistant"
+        learnt = trained and message.role == "assistant" and message.weight > 0
         pieces += [Piece(f"{message.role}: ", learnt), *turn_pieces(message, trained=learnt), Piece("\n", learnt)]
     return pieces
 

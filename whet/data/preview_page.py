@@ -31,7 +31,7 @@ class Shown:
 def write_page(path: Path, summary: str, records: Sequence[Shown]) -> None:
     """Raises DataError where it cannot be written."""
     try:
-        path.write_text(page(summary, records), encoding="utf-8")
+        path.write_text(page(summary, records), encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise DataError("cannot write", file=str(path), found=error.strerror or str(error)) from error
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from whet.config.data import Format
-from whet.data.row import PLAIN, Tags, kind_of_value
+from whet.data.row import PLAIN, Tags, kind_of_value, quote
 from whet.errors import DataError, nearest
 
 KEYS = (
@@ -113,8 +113,8 @@ def entry_of(registry: str, name: str, raw: Mapping[str, Any]) -> Entry:
             )
     if raw.get("folder"):
         raise DataError("is not supported", file=place, field="folder", fix="give the hub's `subset` instead")
-    hub = raw.get("hf_hub_url") or None
-    if hub is None and not raw.get("file_name"):
+    hub, file_name = _text(place, raw, "hf_hub_url"), _text(place, raw, "file_name")
+    if hub is None and file_name is None:
         foreign = next((key for key in ("ms_hub_url", "om_hub_url") if raw.get(key)), None)
         raise DataError(
             "only the Hugging Face hub can be reached" if foreign else "names no data",
@@ -123,13 +123,13 @@ def entry_of(registry: str, name: str, raw: Mapping[str, Any]) -> Entry:
             fix="download the rows and give file_name",
         )
     return Entry(
-        path=None if hub else str(Path(registry).parent / str(raw["file_name"])),
+        path=None if file_name is None or hub else str(Path(registry).parent / file_name),
         hub=hub,
         format=_format(place, raw, columns),
-        columns={COLUMN_NAMES[key]: str(theirs) for key, theirs in columns.items() if theirs},
-        tags=_tags(tags),
-        subset=raw.get("subset") or None,
-        split=raw.get("split") or "train",
+        columns={COLUMN_NAMES[key]: theirs for key in columns if (theirs := _text(place, columns, key, "columns."))},
+        tags=_tags({key: _text(place, tags, key, "tags.") for key in tags}),
+        subset=_text(place, raw, "subset"),
+        split=_text(place, raw, "split") or "train",
         num_samples=_count(place, raw),
     )
 
@@ -151,6 +151,14 @@ def _object(place: str, raw: Mapping[str, Any], key: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"is {kind_of_value(value)}, not an object", file=place, field=key)
     return value
+
+
+def _text(place: str, raw: Mapping[str, Any], key: str, prefix: str = "") -> str | None:
+    """The text under a key; None where there is none, or an empty one."""
+    value = raw.get(key)
+    if value is not None and not isinstance(value, str):
+        raise DataError(f"is {kind_of_value(value)}, not a text", file=place, field=prefix + key, found=quote(value))
+    return value or None
 
 
 def _count(place: str, raw: Mapping[str, Any]) -> int | None:
@@ -183,9 +191,9 @@ def _format(place: str, raw: Mapping[str, Any], columns: Mapping[str, Any]) -> F
             )
 
 
-def _tags(tags: Mapping[str, Any]) -> Tags:
+def _tags(tags: Mapping[str, str | None]) -> Tags:
     return Tags(
         role=tags.get("role_tag"),
         content=tags.get("content_tag"),
-        roles={str(tags[key]): role for key, role in TAG_ROLES.items() if tags.get(key)},
+        roles={word: role for key, role in TAG_ROLES.items() if (word := tags.get(key))},
     )

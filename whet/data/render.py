@@ -57,7 +57,7 @@ __all__ = [
     "render_records",
 ]
 
-VERSION = 1
+VERSION = 2
 """Raise it when rendering changes: it is part of the fingerprint, which keys caches."""
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from whet.errors import printable
+
 if TYPE_CHECKING:
     from whet.data.doctor import Report
     from whet.data.examine import Noted
@@ -22,7 +24,7 @@ def show(report: Report, console: Console | None = None) -> None:
     console = console or Console(soft_wrap=True)
 
     def line(text: str, style: str = "") -> None:
-        console.print(text, style=style, markup=False, highlight=False)
+        console.print(printable(text), style=style, markup=False, highlight=False)
 
     if report.formats:
         line(f"{report.path}: format {', '.join(sorted(set(report.formats.values())))}", "bold")

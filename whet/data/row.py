@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from whet.errors import DataError
+from whet.errors import DataError, first_line
 from whet.schema.records import Origin
 
 FOUND_LENGTH = 60
@@ -117,19 +117,22 @@ class Row:
                 value = float(value)
             except ValueError:
                 raise self.error("is not a number", field=field, found=value) from None
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, int | float)
-            or not math.isfinite(value)
-        ):
+        try:
+            number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+        except OverflowError:  # an integer of hundreds of digits
+            number = math.inf
+        if not math.isfinite(number):
             raise self.error("is not a finite number", field=field, found=value)
-        return float(value)
+        return number
 
     def maybe_number(self, *names: str) -> float | None:
-        """The first of these that the row has, as a number."""
+        """The first of these that the row has, as a number. An empty text, as CSV has it, is null."""
         for name in names:
-            if name in self:
-                return self.number(self.take(name), name)
+            value = self.maybe(name)
+            if isinstance(value, str) and not value.strip():
+                self.values = {**self.values, name: None}
+            elif value is not None:
+                return self.number(value, name)
         return None
 
     def listed(self, name: str) -> list[Any]:
@@ -148,6 +151,8 @@ class Row:
                 return json.loads(value)
             except json.JSONDecodeError as error:
                 raise self.error(f"is broken JSON ({error.msg})", field=field, found=value) from None
+            except (ValueError, RecursionError) as error:  # numbers of thousands of digits, thousands of brackets
+                raise self.error(f"is unreadable JSON ({first_line(error)[:80]})", field=field, found=value) from None
         return value
 
     def which(self, names: Sequence[str]) -> str:
@@ -186,6 +191,17 @@ def _nulled(values: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _no_number(value: object) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
+
+
+def finite(value: Any) -> Any:
+    """The value with null for numbers that are none, however deep they stand."""
+    match value:
+        case dict():
+            return {name: finite(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [finite(inner) for inner in value]
+        case _:
+            return None if _no_number(value) else value
 
 
 def quote(value: object) -> str:

@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from whet.config.data import Data, Format, Source
-from whet.data.detect import SAMPLE, detect, fits, known_columns
+from whet.data.detect import LEVEL_OF, LEVELS, SAMPLE, detect, fits, known_columns
 from whet.data.draw import KEPT, REASONS, draws, fates
 from whet.data.formats import KIND, kind_for, read_row
+from whet.data.graded import LABEL_NAMES, VALUE_NAMES
 from whet.data.jsonrows import RawRow
 from whet.data.ledger import Ledger
 from whet.data.locate import Place, locate, read_place
-from whet.data.preferences import NothingToLearn
+from whet.data.preferences import REJECTED_NAMES, NothingToLearn
 from whet.data.row import Row
 from whet.data.split import split_records
 from whet.data.thin import Kind, thinned
@@ -135,7 +136,7 @@ def _read_place(
         opened = open_rows(rows, place)
         kind = kind_in(opened, want, ledger)
         for row in opened.rows:
-            yield from records_of(known(row, opened.format), opened.format, kind, data, ledger)
+            yield from records_of(known(row, place, opened.format), opened.format, kind, data, ledger)
 
 
 def kind_in(opened: Opened, want: Sequence[RecordKind], ledger: Ledger) -> RecordKind:
@@ -158,18 +159,27 @@ class Opened:
     rows: Iterator[Row | DataError]
 
 
+SEARCHED = 100 * SAMPLE
+"""Rows among which the first sound one is looked for."""
+
+
 def open_rows(rows: Iterator[RawRow | DataError], place: Place) -> Opened:
     """The rows of a file under our column names, and the format its first rows show."""
-    named = (row if isinstance(row, DataError) else as_row(row, place) for row in rows)
-    head = list(islice(named, SAMPLE))
-    sound = [row for row in head if isinstance(row, Row)]
+    head = list(islice(rows, SAMPLE))
+    while all(isinstance(raw, DataError) for raw in head) and len(head) < SEARCHED:
+        if not (more := list(islice(rows, SAMPLE))):
+            break
+        head += more
+    check_mapped(head, place.columns)
+    named = (row if isinstance(row, DataError) else as_row(row, place) for row in chain(head, rows))
+    first = list(islice(named, len(head)))
+    sound = [row for row in first if isinstance(row, Row)]
     format = place.format
     if sound:
-        check_mapped(sound, place.columns)
         format = detect(sound) if format == "auto" else format
         if format == "ultrafeedback" and not any("completions" in row for row in sound):
             format = "preference"  # its binarized form
-    return Opened(name=sound[0].origin.file if sound else place.name, format=format, rows=chain(head, named))
+    return Opened(name=sound[0].origin.file if sound else place.name, format=format, rows=chain(first, named))
 
 
 def records_of(
@@ -192,10 +202,29 @@ def records_of(
         yield record if data.max_images is None else fewer_pictures(record, data.max_images, ledger)
 
 
-def known(row: Row | DataError, format: Format) -> Row | DataError:
-    """The row, unless it is one whose format nobody knows: nothing before it in the file could be read."""
-    if isinstance(row, Row) and format == "auto":
+GRADES, TEACHES = 0, 1
+"""Levels of formats."""
+GRADED_NAMES = {"response_0", "responses", "completions", *REJECTED_NAMES, *LABEL_NAMES, *VALUE_NAMES}
+"""Every row that grades has one of these: to look for them is cheap."""
+
+
+def known(row: Row | DataError, place: Place, format: Format) -> Row | DataError:
+    """The row, unless it is one whose format nobody knows, since nothing before it in the file could be read, or one
+    that grades answers in a file that was found to teach: its answer may be a bad one."""
+    if isinstance(row, DataError):
+        return row
+    if format == "auto":
         return row.error("comes after many unreadable rows", field="format", fix="name it by data.format")
+    if place.format == "auto" and LEVEL_OF.get(format) == TEACHES and not GRADED_NAMES.isdisjoint(row.values):
+        graded = next((name for name, test in LEVELS[GRADES].items() if test(row)), None)
+        if graded is not None:
+            return DataError(
+                f"a {graded} row among {format} rows",
+                file=row.origin.file,
+                line=row.origin.line,
+                found=f"fields {', '.join(row.values)}",
+                fix=f"give each format a file of its own, or set data.format={format}",
+            )
     return row
 
 
@@ -214,8 +243,9 @@ def _bad(error: DataError, data: Data, ledger: Ledger) -> None:
     ledger.refuse_error(error)
 
 
-def as_row(raw: RawRow, place: Place) -> Row:
-    """A raw row under our column names; a plain line is a prompt."""
+def as_row(raw: RawRow, place: Place) -> Row | DataError:
+    """A raw row under our column names; a plain line is a prompt. Where it has a column of our name beside the one that
+    is mapped to it, nobody can say which is meant."""
     origin, value = raw
     if isinstance(value, str):
         return Row({"prompt": value}, origin, place.tags)
@@ -224,18 +254,29 @@ def as_row(raw: RawRow, place: Place) -> Row:
     theirs = set(place.columns.values())
     kept = {name: cell for name, cell in value.items() if name not in theirs}
     mapped = {ours: value[name] for ours, name in place.columns.items() if name in value}
+    both = next((name for name in mapped if kept.get(name) is not None), None)
+    if both is not None:
+        return DataError(
+            "is there beside the column that data.columns names for it",
+            file=origin.file,
+            line=origin.line,
+            field=both,
+            found=f"columns {both} and {place.columns[both]}",
+            fix="rename or remove one of them",
+        )
     return Row({**kept, **mapped}, origin, place.tags, place.images)
 
 
-def check_mapped(rows: Sequence[Row], columns: Mapping[str, str]) -> None:
+def check_mapped(rows: Sequence[RawRow | DataError], columns: Mapping[str, str]) -> None:
     """Every column the user mapped must be there in some row. Raises DataError with the nearest name otherwise."""
-    present = {name for row in rows for name in row.values}
+    sound = [row for row in rows if not isinstance(row, DataError) and not isinstance(row[1], str)]
+    present = {name for _, value in sound for name in value}
     for ours, theirs in columns.items():
-        if ours not in present:
+        if sound and theirs not in present:
             guess = nearest(theirs, present)
             raise DataError(
                 "no row has the column that data.columns names",
-                file=rows[0].origin.file,
+                file=sound[0][0].file,
                 field=ours,
                 found=repr(theirs),
                 fix=f"did you mean {guess!r}?" if guess else f"the columns are {', '.join(sorted(present))}",

@@ -37,7 +37,7 @@ def held_out(prompts: NDArray[np.uint64], fraction: float) -> NDArray[np.bool_]:
         raise DataError(
             "all rows have the same prompt: nothing can be held out",
             field="data.eval_fraction",
-            found=f"{len(prompts)} rows",
+            found=f"{len(prompts)} row{'s' if len(prompts) != 1 else ''} left",
             fix="give data.eval_files",
         )
     wanted, held, count = fraction * len(prompts), np.zeros(len(order), bool), 0

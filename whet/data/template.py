@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
+from whet.data.abilities import Abilities
 from whet.data.pictures import KNOWN
 from whet.data.pieces import Pieces
 from whet.data.places import MARKS, guarded, pictures_in, token_text
@@ -59,6 +60,7 @@ class Template:
         self.end_id = self._probe_end(text)
         """Token that ends an assistant turn: the last one a response learns, and where an engine has to stop."""
         self.knows_system = self._takes_system()
+        self._abilities = Abilities(lambda messages, tools: self._written(messages, tools, ask=False, origin=None))
 
     def text(
         self,
@@ -70,15 +72,22 @@ class Template:
     ) -> str:
         """The template's text; with `ask`, up to where the assistant begins to speak.
 
-        Raises DataError where it refuses the turns, or writes another number of pictures than they hold.
+        Raises DataError where it refuses the turns, leaves out a kind of them, or writes another number of pictures
+        than they hold.
         """
+        self._abilities.check(messages, tools, origin)
+        return self._written(messages, tools, ask=ask, origin=origin)
+
+    def _written(
+        self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], *, ask: bool, origin: Origin | None
+    ) -> str:
         turns = [self._turn(message, origin) for message in self._foldable(messages)]
         try:
             text = self.tokenizer.apply_chat_template(
                 turns, chat_template=self.chat_template, tools=list(tools) or None, add_generation_prompt=ask,
                 tokenize=False,
             )  # fmt: skip
-        except (TemplateError, TypeError, ValueError) as error:
+        except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise DataError(
                 "the chat template refuses these turns",
                 file=origin.file if origin else None,
@@ -183,7 +192,7 @@ class Template:
     def _sees(self) -> bool:
         """Whether the template writes both what is said in plain turns and where a picture stands."""
         try:
-            plain = self.text((Message("user", _PROBE),), (), ask=True)
+            plain = self._written((Message("user", _PROBE),), (), ask=True, origin=None)
         except DataError:
             return False
         return _PROBE in plain and _PROBE in self._seen_text()
@@ -191,7 +200,8 @@ class Template:
     def _seen_text(self) -> str:
         """A question about a picture."""
         try:
-            return self.text((Message("user", (Part("image", _PROBE), Part("text", _PROBE))),), (), ask=True)
+            turns = (Message("user", (Part("image", _PROBE), Part("text", _PROBE))),)
+            return self._written(turns, (), ask=True, origin=None)
         except DataError:
             return ""
 
@@ -211,7 +221,7 @@ class Template:
         """A question and its answer, as the template writes them now: some write the date."""
         turns = (Message("user", "question"), Message("assistant", _PROBE))
         try:
-            text = self.text(turns, (), ask=False)
+            text = self._written(turns, (), ask=False, origin=None)
         except DataError as error:
             raise ModelError(
                 "has a chat template that cannot write a question and its answer", file=self.name, found=error.found
@@ -239,7 +249,8 @@ class Template:
 
     def _takes_system(self) -> bool:
         try:
-            return _PROBE in self.text((Message("system", _PROBE), Message("user", "question")), (), ask=True)
+            turns = (Message("system", _PROBE), Message("user", "question"))
+            return _PROBE in self._written(turns, (), ask=True, origin=None)
         except DataError:
             return False
 

@@ -120,9 +120,12 @@ class Job:
             for part in self._parts(data.eval_files, held_ledger, splits=False):
                 shelf.add(part.table)
                 seen += [part.seen] if len(part.seen.stamps) else []
+            if shelf.num_rows == num:
+                raise none_left(places_of(data, self.folders, data.eval_files), held_ledger)
         out = np.arange(shelf.num_rows) >= num
-        if splits:
-            out = np.repeat(held_out(prompts.all(), data.eval_fraction), sizes.all())
+        if splits and num:
+            kept = sizes.all() > 0
+            out = np.repeat(held_out(prompts.all()[kept], data.eval_fraction), sizes.all()[kept])
         order = np.concatenate([np.flatnonzero(~out), np.flatnonzero(out)])
         num_train = int((~out).sum())
         account = ledger.to_json() | {"rows": {"train": num_train, "eval": len(out) - num_train}}

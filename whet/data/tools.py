@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def parse_calls(row: Row, calls: Any, field: str) -> tuple[Mapping[str, Any], ..
     calls = row.opened(calls, field)
     if not isinstance(calls, list):
         raise row.error(f"is {kind_of_value(calls)}, not a list of calls", field=field, found=calls)
-    return tuple(_call(row, call, f"{field}[{index}]") for index, call in enumerate(calls))
+    return _writable(row, tuple(_call(row, call, f"{field}[{index}]") for index, call in enumerate(calls)), field)
 
 
 def _call(row: Row, call: Any, field: str) -> Mapping[str, Any]:
@@ -45,6 +46,16 @@ def _call(row: Row, call: Any, field: str) -> Mapping[str, Any]:
     return {"name": inner["name"], "arguments": dict(arguments)}
 
 
+def _writable(row: Row, objects: tuple[Mapping[str, Any], ...], field: str) -> tuple[Mapping[str, Any], ...]:
+    """The same. Raises DataError for what no template could write: half a character in it, or no end of nesting."""
+    try:
+        text = json.dumps(objects, ensure_ascii=False, default=str)
+    except RecursionError:
+        raise row.error("is nested too deep", field=field) from None
+    row.as_text(text, field)
+    return objects
+
+
 def read_tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     """The row's tool descriptions, each as `{"type": "function", "function": {...}}`."""
     value = row.maybe("tools")
@@ -52,7 +63,8 @@ def read_tools(row: Row) -> tuple[Mapping[str, Any], ...]:
     if value in (None, "", [], {}):
         return ()
     tools = value if isinstance(value, list) else [value]
-    return tuple(_tool(row, row.opened(tool, f"tools[{index}]"), f"tools[{index}]") for index, tool in enumerate(tools))
+    read = (_tool(row, row.opened(tool, f"tools[{index}]"), f"tools[{index}]") for index, tool in enumerate(tools))
+    return _writable(row, tuple(read), "tools")
 
 
 def _tool(row: Row, tool: Any, field: str) -> Mapping[str, Any]:

@@ -110,6 +110,7 @@ class Ranking:
     prompt: tuple[Message, ...]
     responses: tuple[str, ...]
     ranks: tuple[float, ...]
+    tools: tuple[Mapping[str, Any], ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = NOWHERE
 
@@ -126,6 +127,7 @@ class Scored:
     responses: tuple[str, ...]
     values: tuple[float, ...]
     kind: Literal["reward", "weight"]
+    tools: tuple[Mapping[str, Any], ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
     origin: Origin = NOWHERE
 
