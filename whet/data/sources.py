@@ -243,27 +243,19 @@ def _bad(error: DataError, data: Data, ledger: Ledger) -> None:
     ledger.refuse_error(error)
 
 
-def as_row(raw: RawRow, place: Place) -> Row | DataError:
-    """A raw row under our column names; a plain line is a prompt. Where it has a column of our name beside the one that
-    is mapped to it, nobody can say which is meant."""
+def as_row(raw: RawRow, place: Place) -> Row:
+    """A raw row under our column names; a plain line is a prompt. A column of our name beside the one that is mapped to
+    it stays, as `original_NAME`."""
     origin, value = raw
     if isinstance(value, str):
         return Row({"prompt": value}, origin, place.tags)
     if not place.columns:
         return Row(value, origin, place.tags, place.images)
     theirs = set(place.columns.values())
-    kept = {name: cell for name, cell in value.items() if name not in theirs}
     mapped = {ours: value[name] for ours, name in place.columns.items() if name in value}
-    both = next((name for name in mapped if kept.get(name) is not None), None)
-    if both is not None:
-        return DataError(
-            "is there beside the column that data.columns names for it",
-            file=origin.file,
-            line=origin.line,
-            field=both,
-            found=f"columns {both} and {place.columns[both]}",
-            fix="rename or remove one of them",
-        )
+    kept = {
+        f"original_{name}" if name in mapped else name: cell for name, cell in value.items() if name not in theirs
+    }
     return Row({**kept, **mapped}, origin, place.tags, place.images)
 
 
