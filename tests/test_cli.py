@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import resource
 import shutil
@@ -119,6 +120,12 @@ def test_every_kind_of_stage_has_a_verb(whet: Whet) -> None:
         (["explain", "train.lr"], "train.lr: no plan has this key; did you mean train.learning_rate?"),
         (["chat"], "Missing argument 'MODEL'"),
         (["chat", "m", "--precision", "fp8"], "--precision: must be one of auto, bf16, fp16, fp32 (found 'fp8')"),
+        (["chat", "m", "--temperature", "inf"], "--temperature: must be 0, or from 0.001 to 100 (found inf)"),
+        (["chat", "m", "--token-env", "KEY"], "--token-env: is the key of a server; add --server URL, or leave it out"),
+        (["chat", "m", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["estimate", "p.yaml", "--flops", "0"], "--flops: must be above 0, and finite (found '0')"),
+        (["estimate", "p.yaml", "--memory", "0GB"], "--memory: must be above 0, and finite (found '0GB')"),
+        (["estimate", "p.yaml", "--max-length", "99999999999"], "Invalid value for '--max-length'"),
         (["chat", "m", "--compare"], "--compare: nothing to compare with"),
         (["score", "a.json"], "--model: which reward model?"),
         (["score", "a.json", "--model", "m", "eval_fraction=0.1"], "data.eval_fraction: has no meaning here"),
@@ -143,7 +150,7 @@ def test_a_wrong_key_in_a_plan_file_is_named_with_its_line(whet: Whet) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("missing.json", None, "missing.json: no such file"),
+        ("missing.json", None, "missing.json: sft.data.files: no such file"),
         ("empty.json", "", "empty.json"),
         ("none.json", "[]", "none.json"),
         ("broken.jsonl", json.dumps(ROW) + '\n{"instruction": "a", \n', "broken.jsonl:2"),
@@ -241,6 +248,15 @@ def test_data_commands_on_a_small_file(whet: Whet) -> None:
     assert whet("data", "convert", "rows.json", "--out", "out.jsonl").code == 2, "nothing is overwritten"
     Path("bad.json").write_text('[{"foo": 1}]')
     assert whet("data", "check", "bad.json").code == 2
+
+
+def test_what_a_terminal_cannot_write_is_a_question_mark(whet: Whet, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    Path("rows.jsonl").write_text('{"prompt": "你好", "completion": "好"}\n')
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
+        assert whet("data", "preview", "rows.jsonl").code == 0
+        assert b"??" in written.getvalue()
 
 
 @pytest.mark.parametrize(

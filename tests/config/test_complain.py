@@ -61,10 +61,17 @@ def test_the_plan_itself_is_sound(in_tmp: Path) -> None:
         ("files: a.json", "files: [{path: a, wight: 1}]", "plan.yaml:8: stages.0.data.files.0.wight: unknown key"),
         ("@prepare", "@pepare", "plan.yaml:12: stages.2.data.files: '@pepare/dpo_training.jsonl' asks for a file"),
         ("type: exact", "type: exat", "plan.yaml:15: stages.3.tasks.0.type: must be one of exact, overlap"),
-        ("[base, sft, dpo]", "[sfft]", "stage 'evaluate' asks for 'sfft'; earlier models: base"),
+        ("[base, sft, dpo]", "[sfft]", "plan.yaml:14: stages.3.models.0: stage 'evaluate' asks for 'sfft'"),
         ("train:\n  epochs: 2", "judge: {votes: 1}\ncheckr: 1", "checkr: unknown key; did you mean check"),
         ("train:\n  epochs: 2", "dtype: fp32", "plan.yaml:4: dtype: no stage of this plan uses it"),
         ("train:\n  epochs: 2", "objective: {bta: 1, beta: 1}", "objective.bta: unknown key; did you mean"),
+        ("train:\n  epochs: 2", "rollout:\n  max_new_tokens: 4\n  min_new_tokens: 6", "plan.yaml:6: rollout.min_new_t"),
+        ("kind: dpo\n", "kind: dpo\n    start: sftt\n", "plan.yaml:12: stages.2.start: stage 'dpo' asks for 'sftt'"),
+        ("kind: dpo\n", "kind: dpo\n    start: sftt\n", "; did you mean sft?"),
+        ("kind: dpo\n", "kind: dpo\n    name: base\n", "plan.yaml:12: stages.2.name: two models or stages are called"),
+        ("kind: dpo\n", "kind: dpo\n    name: 0\n", "plan.yaml:12: stages.2.name: must be text (found 0)"),
+        ("[base, sft, dpo]", "[]", "plan.yaml:14: stages.3.models: must have at least 1 entry"),
+        ("{type: exact, data: {files: h.json}}", "{type: exact, data: {files: h, eval_fraction: 0.1}}", "has no mean"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file(in_tmp: Path, old: str, new: str, message: str) -> None:
@@ -90,7 +97,7 @@ def test_a_mistake_in_the_file(in_tmp: Path, old: str, new: str, message: str) -
         ("dpo.objective.label_smoothing=0.5", "label_smoothing: must be less than 0.5 (found 0.5)"),
         ("train.learning_rate=.inf", "override: train.learning_rate: must be a number (found inf)"),
         ("train.micro_batch_tokens=0", "train.micro_batch_tokens: must be at least 1 (found 0)"),
-        ("rollout.min_new_tokens=999", "override: rollout: min_new_tokens 999 exceeds max_new_tokens 512"),
+        ("rollout.min_new_tokens=999", "override: rollout.min_new_tokens: min_new_tokens 999 exceeds max_new_tok"),
         ("seed=x", "override: seed: must be a whole number (found 'x')"),
         ("run=", "override: run: must be text (found nothing)"),
         ("prepare.name=base", "two models or stages are called 'base'"),
@@ -98,6 +105,26 @@ def test_a_mistake_in_the_file(in_tmp: Path, old: str, new: str, message: str) -
         ("data.files=[a", "override: data.files: not valid YAML"),
         ("train", "override: not an override (found 'train'); write key=value, e.g. train.epochs=2"),
         ("=3", "not an override"),
+        ("seed=-1", "override: seed: must be from 0 to 9223372036854775807 (found -1)"),
+        ("train.seed=99999999999999999999999", "override: train.seed: must be at most 9223372036854775807"),
+        ("train.learning_rate=true", "override: train.learning_rate: must be a number (found true)"),
+        ("train.epochs=true", "override: train.epochs: must be a whole number (found true)"),
+        ("train.epochs='2'", "override: train.epochs: must be a whole number (found '2')"),
+        ("model.vision.train=off", "override: model.vision.train: must be true or false (found 'off')"),
+        ("model.quantization.double=0", "override: model.quantization.double: must be true or false (found 0)"),
+        ("train.gradient_checkpointing=1", "override: train.gradient_checkpointing: must be true or false or"),
+        ("train.batch_size=99999999999999999999999", "override: train.batch_size: must be at most 2147483648"),
+        ("rollout.temperature=1e-39", "override: rollout.temperature: must be 0, or from 0.001 to 100 (found 1e-39)"),
+        ("evaluate.tasks.0.temperature=1e30", "temperature: must be 0, or from 0.001 to 100 (found 1e+30)"),
+        ("rollout.stop=['']", "override: rollout.stop.0: must not be empty"),
+        ("sft.data.files=''", "override: sft.data.files: must not be empty"),
+        ("judge.model=''", "override: judge.model: must not be empty"),
+        ("sft.name=" + "a" * 300, "override: sft.name: must have at most 100 characters"),
+        ('run="a\\0b"', "override: run: must not hold the byte 0"),
+        ("launch.watchdog=1e30", "override: launch.watchdog: must be at most 1000000"),
+        ("prepare.rollout.engine={type: http, model: m, urls: ['ftp://x']}", "must begin with http:// or https://"),
+        ("data.files=[!!int x]", "override: data.files: not valid YAML: no plan has tags, such as !!int"),
+        ("data.files=" + "[" * 5000, "override: data.files: nested too deeply"),
         ("stages=sft", "override: stages: must be a list (found 'sft')"),
         ("stages=[]", "stages: the plan has no stages"),
     ],
@@ -120,6 +147,28 @@ def test_a_mistake_in_an_override(in_tmp: Path, override: str, message: str) -> 
 )  # fmt: skip
 def test_a_mistake_on_a_verb(in_tmp: Path, kind: str, overrides: list[str], message: str) -> None:
     assert message in complaint(*overrides, kind=kind, plan=False)
+
+
+def test_a_key_of_the_command_line_is_blamed_before_one_of_the_plan(in_tmp: Path) -> None:
+    text = complaint("rollout.max_new_tokens=4", change=("train:", "rollout: {min_new_tokens: 6}\ntrain:"))
+    assert text == "override: rollout.max_new_tokens: min_new_tokens 6 exceeds max_new_tokens 4"
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("[stf]", "p.yaml:3: stages.0: must be one of sft, "),
+        ("[{}]", "p.yaml:3: stages.0.kind: is required; take one of sft, "),
+        ("[7]", "p.yaml:3: stages.0: a stage is a kind or a mapping (found 7)"),
+        ("[{repeat: 100000, stages: [dpo]}]", "p.yaml:3: stages.0.repeat: must be at most 1000"),
+        ("[{repeat: 2, stages: [dpp]}]", "p.yaml:3: stages.0.stages.0: must be one of "),
+    ],
+)
+def test_a_stage_without_a_kind_is_not_blamed_on_a_section(in_tmp: Path, stages: str, message: str) -> None:
+    Path("p.yaml").write_text(f"model: {{path: m}}\ntrain: {{epochs: 2}}\nstages: {stages}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_plan("p.yaml")
+    assert str(caught.value).startswith(message)
 
 
 def test_a_plan_of_stages_is_not_for_a_verb(in_tmp: Path) -> None:

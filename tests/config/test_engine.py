@@ -34,6 +34,12 @@ def test_overrides_go_on_from_a_bare_word() -> None:
     assert engine({"engine": "native"}, overrides=("prepare.rollout.engine=vllm",)) == Vllm()
 
 
+def test_a_key_of_native_alone_is_natives() -> None:
+    assert engine({}, overrides=("rollout.engine.graphs=true",)) == Native(graphs=True)
+    with pytest.raises(ConfigError, match=r"rollout.engine.type: is required"):
+        engine({"engine": {"urls": ["http://a"]}})
+
+
 def test_a_resolved_plan_is_the_same_plan(tmp_path: Any) -> None:
     made = plan({"engine": "vllm"}, judge={"engine": HTTP})
     (tmp_path / "plan.yaml").write_text(dump_plan(made))

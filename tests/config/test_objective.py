@@ -55,7 +55,7 @@ def test_a_mixture_survives_its_dump() -> None:
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        (["objective.type=mixture", "objective.parts=[]"], "must have 1 entries"),
+        (["objective.type=mixture", "objective.parts=[]"], "must have at least 1 entry"),
         (["objective.type=mixture", "objective.parts=[{objective: {type: mixture}}]"], "must be one of sigmoid, cdpo"),
         (["objective.type=exo", "objective.label_smoothing=0"], "must be greater than 0"),
         (["objective.type=robust", "objective.label_smoothing=0.5"], "must be less than 0.5"),

@@ -56,6 +56,13 @@ def test_json_with_tabs_and_escapes_keeps_lines(tmp_path: Path) -> None:
         ("a.yaml", "- a\n", "a.yaml: a plan is a mapping of keys (found a list)"),
         ("a.yaml", "a: &x\n  b: *x\n", "a.yaml:2: nested too deeply"),
         ("a.yaml", "? [a]\n: b\n", "a.yaml:1: a key must be text"),
+        ("a.yaml", "run: a\nseed: \x07\n", "a.yaml:2: no plan has this character (found U+0007); delete it"),
+        ("a.yaml", "run: a\nepochs: !!int x\n", "a.yaml:2: not valid YAML: no plan has tags, such as !!int; write"),
+        ("a.yaml", "run: a\ntrain: !include no.yaml\n", "a.yaml:2: not valid YAML: no plan has tags, such as !include"),
+        ("a.yaml", "run: a\ntrain: !foo {a: 1}\n", "a.yaml:2: not valid YAML: no plan has tags, such as !foo"),
+        ("a.yaml", "d: &d {a: 1}\ntrain:\n  <<: *d\n", "a.yaml:3: train.<<: merge keys are not read; write the keys"),
+        ("a.yaml", "run: " + "[" * 5000, "a.yaml: nested too deeply"),
+        ("a.json", '{"run": ' + "[" * 100_000, "a.json: nested too deeply"),
         ("a.json", '{"run": "a",\n "run" "b"}', "a.json:2: not valid JSON"),
         ("a.json", '{"run": "a",\n "run": "b"}', "a.json:2: run: key written twice"),
     ],
@@ -65,6 +72,13 @@ def test_a_broken_file_is_named_with_its_line(in_tmp: Path, name: str, text: str
     with pytest.raises(ConfigError) as caught:
         read_source(name)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("name", ["a.yaml", "a.json"])
+def test_what_has_too_many_digits_for_a_number_is_text(in_tmp: Path, name: str) -> None:
+    Path(name).write_text(f'{{"seed": {"9" * 5000}}}')
+    assert plain(read_source(name)) == {"seed": "9" * 5000}
+    assert plain(parse_value("9" * 5000, "seed")) == "9" * 5000
 
 
 def test_a_file_that_cannot_be_read(in_tmp: Path) -> None:

@@ -28,3 +28,15 @@ def test_bf16_weights_decide_what_auto_is() -> None:
 def test_an_unknown_optimiser_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError, match=r"train.optimizer: .*adamw_8bit"):
         load_plan(None, ["model.path=m", "data.files=a.json", "train.optimizer=adam8bit"], kind="sft")
+
+
+@pytest.mark.parametrize("betas", ["[0.9, 1.0]", "[2, 3]", "[-1, 0.9]", "[true, 0.9]"])
+def test_running_averages_that_are_none(betas: str) -> None:
+    with pytest.raises(ConfigError, match=r"train.betas.[01]: must be"):
+        load_plan(None, ["model.path=m", "data.files=a.json", f"train.betas={betas}"], kind="sft")
+
+
+def test_numbers_are_taken_as_they_were_meant() -> None:
+    train = Train.model_validate({"epochs": 2.0, "batch_size": 1e3, "learning_rate": 1, "gradient_checkpointing": 2})
+    assert (train.epochs, train.batch_size, train.learning_rate, train.gradient_checkpointing) == (2, 1000, 1.0, 2)
+    assert Train(gradient_checkpointing=True).gradient_checkpointing is True

@@ -64,6 +64,13 @@ def test_a_users_template_must_have_its_places(tmp_path: Path) -> None:
         read_template(str(tmp_path / "absent.txt"), ())
 
 
+def test_a_users_template_that_is_no_utf_8_is_said_in_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "judge.txt"
+    file.write_bytes("Fränzi {response}".encode("latin-1"))
+    with pytest.raises(ConfigError, match=r"judge\.template: the template is not UTF-8 \(found .*, byte 2\)"):
+        read_template(str(file), ())
+
+
 def test_requests_are_one_per_vote_in_the_chat_template(renderer: Renderer, tmp_path: Path) -> None:
     file = tmp_path / "judge.txt"
     file.write_text("Q {instruction} A {response}")

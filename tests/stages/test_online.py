@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from threading import Event, current_thread
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -12,8 +15,12 @@ from safetensors.torch import load_file
 
 from whet.config.load import load_plan
 from whet.errors import ConfigError, DataError
+from whet.rewards.custom import FunctionReward
+from whet.rollout.native import NativeEngine
 from whet.runs.files import read_json, read_jsonl
+from whet.schema.rollouts import Completion, Request
 from whet.stages.pipeline import run_plan
+from whet.train.loop import Loop
 
 QUESTIONS = ("Paris is", "Score is", "12 is", "plum is", "Die is", "apple is", "sun is", "moon is")
 REWARD = """
@@ -160,7 +167,7 @@ def test_held_out_prompts_are_measured_by_the_reward_and_name_the_best(tiny_chec
         ({"kind": "grpo", "rollout": {"group_size": 1}}, "stages.0.rollout.group_size: grpo compares the samples"),
         ({"kind": "online_dpo", "rollout": {"group_size": 1}}, "stages.0.rollout.group_size: sigmoid compares"),
         ({"kind": "gspo", "objective": {"minibatches": 5}}, "objective.minibatches: there are more than a round has"),
-        ({"kind": "grpo", "rollout": {"temperature": 0}}, "rollout.temperature: must be greater than 0 (found 0)"),
+        ({"kind": "grpo", "rollout": {"temperature": 0}}, "rollout.temperature: must be at least 0.001 (found 0)"),
         ({"kind": "grpo", "rollout": {"staleness": 1, "top_p": 0.9}}, "staleness needs tokens from the whole"),
         ({"kind": "grpo", "rollout": {"staleness": 1, "engine": {"type": "native", "graphs": True}}}, "engine.graphs"),
         (
@@ -191,3 +198,37 @@ def test_the_reward_section_and_the_reward_stage_are_told_apart() -> None:
     made = load_plan(both, ["reward.type=model", "reward.path=reward", "reward.train.epochs=3"])
     assert made.stages[0].train.epochs == 3 and made.stages[1].train.epochs == 1  # type: ignore[union-attr]
     assert made.stages[1].reward.type == "model"  # type: ignore[union-attr]
+
+
+def test_the_thread_that_draws_ahead_ends_with_the_stage(
+    tiny_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the lock is given back: the rewards of a round that nobody waits for are not asked."""
+    drawing, scored = Event(), list[int]()
+    draw, score = NativeEngine.generate, FunctionReward.score
+
+    def slowly(self: NativeEngine, requests: Iterable[Request]) -> Iterator[Completion]:
+        for completion in draw(self, requests):
+            if current_thread().name.startswith("rollouts"):
+                drawing.set()
+                time.sleep(0.02)
+            yield completion
+
+    def counted(self: FunctionReward, prompts: Any, completions: Any) -> Any:
+        scored.append(len(completions))
+        return score(self, prompts, completions)
+
+    def interrupted(self: Loop[Any], step: int) -> None:
+        self.feed.micro_batches(step)
+        assert drawing.wait(60)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(NativeEngine, "generate", slowly)
+    monkeypatch.setattr(FunctionReward, "score", counted)
+    monkeypatch.setattr(Loop, "_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_checkpoint, {"kind": "grpo", "rollout": {"staleness": 1, "group_size": 4, "max_new_tokens": 8}})
+    assert not [thread for thread in enumerate_threads() if thread.name.startswith("rollouts")]
+    assert scored == [16], "the round that was trained on"
+    (part,) = Path("run/stages/01-grpo/rounds").glob("000001.*")
+    assert len(read_jsonl(part)) < 16

@@ -5,6 +5,7 @@ A mistake of the user's is one line on stderr and exit code 2; a defect of whet 
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -51,6 +52,8 @@ def main(args: Sequence[str] | None = None) -> None:
 def _main(args: Sequence[str] | None) -> int:
     # peft imports it where it is installed, and it says which kernels it misses; whet does not use them.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without Chinese shows ? for it
+        sys.stdout.reconfigure(errors="replace")
     words = [word for word in (sys.argv[1:] if args is None else args) if not _is_launchers(word)]
     try:
         code = app(words, prog_name="whet", standalone_mode=False)
@@ -237,10 +240,10 @@ def chat(
     adapter: Annotated[str | None, typer.Option(help="Adapter directory.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with and without the adapter.")] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
-    temperature: Annotated[float, typer.Option(min=0.0, help="0 takes the most likely token.")] = 0.7,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.7,
     top_p: Annotated[float, typer.Option(min=0.01, max=1.0, help="Draw among the likeliest tokens only.")] = 0.9,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 512,
-    seed: Annotated[int, typer.Option(help="Same seed and words, same answers.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Same seed and words, same answers.")] = 42,
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
     save: Annotated[Path, typer.Option(help="File that /save adds a training row to.")] = Path("chat.jsonl"),
     server: Annotated[str | None, typer.Option(metavar="URL", help="Ask the model of this name at a server.")] = None,
@@ -254,6 +257,12 @@ def chat(
     """
     if precision not in ("auto", "bf16", "fp16", "fp32"):
         raise UserError("must be one of auto, bf16, fp16, fp32", field="--precision", found=repr(precision))
+    if token_env is not None and server is None:
+        raise UserError("is the key of a server", field="--token-env", fix="add --server URL, or leave it out")
+    from whet.config.values import is_temperature
+
+    if not is_temperature(temperature):
+        raise UserError("must be 0, or from 0.001 to 100", field="--temperature", found=str(temperature))
     from whet.stages.chat import chat as talk
 
     talk(
@@ -274,7 +283,7 @@ def explain(key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="e.g
 @app.command()
 def demo(
     args: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Keys to change.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of data, training and sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Seed of data, training and sampling.")] = 0,
     run: Annotated[Path | None, typer.Option(help="Run directory; by default runs/demo, or runs/demo-SEED.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Self-rewarding over and over: this many rounds.")] = None,
     vision: Annotated[bool, typer.Option("--vision", help="A judge of pictures that reasons.")] = False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Annotated
 
@@ -23,7 +24,9 @@ def estimate(
     gpus: Annotated[int | None, typer.Option(min=1, help="On paper: so many GPUs, here or not.")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory of one device, in GB: 80, 24.")] = None,
     sharding: Annotated[str | None, typer.Option(help="On paper: none, fsdp, zero2 or zero3.")] = None,
-    max_length: Annotated[int | None, typer.Option(min=8, help="Rows of so many tokens, without the data.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=8, max=2**24, help="Rows of so many tokens, without the data.")
+    ] = None,
     flops: Annotated[str | None, typer.Option(help="FLOP/s that a rank reaches: 300T.")] = None,
     probe: Annotated[int, typer.Option(min=0, help="Run so many steps of each stage, for its time.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, in bytes and seconds.")] = False,
@@ -62,7 +65,10 @@ def number(text: str, field: str, *, unit: float = 1.0) -> float:
     if found is None:
         raise UserError("not a number", field=field, found=repr(text), fix="write e.g. 80, 24GB or 300T")
     value, suffix = float(found[1]), found[2]
-    return value * (UNITS[suffix] if suffix else unit)
+    value *= UNITS[suffix] if suffix else unit
+    if not 0 < value < math.inf:
+        raise UserError("must be above 0, and finite", field=field, found=repr(text))
+    return value
 
 
 def _sharding(name: str | None) -> Sharding | None:

@@ -5,20 +5,31 @@ plan.yaml:7: train.epochs: must be a whole number (found 2.5)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from pydantic import ValidationError
 
+from whet.config.base import MOST
 from whet.config.catalogue import entries, paths, stage_models, suggest, top_keys
 from whet.config.node import Node, describe, join
+from whet.config.rules import TAG
+from whet.config.values import NO_ZERO_BYTE
 from whet.errors import ConfigError, nearest
 
 FIXES = {
     "model.path": "give a checkpoint directory or hub id, e.g. model.path=Qwen/Qwen3-0.6B",
     "model": "give a checkpoint directory or hub id, e.g. model.path=Qwen/Qwen3-0.6B",
 }
+PATTERNS = {
+    r"^https?://": "must begin with http:// or https://",
+    r"^[^/]+/.+$": "must be TASK/METRIC, e.g. held_out/accuracy",
+    TAG: "must begin with a letter, and be made of letters, digits, - and _",
+    NO_ZERO_BYTE: "must not hold the byte 0",
+}
+"""Rules of texts in words; any other is that of names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +91,32 @@ def _issue(detail: Mapping[str, Any], root: Node) -> Issue:
         return Issue(node, path, "is required", fix=FIXES.get(path))
     if kind.startswith("union_tag"):
         return _wrong_tag(detail, node)
+    if kind == "misplaced":
+        node = _descend(node, detail["ctx"]["keys"], ends_with_key=False)[0]
+        return Issue(node, node.path, detail["ctx"]["problem"], fix=detail["ctx"]["fix"])
+    if kind == "value_error":
+        node = _meant(node, str(detail["ctx"]["error"]))
     fix = FIXES.get(node.path) if isinstance(node.value, str | None) else None
     if kind == "literal_error" and isinstance(node.value, str):
         fix = _suggest_word(node.value, detail["ctx"]["expected"])
+    if kind == "int_type" and isinstance(node.value, int | float) and node.value > MOST:
+        return Issue(node, node.path, f"must be at most {MOST}", found=describe(node.value))
     return Issue(node, node.path, _words(kind, detail), found=_found(kind, node), fix=fix)
+
+
+def _meant(section: Node, problem: str) -> Node:
+    """The key of a section that a complaint about it names: one of the command line, else the first."""
+    places = [(match.start(), node) for key, node in _below(section, "")
+              if (match := re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", problem))]  # fmt: skip
+    places.sort(key=lambda place: (place[1].file != "override", place[0], -len(place[1].path)))
+    return places[0][1] if places else section
+
+
+def _below(section: Node, prefix: str) -> Iterator[tuple[str, Node]]:
+    """Every key that was written in a section and the sections in it, and what stands there."""
+    for key, entry in section.value.items() if isinstance(section.value, dict) else ():
+        yield prefix + key, entry
+        yield from _below(entry, f"{prefix}{key}.")
 
 
 def _descend(root: Node, location: tuple[int | str, ...], *, ends_with_key: bool) -> tuple[Node, str | int]:
@@ -169,13 +202,13 @@ def _words(kind: str, detail: Mapping[str, Any]) -> str:
     context = detail.get("ctx", {})
     match kind:
         case "greater_than_equal":
-            return f"must be at least {context['ge']:g}"
+            return f"must be at least {_number(context['ge'])}"
         case "greater_than":
-            return f"must be greater than {context['gt']:g}"
+            return f"must be greater than {_number(context['gt'])}"
         case "less_than_equal":
-            return f"must be at most {context['le']:g}"
+            return f"must be at most {_number(context['le'])}"
         case "less_than":
-            return f"must be less than {context['lt']:g}"
+            return f"must be less than {_number(context['lt'])}"
         case "literal_error" if " " in context["expected"]:
             return f"must be one of {_unquoted(context['expected']).replace(' or ', ', ')}"
         case "literal_error":
@@ -189,14 +222,24 @@ def _words(kind: str, detail: Mapping[str, Any]) -> str:
         case "string_type":
             return "must be text"
         case "string_pattern_mismatch":
-            return "must be made of letters, digits, - and _"
+            return PATTERNS.get(context["pattern"], "must be made of letters, digits, - and _")
+        case "string_too_short":
+            return "must not be empty"
+        case "string_too_long":
+            return f"must have at most {context['max_length']} characters"
         case "model_type" | "model_attributes_type" | "dict_type":
             return "must be a section of keys"
         case "tuple_type" | "list_type":
             return "must be a list"
+        case "too_short" if context["min_length"] == 1:
+            return "must have at least 1 entry"
         case "too_long" | "too_short":
             return f"must have {context.get('max_length', context.get('min_length'))} entries"
         case "value_error":
             return str(context["error"])
         case _:
             return str(detail["msg"])
+
+
+def _number(bound: int | float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from whet.config.base import Section
 from whet.config.catalogue import section_keys, sections, stage_models
-from whet.config.node import Node, describe, plain
-from whet.config.override import is_repeat, stage_names
+from whet.config.node import Node, describe, join, plain
+from whet.config.override import is_named, is_repeat, stage_names
 from whet.config.unroll import unroll
-from whet.errors import ConfigError
+from whet.config.values import MOST_SEED
+from whet.errors import ConfigError, nearest
 
 SEEDED = ("data", "train", "rollout")
 TASK_LISTS = ("tasks", "watch")
@@ -34,9 +35,9 @@ def compose(root: Node, *, kind: str | None = None) -> Node:
     if "seed" in root.value:
         seed = _checked_seed(root.value["seed"])
         stages = [_seeded(stage, seed) for stage in stages]
-    stages = [_excluding(stage, stages) for stage in stages]
+    stages = _excluding(stages)
     named = [
-        stage.with_entry("name", stage.replace(name)) if stage.is_dict and not stage.get("name") else stage
+        stage.with_entry("name", stage.replace(name)) if stage.is_dict and not is_named(stage) else stage
         for stage, name in zip(stages, stage_names(stages), strict=True)
     ]
     # Keys that are neither the plan's nor a stage's stay, so that the strict model names them.
@@ -54,6 +55,9 @@ def _with_shared(entries: list[Node], root: Node) -> list[Node]:
     """Every section at the top laid under the stages that have it, those of a `repeat` too."""
     bodies = [_body(entry) for entry in entries]
     flat = [stage for body in bodies for stage in body]
+    for stage in flat:
+        if not is_repeat(stage):  # one inside another, which unrolling refuses
+            _check_kind(stage)
     for name in sorted(section_keys() & root.value.keys()):
         flat = _share(flat, name, root.value[name])
     rest = iter(flat)
@@ -70,6 +74,21 @@ def _body(entry: Node) -> list[Node]:
         return [entry]
     listed = entry.value.get("stages")
     return _as_sections(listed.value) if listed is not None and isinstance(listed.value, list) else []
+
+
+def _check_kind(stage: Node) -> None:
+    """Raises ConfigError for a stage without a kind that there is: nobody could say which sections it has."""
+    kinds, kind = list(stage_models()), stage.get("kind")
+    if not stage.is_dict:
+        raise stage.error("a stage is a kind or a mapping", found=describe(stage.value), fix="write e.g. `- sft`")
+    if kind is None:
+        missing = Node(None, stage.file, stage.line, join(stage.path, "kind"))
+        raise missing.error("is required", fix=f"take one of {', '.join(kinds)}")
+    if kind not in kinds:
+        near = nearest(str(kind), kinds)
+        raise stage.value["kind"].error(
+            f"must be one of {', '.join(kinds)}", found=describe(kind), fix=f"did you mean {near}?" if near else None
+        )
 
 
 def _as_sections(stages: list[Node]) -> list[Node]:
@@ -165,16 +184,18 @@ def _with_type(stage: Node) -> Node:
     return stage
 
 
-def _excluding(stage: Node, stages: list[Node]) -> Node:
+def _excluding(stages: list[Node]) -> list[Node]:
     """A stage of prompts that does not say what it leaves out leaves out what every task of the plan asks."""
-    if stage.get("kind") != "prompts" or stage.get("exclude") is not None:
-        return stage
-    lists = [other.value.get(name) for other in stages if other.is_dict for name in TASK_LISTS]
+    lists = [stage.value.get(name) for stage in stages if stage.is_dict for name in TASK_LISTS]
     tasks = [task for found in lists if found is not None and isinstance(found.value, list) for task in found.value]
     data = [task.value["data"] for task in tasks if task.is_dict and "data" in task.value]
-    different = [one for index, one in enumerate(data) if plain(one) not in [plain(other) for other in data[:index]]]
-    outside = [one for one in different if not any(file.startswith("@") for file in _files(one))]
-    return stage.with_entry("exclude", stage.replace(outside))
+    different = {repr(plain(one)): one for one in reversed(data)}
+    outside = [one for one in reversed(different.values()) if not any(file.startswith("@") for file in _files(one))]
+    return [
+        stage.with_entry("exclude", stage.replace(outside))
+        if stage.get("kind") == "prompts" and stage.get("exclude") is None else stage
+        for stage in stages
+    ]  # fmt: skip
 
 
 def _files(data: Node) -> list[str]:
@@ -187,6 +208,8 @@ def _files(data: Node) -> list[str]:
 def _checked_seed(seed: Node) -> Node:
     if isinstance(seed.value, bool) or not isinstance(seed.value, int):
         raise seed.error("must be a whole number", found=describe(seed.value))
+    if not 0 <= seed.value <= MOST_SEED:
+        raise seed.error(f"must be from 0 to {MOST_SEED}", found=describe(seed.value))
     return seed
 
 

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from whet.config.base import Section
+from whet.config.values import Place, Seed
 
 Format = Literal[
     "auto", "alpaca", "sharegpt", "messages", "prompt_completion", "self_instruct", "openorca", "gsm8k", "preference",
@@ -17,7 +18,7 @@ Format = Literal[
 class Source(Section):
     """One file of a mixture, with its own settings."""
 
-    path: str
+    path: Place
     """File, directory, hub id, or a name in `data.registry`. `@NAME/FILE` is a file an earlier stage wrote."""
     format: Format = "auto"
     """Row format of this file; `auto` takes `data.format`."""
@@ -34,13 +35,13 @@ class Source(Section):
 class Data(Section):
     """Rows of files, as records."""
 
-    files: tuple[str | Source, ...] = ()
+    files: tuple[Place | Source, ...] = ()
     """What to read: JSON, JSONL (also .gz), Parquet, CSV, plain lines, a directory of these, or a hub id."""
     format: Format = "auto"
     """Row format; `auto` looks at the rows and says what it found."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Your column name for each of ours, e.g. `{prompt: frage, chosen: besser}`."""
-    registry: str | None = None
+    registry: Place | None = None
     """A LLaMA-Factory `dataset_info.json`; names in `files` are looked up there first."""
     system: str | None = None
     """System message for rows that have none."""
@@ -53,15 +54,15 @@ class Data(Section):
     alone is too long, drops the row."""
     on_bad_row: Literal["error", "drop"] = "error"
     """What happens to a row that cannot be read or lacks its fields. Dropped rows are listed in the ledger."""
-    image_folder: str | None = None
+    image_folder: Place | None = None
     """Folder that relative paths of pictures start from; else from that of the data file, or the working directory."""
     max_images: int | None = Field(None, ge=1)
     """Most pictures of a record. Of more, these are kept: the first, the last, and between them evenly spaced ones."""
-    eval_files: tuple[str | Source, ...] = ()
+    eval_files: tuple[Place | Source, ...] = ()
     """Held-out rows for evaluation during training."""
     eval_fraction: float = Field(0.0, ge=0.0, lt=1.0)
     """Share of `files` set aside where `eval_files` is empty. All rows with the same prompt fall on one side."""
-    seed: int = 42
+    seed: Seed = 42
     """Order, sampling and split."""
 
     @field_validator("files", "eval_files", mode="before")

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from whet.config.base import Section, named
+from whet.config.values import Place, Timeout
 
 
 class Native(Section):
@@ -28,7 +29,7 @@ class Native(Section):
 class _Server(Section):
     concurrency: int = Field(16, ge=1)
     """Requests that wait for an answer at the same time, over all servers."""
-    timeout: float = Field(600.0, gt=0)
+    timeout: Timeout = 600.0
     """Seconds for one answer."""
     retries: int = Field(6, ge=0)
     """Further attempts after no answer, 408, 429, 5xx or a reply that cannot be read, each after a longer pause."""
@@ -64,7 +65,7 @@ class Vllm(_Server):
     """Base URL, up to and with `/v1`, of a server that runs already and serves this very model; null starts one."""
     token_env: str | None = None
     """Environment variable with the bearer token of a server that runs already."""
-    python: str | None = None
+    python: Place | None = None
     """Interpreter of the environment that holds vLLM; null takes whet's own."""
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     """Type of the server's weights and arithmetic; `auto` takes the checkpoint's."""
@@ -72,7 +73,7 @@ class Vllm(_Server):
     """Longest prompt with its answer; null takes what the model can."""
     options: tuple[str, ...] = ()
     """Further words for `vllm serve`, e.g. [--tensor-parallel-size, "2"]."""
-    start_timeout: float = Field(900.0, gt=0)
+    start_timeout: Timeout = 900.0
     """Seconds until a started server must answer."""
     sync: Literal["auto", "adapter", "weights", "restart"] = "auto"
     """How the weights follow training: `adapter` loads the LoRA adapter into the running server, `weights` the whole
@@ -109,7 +110,7 @@ class Ray(Section):
     address: str | None = None
     """Cluster to join: `auto` is the one this machine belongs to, else host:port; null starts one on this machine that
     ends with the process. Under `launch.type=ray` it is the launch's cluster, whatever stands here."""
-    start_timeout: float = Field(900.0, gt=0)
+    start_timeout: Timeout = 900.0
     """Seconds to wait for room on the cluster."""
     max_failures: int = Field(3, ge=0)
     """Losses of an actor with the same requests that are borne; one more stops the stage."""
@@ -124,9 +125,16 @@ class Ray(Section):
         return self
 
 
+def _native_unless_said(value: object) -> object:
+    """`rollout.engine.graphs=true` alone is this process's; keys of a server do not say of which."""
+    section = named(value)
+    native = isinstance(section, dict) and "type" not in section and section.keys() <= Native.model_fields.keys()
+    return {"type": "native", **section} if isinstance(section, dict) and native else section
+
+
 Engine = Annotated[
     Annotated[Native | Http | Vllm | Ray, Field(discriminator="type")],
-    BeforeValidator(named),
+    BeforeValidator(_native_unless_said),
 ]
 
 

@@ -10,6 +10,7 @@ from whet.config.base import Section
 from whet.config.data import Data
 from whet.config.judge import Asking, PointwiseForm
 from whet.config.rollout import Checker
+from whet.config.values import Place, Seed, Temperature
 
 
 class _Generated(Section):
@@ -19,7 +20,7 @@ class _Generated(Section):
     """Prompts, with their references where the task needs them."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer."""
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: Temperature = 0.0
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """As in `rollout.top_p`."""
@@ -27,7 +28,7 @@ class _Generated(Section):
     """Answers per prompt; the interval counts prompts, not answers."""
     batch_size: int = Field(64, ge=1)
     """Answers decoded at the same time."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the sampling."""
 
 
@@ -64,9 +65,9 @@ class WinRateTask(_Generated):
     """Pairwise wins against another model, judged in both orders; a disagreement between the orders is a tie."""
 
     type: Literal["win_rate"] = "win_rate"
-    against: str = "base"
+    against: Place = "base"
     """`base`, the name of an earlier stage, or a checkpoint directory."""
-    template: str = "pairwise"
+    template: Place = "pairwise"
     """`pairwise`, or a text file with {instruction}, {first} and {second}."""
     judge: Asking = Asking(votes=1, temperature=0.0, model="base")
     """Who judges, and how. In this task `judge.model` may also be `self`, the model under evaluation."""
@@ -86,7 +87,7 @@ class JudgementTask(Section):
     """How it is asked: a pointwise judge. `judge.model` is `self`, the model under evaluation."""
     batch_size: int = Field(64, ge=1)
     """Judgements decoded at the same time."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the sampling."""
 
     @model_validator(mode="after")

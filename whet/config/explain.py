@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 from whet.config.catalogue import Entry, entries, entries_of, paths, sections, stage_models, suggest
 from whet.config.verl import PREFIX, Verl
@@ -204,6 +205,8 @@ def _limits(limits: Iterable[Any]) -> list[str]:
     words = []
     for limit in limits:
         match limit:
+            case FieldInfo(metadata=inner):
+                words += _limits(inner)
             case Ge(ge=bound):
                 words.append(f"at least {bound}")
             case Gt(gt=bound):

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.engine import Engine, Http
+from whet.config.values import Place, Temperature
 
 MOST_SCORES = 21
 """Scores on a scale that are weighed by their probability: from 0 to 20, say."""
@@ -16,7 +17,7 @@ MOST_SCORES = 21
 class Asking(Section):
     """Which language model is asked for its judgement, and how."""
 
-    model: str = "start"
+    model: Place = "start"
     """Who judges: `start` (the model the stage starts from), `base`, a stage's name, or a checkpoint directory."""
     engine: Engine | None = None
     """What runs the judge; null takes the stage's own engine where `start` judges, else one of its kind, or, where
@@ -26,7 +27,7 @@ class Asking(Section):
     """Judgements of the same thing; those that can be read are put together."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest judgement."""
-    temperature: float = Field(0.7, ge=0.0)
+    temperature: Temperature = 0.7
     """0 takes the most likely token."""
     top_p: float = Field(0.9, gt=0.0, le=1.0)
     """As in `rollout.top_p`."""
@@ -35,7 +36,7 @@ class Asking(Section):
 class PointwiseForm(Asking):
     """What every judge of single answers has."""
 
-    template: str = "additive"
+    template: Place = "additive"
     """`additive` (five points, reason first), `score_first`, or a text file with {instruction} and {response}."""
     scores: Literal["parse", "expectation"] = "parse"
     """`parse` takes the score as it is written; `expectation` the mean of all scores on the scale, each by the
@@ -74,11 +75,11 @@ class Pairwise(Asking):
     """Answers two by two, each pair in both orders; what does not survive the swap is a tie (2306.05685)."""
 
     type: Literal["pairwise"] = "pairwise"
-    template: str = "pairwise"
+    template: Place = "pairwise"
     """`pairwise`, or a text file with {instruction}, {first} and {second}."""
     votes: int = Field(1, ge=1)
     """Judgements of a pair in each order; their majority decides."""
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: Temperature = 0.0
     """0 takes the most likely token."""
     aggregate: Literal["win_share", "bradley_terry"] = "win_share"
     """Score from wins: `win_share` is won comparisons over all, ties half; `bradley_terry` the chance of winning
@@ -89,7 +90,7 @@ class Listwise(Asking):
     """All answers of a prompt in one reply, which ranks them, shown in an order drawn from the seed."""
 
     type: Literal["listwise"] = "listwise"
-    template: str = "listwise"
+    template: Place = "listwise"
     """`listwise`, or a text file with {instruction} and {responses}."""
 
 
@@ -97,9 +98,9 @@ class RewardJudge(Section):
     """A reward model scores the answers; nobody is asked for words."""
 
     type: Literal["reward_model"] = "reward_model"
-    path: str = Field(min_length=1)
+    path: Place
     """Checkpoint directory, or the name of an earlier reward stage."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """Adapter directory, where the reward model is one."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens per forward pass; null fits it to the model and the device."""
@@ -113,11 +114,11 @@ Judge = Annotated[Pointwise | Pairwise | Listwise | RewardJudge, Field(discrimin
 class Meta(Section):
     """The judge's judgements are judged too, and become preferences that train the judge (2407.19594, section 2.2)."""
 
-    template: str = "meta"
+    template: Place = "meta"
     """`meta`, or a text file with {instruction}, {response}, {first} and {second}."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest verdict."""
-    temperature: float = Field(0.0, ge=0.0)
+    temperature: Temperature = 0.0
     """0 takes the most likely token."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """As in `rollout.top_p`."""

@@ -13,11 +13,12 @@ from pydantic import BeforeValidator, Field
 
 from whet.config.base import Section, named
 from whet.config.sharding import NoSharding, Sharding
+from whet.config.values import Timeout
 
 
 class _Ranks(Section):
     sharding: Sharding = NoSharding()
-    watchdog: float | None = Field(1800.0, gt=0)
+    watchdog: Timeout | None = 1800.0
     """Seconds after which a rank that gives no sign of life ends the run, which then says which rank it was and what it
     was doing. null waits for ever."""
 
@@ -50,7 +51,7 @@ class Ray(_Ranks):
     max_failures: int = Field(3, ge=0)
     """How often the ranks are started again when one of them is lost; they go on from the last checkpoint. Nodes that a
     provider takes back do not count."""
-    start_timeout: float = Field(600.0, gt=0)
+    start_timeout: Timeout = 600.0
     """Seconds to wait for room on the cluster."""
 
 

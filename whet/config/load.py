@@ -10,7 +10,7 @@ loading a model is refused here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ def load_plan(
         plan = Plan.model_validate(plain(root))
     except ValidationError as error:
         raise plan_error(error, root) from None
-    earlier: list[str] = []
+    earlier: dict[str, None] = {}
     for stage, node in zip(plan.stages, root.value["stages"].value, strict=True):
         _check_stage(stage, node, earlier)
-        earlier.append(stage.name)
+        earlier[stage.name] = None
     return plan
 
 
@@ -82,7 +82,7 @@ def dump_section(section: Section) -> str:
     return to_yaml(section.model_dump(mode="json"))
 
 
-def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
+def _check_stage(stage: Stage, node: Node, earlier: Collection[str]) -> None:
     if isinstance(stage, TrainStage | PromptsStage | PrepareStage | JudgeExamplesStage):
         _need_files(stage.data, node, "data", "name the file to read, e.g. data.files=FILE.json")
         _check_references(stage.data, node, "data", earlier)
@@ -111,6 +111,11 @@ def _check_stage(stage: Stage, node: Node, earlier: Sequence[str]) -> None:
         place = f"{'tasks' if isinstance(stage, EvaluateStage) else 'watch'}.{index}.data"
         _need_files(task.data, node, place, "name the held-out file")
         _check_references(task.data, node, place, earlier)
+        for key in ("eval_files", "eval_fraction"):
+            if getattr(task.data, key):
+                raise _error_at(
+                    node, f"{place}.{key}", "has no meaning here: a task measures all of its files", fix="leave it out"
+                )
 
 
 def _check_judges_alone(stage: RejectStage, node: Node) -> None:
@@ -156,13 +161,13 @@ def _need_files(data: Data, node: Node, place: str, fix: str) -> None:
         raise _error_at(node, f"{place}.files", "is required", fix=fix)
 
 
-def _check_references(data: Data, node: Node, place: str, earlier: Sequence[str]) -> None:
+def _check_references(data: Data, node: Node, place: str, earlier: Collection[str]) -> None:
     for field, files in (("files", data.files), ("eval_files", data.eval_files)):
         for file in files:
             _check_reference(file.path if isinstance(file, Source) else file, node, f"{place}.{field}", earlier)
 
 
-def _check_reference(path: str, node: Node, field: str, earlier: Sequence[str]) -> None:
+def _check_reference(path: str, node: Node, field: str, earlier: Collection[str]) -> None:
     """`@NAME/FILE` must name an earlier stage."""
     name = path[1:].partition("/")[0]
     if path.startswith("@") and name not in earlier:

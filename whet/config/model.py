@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
+from whet.config.values import Place, Seed
 
 
 class Lora(Section):
@@ -48,7 +49,7 @@ class Vision(Section):
 class Build(Section):
     """A small random checkpoint, made where `model.path` has none: for first trials without a model hub."""
 
-    files: tuple[str, ...] = Field(min_length=1)
+    files: tuple[Place, ...] = Field(min_length=1)
     """Data files whose text the tokenizer is trained on."""
     vocab_size: int = Field(2048, ge=300)
     """Size of the byte-level BPE vocabulary, at most."""
@@ -60,20 +61,20 @@ class Build(Section):
     """Attention heads per block."""
     max_positions: int = Field(2048, ge=16)
     """Longest sequence in tokens."""
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the random weights."""
 
 
 class Model(Section):
     """A checkpoint in the ordinary Hugging Face layout."""
 
-    path: str
+    path: Place
     """Directory or hub id. Weights are read as safetensors only."""
     build: Build | None = None
     """Build a small random model at `path` where that directory does not exist yet."""
     lora: Lora | None = Lora()
     """Adapter to train; `null` trains every weight."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """Adapter directory to start from. Its rank and targets then replace `lora`."""
     quantization: Quantization | None = None
     """Hold the layers that do not train in 4 bits: `{type: nf4, double: true}` is QLoRA's setting, `{}` the same. Head,
@@ -82,7 +83,7 @@ class Model(Section):
     """Pictures."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
-    chat_template: str | None = None
+    chat_template: Place | None = None
     """Jinja file to use instead of the checkpoint's own chat template."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you trust its author."""

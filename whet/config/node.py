@@ -88,4 +88,5 @@ def describe(value: object) -> str:
         case str():
             return repr(value if len(value) <= 60 else value[:57] + "...")
         case _:
-            return str(value)
+            text = str(value)
+            return text if len(text) <= 60 else text[:57] + "..."

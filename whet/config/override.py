@@ -35,21 +35,25 @@ def is_repeat(stage: Node) -> bool:
 
 def stage_names(stages: Sequence[Node]) -> list[str]:
     """The name of each stage: its own, else its kind, with a number where that is taken. Rounds are called `round`."""
-    taken = [str(stage.get("name")) for stage in stages if stage.get("name")]
+    taken = {str(stage.get("name")) for stage in stages if is_named(stage)}
+    numbers: dict[str, int] = {}
     names = []
     for stage in stages:
-        name = stage.get("name")
-        if not name:
+        name = str(stage.get("name"))
+        if not is_named(stage):
             kind = str(stage.value if isinstance(stage.value, str) else stage.get("kind"))
-            kind = "round" if is_repeat(stage) else kind
-            name = next(option for option in _numbered(kind, len(taken)) if option not in taken)
-            taken.append(name)
-        names.append(str(name))
+            kind = name = "round" if is_repeat(stage) else kind
+            while name in taken:
+                numbers[kind] = numbers.get(kind, 1) + 1
+                name = f"{kind}-{numbers[kind]}"
+            taken.add(name)
+        names.append(name)
     return names
 
 
-def _numbered(kind: str, taken: int) -> list[str]:
-    return [kind, *(f"{kind}-{number}" for number in range(2, taken + 3))]
+def is_named(stage: Node) -> bool:
+    """Whether a stage says its name; null and an empty text are none."""
+    return stage.get("name") not in (None, "")
 
 
 def _address(root: Node, key: str, kind: str | None) -> list[str]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
-from whet.config.base import Section
+from whet.config.base import Section, misplaced
 from whet.config.launch import Launch, Local
 from whet.config.model import Model
 from whet.config.repeat import Rounds
 from whet.config.sharding import NoSharding
 from whet.config.stage import EvaluateStage, MergeStage, Stage, TrainStage
+from whet.config.values import Place
+from whet.errors import nearest
+
+RESERVED = ("base", "previous")
+"""Names of models that every plan has."""
 
 
 class Plan(Section):
     """What `whet run` does, resolved: every key has its value."""
 
-    run: str
+    run: Place
     """Run directory, e.g. `runs/first`. Everything the run makes is in it."""
     model: Model
     """The checkpoint everything starts from."""
@@ -34,22 +40,30 @@ class Plan(Section):
 
     @model_validator(mode="after")
     def _named_once_and_in_order(self) -> Self:
-        models, names = ["base", "previous"], {"base", "previous"}
-        ends = {loop.rounds[-1][-1]: loop.name for loop in self.loops}
-        for stage in self.stages:
-            if stage.name in names:
-                raise ValueError(f"two models or stages are called {stage.name!r}")
-            for wanted in (stage.start, *(stage.models if isinstance(stage, EvaluateStage) else ())):
+        models, names = dict.fromkeys(RESERVED), set(RESERVED)
+        ends = {loop.rounds[-1][-1]: (number, loop.name) for number, loop in enumerate(self.loops)}
+
+        def take(name: str, *place: str | int) -> None:
+            if name in names:
+                said = f"two models or stages are called {name!r}"
+                said = f"{said}, a model of every plan" if name in RESERVED else said
+                raise misplaced(said, *place, "name", fix="choose another name")
+            names.add(name)
+
+        for number, stage in enumerate(self.stages):
+            take(stage.name, "stages", number)
+            places: dict[tuple[str | int, ...], str] = {("start",): stage.start}
+            if isinstance(stage, EvaluateStage):
+                places |= {("models", index): name for index, name in enumerate(stage.models)}
+            for keys, wanted in places.items():
                 if wanted not in models:
-                    raise ValueError(f"stage {stage.name!r} asks for {wanted!r}; earlier models: {', '.join(models)}")
-            names.add(stage.name)
+                    raise _unknown_model(stage.name, wanted, models, "stages", number, *keys)
             if isinstance(stage, TrainStage | MergeStage):
-                models.append(stage.name)
+                models[stage.name] = None
             if stage.name in ends:
-                if ends[stage.name] in names:
-                    raise ValueError(f"two models or stages are called {ends[stage.name]!r}")
-                names.add(ends[stage.name])
-                models.append(ends[stage.name])
+                at, name = ends[stage.name]
+                take(name, "loops", at)
+                models[name] = None
         return self
 
     @model_validator(mode="after")
@@ -69,3 +83,11 @@ class Plan(Section):
         from whet.config.load import load_plan
 
         return load_plan(source, overrides, kind=kind)
+
+
+def _unknown_model(stage: str, name: str, models: Iterable[str], *place: str | int) -> PydanticCustomError:
+    near = nearest(name, models)
+    return misplaced(
+        f"stage {stage!r} asks for {name!r}, and no earlier model is called so", *place,
+        fix=f"did you mean {near}?" if near else f"earlier models: {', '.join(models)}",
+    )  # fmt: skip

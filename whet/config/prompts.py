@@ -8,6 +8,7 @@ from pydantic import Field
 
 from whet.config.base import Section
 from whet.config.rollout import Rollout
+from whet.config.values import Place
 
 BEYOND_TEXT = (
     "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "maps", "draw", "plot",
@@ -47,7 +48,7 @@ class SelfInstruct(_Filters):
     """Prompts of `data.files` that the model is shown at a time."""
     shown_made: int = Field(2, ge=0)
     """Prompts made before that it is shown with them; more of `data.files` where there are too few."""
-    template: str = "self_instruct"
+    template: Place = "self_instruct"
     """`self_instruct`, or a text file with {tasks} (the prompts shown, numbered) and {number} (the next one)."""
     rollout: Rollout = Rollout(group_size=1, max_new_tokens=512, temperature=0.7, top_p=0.95)
     """How the model is asked; `group_size` replies to each list of prompts shown."""

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 from whet.config.base import Section
+from whet.config.values import Place
 
 
 class OnlineReference(Section):
     """Log-probs of another policy on the same responses."""
 
-    model: str = "start"
+    model: Place = "start"
     """`start` (the model this stage starts from), `base`, a stage name, or a checkpoint. `start` with an adapter needs
     no second model: the adapter is switched off."""
     device: Literal["auto", "cpu", "cuda"] = "auto"

@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from whet.config.base import Section
+from whet.config.values import Place
 
 
 class Accept(Section):
@@ -33,16 +34,16 @@ class Functions(Section):
     """Functions of yours in place of whet's own reading, formatting, generating and saving; each
     `module:function` or `FILE.py:function`. Judging is replaced by `reward.type=custom`."""
 
-    read: str | None = None
+    read: Place | None = None
     """read(files) -> rows: each a text or a mapping with `prompt` (or `messages`) and columns of its own.
     It is called once a pass over the prompts, and gives the same rows every time."""
-    format: str | None = None
+    format: Place | None = None
     """format(row) -> a text or a list of messages: what the model is asked. The row is a mapping with `messages`,
     `reference` and the columns."""
-    generate: str | None = None
+    generate: Place | None = None
     """generate(requests) -> answers, in their order. A request is a mapping with `key`, `messages`, `seed` and the
     keys of the sampling; an answer is a text, null for none, or a mapping with `text` and, if known,
     `finish_reason` (`stop` or `length`)."""
-    save: str | None = None
+    save: Place | None = None
     """save(rows, folder): rows is an iterator over the rows of groups.jsonl, each answer with its `fate`; folder is
     the stage's. The files of whet's own are then not written."""

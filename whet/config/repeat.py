@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
+from whet.config.values import Word
 
 
 class Stop(Section):
@@ -23,9 +24,9 @@ class Stop(Section):
 class Repeat(Section):
     """Stages done `repeat` times: an entry of `stages` that has stages of its own."""
 
-    repeat: int = Field(ge=1)
+    repeat: int = Field(ge=1, le=1000)
     """How many rounds. The stages of round 2 are called NAME-2: a folder and a model of their own."""
-    name: str = Field("round", pattern=r"^[A-Za-z0-9_-]+$")
+    name: Word = "round"
     """What the rounds are called; behind them it names the model that they left."""
     metric: str | None = Field(None, pattern=r"^[^/]+/.+$")
     """TASK/METRIC of an evaluate stage among `stages`, e.g. `held_out/accuracy`: what rounds are compared by."""

@@ -24,6 +24,7 @@ from whet.config.rules import (
     Tags,
     Verdict,
 )
+from whet.config.values import Place, Seed, Timeout, Word
 
 
 class Custom(Section):
@@ -34,9 +35,9 @@ class Custom(Section):
     """
 
     type: Literal["custom"] = "custom"
-    path: str
+    path: Place
     """`module:function` or `FILE.py:function`."""
-    timeout: float = Field(10.0, gt=0)
+    timeout: Timeout = 10.0
     """Seconds for one call; a longer one is stopped and leaves the rollout without a score."""
     concurrency: int = Field(16, ge=1)
     """Calls of an async function that wait at the same time."""
@@ -46,9 +47,9 @@ class RewardModel(Section):
     """A reward model: a sequence-classification checkpoint with one label, by its own tokenizer and template."""
 
     type: Literal["model"] = "model"
-    path: str = Field(min_length=1)
+    path: Place
     """Checkpoint directory, or the name of an earlier reward stage."""
-    adapter: str | None = None
+    adapter: Place | None = None
     """Adapter directory, where the reward model is one."""
     batch_tokens: int | None = Field(None, ge=1)
     """Tokens per forward pass; null fits it to the model and the device."""
@@ -62,7 +63,7 @@ class Judged(PointwiseForm):
     """A language model as judge (Yuan et al., 2401.10020): the mean of its readable votes."""
 
     type: Literal["judge"] = "judge"
-    seed: int = 42
+    seed: Seed = 42
     """Seed of the judge's sampling."""
 
 
@@ -76,7 +77,7 @@ class Http(Section):
     type: Literal["http"] = "http"
     url: str = Field(pattern=r"^https?://")
     """Where to POST."""
-    timeout: float = Field(30.0, gt=0)
+    timeout: Timeout = 30.0
     """Seconds for one request."""
     retries: int = Field(3, ge=0)
     """Further attempts after no answer, 408, 429 or 5xx, each after a longer pause."""
@@ -99,7 +100,7 @@ PlainReward = Annotated[
 class RewardPart(Section):
     """One term of a composite reward."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: Word
     """Name in logs."""
     reward: PlainReward
     """What is measured."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
 from whet.config.engine import Engine, Http, Native
+from whet.config.values import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE, Place, Seed, Temperature
 
 
 class Rollout(Section):
@@ -21,19 +22,19 @@ class Rollout(Section):
     """Longest answer; a longer one is cut and counts as such."""
     min_new_tokens: int = Field(0, ge=0)
     """The end-of-turn token cannot be drawn before this many tokens."""
-    temperature: float = Field(0.7, ge=0.0)
-    """0 takes the most likely token."""
+    temperature: Temperature = 0.7
+    """0 takes the most likely token; else from 0.001 to 100."""
     top_p: float = Field(0.9, gt=0.0, le=1.0)
     """Draw among the most likely tokens that hold this much probability together; 1 keeps all."""
     top_k: int = Field(0, ge=0)
     """0 keeps every token."""
     min_p: float = Field(0.0, ge=0.0, le=1.0)
     """Draw among the tokens that are at least this many times as likely as the likeliest; 0 keeps all."""
-    stop: tuple[str, ...] = ()
+    stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     """Texts that end an answer and are not part of it."""
     batch_size: int = Field(32, ge=1)
     """Samples decoded at the same time."""
-    seed: int = 42
+    seed: Seed = 42
     """A sample depends on this, its prompt and its number alone."""
 
     @model_validator(mode="after")
@@ -48,7 +49,7 @@ class OnlineRollout(Rollout):
 
     group_size: int = Field(8, ge=1)
     """Samples per prompt."""
-    temperature: float = Field(1.0, gt=0.0)
+    temperature: float = Field(1.0, ge=LOWEST_TEMPERATURE, le=HIGHEST_TEMPERATURE)
     """Of the distribution that is sampled from and trained."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Draw among the most likely tokens that hold this much probability together; 1 keeps all, as the formulas ask."""
@@ -141,7 +142,7 @@ class Checker(Section):
     type: Literal["exact", "contains", "numeric", "math", "custom"] = "exact"
     """`exact` compares stripped text with the reference, `contains` looks for it, `numeric` compares the last
     number, `math` the final answer, `custom` calls `path`."""
-    path: str | None = None
+    path: Place | None = None
     """`module:function` or `FILE.py:function`, called as f(prompt, completion, **columns) -> float in [0, 1]."""
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from whet.config.base import Section
+from whet.config.values import Place, Timeout
 
 TAG = r"^[A-Za-z][A-Za-z0-9_-]*$"
 
@@ -45,7 +46,7 @@ class Math(Answer):
     """
 
     type: Literal["math"] = "math"
-    timeout: float = Field(5.0, gt=0)
+    timeout: Timeout = 5.0
     """Seconds for one comparison; a longer one leaves the rollout without a score."""
 
 
@@ -66,7 +67,7 @@ class Regex(Section):
     """Regular expression; `(?s)` in front lets the dot match line breaks."""
     match: Literal["full", "search"] = "full"
     """`full`: the whole completion has the form; `search`: some part of it."""
-    timeout: float = Field(1.0, gt=0)
+    timeout: Timeout = 1.0
     """Seconds for one completion; a longer search leaves the rollout without a score."""
 
 
@@ -98,11 +99,11 @@ class JsonSchema(Section):
     type: Literal["json_schema"] = "json_schema"
     definition: dict[str, Any] | None = None
     """The schema itself; or `path`."""
-    path: str | None = None
+    path: Place | None = None
     """JSON file with the schema; or `definition`."""
     fenced: bool = True
     """One Markdown code fence around the JSON is allowed."""
-    timeout: float = Field(5.0, gt=0)
+    timeout: Timeout = 5.0
     """Seconds for one completion; a longer check leaves the rollout without a score."""
 
     @model_validator(mode="after")

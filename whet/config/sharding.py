@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field
 
 from whet.config.base import Section, named
+from whet.config.values import Place
 
 
 class NoSharding(Section):
@@ -32,7 +33,7 @@ class DeepSpeed(Section):
     """DeepSpeed's ZeRO-2 (gradients and running averages in parts) or ZeRO-3 (weights too)."""
 
     type: Literal["deepspeed"] = "deepspeed"
-    config: str = Field(min_length=1)
+    config: Place
     """DeepSpeed's own JSON file. "auto" takes what the plan says; a number or switch that contradicts the plan is
     refused."""
 

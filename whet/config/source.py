@@ -18,6 +18,10 @@ from whet.errors import ConfigError
 
 MAX_DEPTH = 40
 """Deeper nesting than any plan has; an alias that contains itself would have no end."""
+CORE = "tag:yaml.org,2002:"
+"""What YAML writes as `!!`."""
+MOST_DIGITS = 300
+"""Python reads 4300; what has more than these is no number to any key, and stays text."""
 _CORE_TYPES = (
     ("tag:yaml.org,2002:null", re.compile(r"~|null|Null|NULL|"), ("~", "n", "N", "")),
     ("tag:yaml.org,2002:bool", re.compile(r"true|True|TRUE|false|False|FALSE"), tuple("tTfF")),
@@ -33,9 +37,18 @@ _CORE_TYPES = (
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML with the scalars of YAML 1.2."""
+    """PyYAML with the scalars of YAML 1.2, and without tags: they would be passed over, `!include` too."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  PyYAML reads it from the class
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()  # type: ignore[no-untyped-call]
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(
+                problem=f"no plan has tags, such as {str(event.tag).replace(CORE, '!!')}",
+                problem_mark=event.start_mark, note="write the value without it",
+            )  # fmt: skip
+        return super().compose_node(parent, index)
 
 
 class PlanDumper(yaml.SafeDumper):
@@ -93,7 +106,7 @@ def scalar(text: str) -> Any:
 def parse_value(text: str, path: str) -> Node:
     """The right side of `a.b=text`: a list, a mapping or a quoted text where it begins like one, else a bare word."""
     if text[:1] in ("[", "{", "'", '"'):
-        return _without_lines(_parse(text, "override", path=path))
+        return _parse(text, "override", path=path)
     return Node(scalar(text.strip()), "override", None, path)
 
 
@@ -113,47 +126,68 @@ def _read(name: str) -> str:
 def _checked_json(text: str, name: str) -> str:
     """JSON with blanks for tabs: apart from those it is YAML, whose reader keeps line numbers."""
     try:
-        json.loads(text)
+        json.loads(text, parse_int=str)
     except json.JSONDecodeError as error:
         raise ConfigError(f"not valid JSON: {error.msg}", file=name, line=error.lineno) from None
+    except RecursionError:
+        raise _too_deep(name) from None
     return text.replace("\t", " ")
 
 
 def _parse(text: str, file: str, *, path: str = "") -> Node:
-    loader = _Loader(text)
     try:
-        tree = loader.get_single_node()
+        tree = _Loader(text).get_single_node()
+    except yaml.reader.ReaderError as error:
+        raise ConfigError(
+            "no plan has this character",
+            file=file,
+            line=_line(text.count("\n", 0, error.position), file),
+            field=path or None,
+            found=f"U+{ord(text[error.position]):04X}",
+            fix="delete it",
+        ) from None
     except yaml.YAMLError as error:
         raise _yaml_error(error, file, path) from None
-    finally:
-        loader.dispose()
+    except RecursionError:
+        raise _too_deep(file, path) from None
     if tree is None:
-        return Node({}, file, 1, path)
-    return _convert(tree, file, path, tree.start_mark.line + 1, depth=0)
+        return Node({}, file, _line(0, file), path)
+    return _convert(tree, file, path, _line(tree.start_mark.line, file), depth=0)
+
+
+def _line(index: int, file: str) -> int | None:
+    """The number of a line; an override stands on none."""
+    return index + 1 if file != "override" else None
 
 
 def _yaml_error(error: yaml.YAMLError, file: str, path: str) -> ConfigError:
     mark = getattr(error, "problem_mark", None)
-    line = mark.line + 1 if mark and file != "override" else None
+    line = _line(mark.line, file) if mark else None
     problem = getattr(error, "problem", None) or str(error).splitlines()[0]
     return ConfigError(
         f"not valid YAML: {problem}",
         file=file,
         line=line,
         field=path or None,
-        fix="check quotes, colons and indentation",
+        fix=getattr(error, "note", None) or "check quotes, colons and indentation",
     )
 
 
-def _convert(tree: yaml.Node, file: str, path: str, line: int, depth: int) -> Node:
+def _too_deep(file: str, path: str = "", line: int | None = None) -> ConfigError:
+    return ConfigError(
+        "nested too deeply", file=file, line=line, field=path or None, fix="an anchor may contain itself"
+    )
+
+
+def _convert(tree: yaml.Node, file: str, path: str, line: int | None, depth: int) -> Node:
     if depth > MAX_DEPTH:
-        raise ConfigError("nested too deeply", file=file, line=line, fix="an anchor may contain itself")
+        raise _too_deep(file, line=line)
     match tree:
         case yaml.MappingNode():
             return _mapping(tree, file, path, line, depth)
         case yaml.SequenceNode():
             entries = [
-                _convert(entry, file, join(path, str(i)), entry.start_mark.line + 1, depth + 1)
+                _convert(entry, file, join(path, str(i)), _line(entry.start_mark.line, file), depth + 1)
                 for i, entry in enumerate(tree.value)
             ]
             return Node(entries, file, line, path)
@@ -161,13 +195,18 @@ def _convert(tree: yaml.Node, file: str, path: str, line: int, depth: int) -> No
             return Node(_construct(tree.tag, tree.value), file, line, path)
 
 
-def _mapping(tree: yaml.MappingNode, file: str, path: str, line: int, depth: int) -> Node:
+def _mapping(tree: yaml.MappingNode, file: str, path: str, line: int | None, depth: int) -> Node:
     entries: dict[str, Node] = {}
     for key_node, value_node in tree.value:
-        key_line = key_node.start_mark.line + 1
+        key_line = _line(key_node.start_mark.line, file)
         if not isinstance(key_node, yaml.ScalarNode):
             raise ConfigError("a key must be text", file=file, line=key_line, field=path or None)
         key = str(key_node.value)
+        if key == "<<" and key_node.style is None:
+            raise ConfigError(
+                "merge keys are not read", file=file, line=key_line, field=join(path, key),
+                fix="write the keys out, or put what stages share at the top of the plan",
+            )  # fmt: skip
         if key in entries:
             first = entries[key].line
             raise ConfigError(
@@ -175,7 +214,7 @@ def _mapping(tree: yaml.MappingNode, file: str, path: str, line: int, depth: int
                 file=file,
                 line=key_line,
                 field=join(path, key),
-                found=f"first on line {first}",
+                found=f"first on line {first}" if first else None,
                 fix="keep one",
             )
         entries[key] = _convert(value_node, file, join(path, key), key_line, depth + 1)
@@ -189,22 +228,12 @@ def _construct(tag: str, text: str) -> Any:
         case "bool":
             return text.lower() == "true"
         case "int":
-            return int(text)
+            return int(text) if len(text) <= MOST_DIGITS else text
         case "float":
             return float(re.sub(r"\.(?=[in])", "", text, flags=re.IGNORECASE))
         case _:
             # JSON writes what lies beyond 16 bits as two escapes; together they are one character.
             return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-
-
-def _without_lines(node: Node) -> Node:
-    """An override stands on no line."""
-    value = node.value
-    if isinstance(value, dict):
-        value = {key: _without_lines(entry) for key, entry in value.items()}
-    elif isinstance(value, list):
-        value = [_without_lines(entry) for entry in value]
-    return Node(value, node.file, None, node.path)
 
 
 def to_yaml(value: object) -> str:

@@ -39,10 +39,11 @@ from whet.config.rollout import (
 from whet.config.supervised import Nll
 from whet.config.train import DpoTrain, OnlineTrain, SftTrain, Train
 from whet.config.value import PolicyValue, ValueFunction
+from whet.config.values import Place
 
 
 class _Stage(Section):
-    name: str = Field("", pattern=r"^[A-Za-z0-9_-]*$")
+    name: str = Field("", max_length=100, pattern=r"^[A-Za-z0-9_-]*$")
     """Folder and table name; empty takes the kind, with a number where it repeats."""
     start: str = "previous"
     """Model to start from: `previous` (the last stage that made one, else the base), `base`, or a stage name."""
@@ -250,9 +251,9 @@ class PairStage(_Stage):
     """
 
     kind: Literal["pair"] = "pair"
-    chosen: tuple[str, ...] = Field(min_length=1)
+    chosen: tuple[Place, ...] = Field(min_length=1)
     """Files of right answers, e.g. `@second/accepted.jsonl`."""
-    rejected: tuple[str, ...] = Field(min_length=1)
+    rejected: tuple[Place, ...] = Field(min_length=1)
     """Files of wrong answers, e.g. `@first/rejected.jsonl`."""
     pairs_per_prompt: int = Field(1, ge=1)
     """Most pairs of one prompt, each answer in one of them."""
@@ -262,7 +263,7 @@ class EvaluateStage(_Stage):
     """Measure models on held-out tasks."""
 
     kind: Literal["evaluate"] = "evaluate"
-    models: tuple[str, ...] = ("previous",)
+    models: tuple[str, ...] = Field(("previous",), min_length=1)
     """Which models: `base`, `previous`, or stage names."""
     tasks: tuple[Task, ...] = Field(default=(), min_length=0)
     engine: Engine = Native()

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StrictBool, model_validator
 
 from whet.config.base import Section
+from whet.config.values import Seed
+
+Beta = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Train(Section):
@@ -38,7 +41,7 @@ class Train(Section):
     """Learning rate at the end, as a share of its peak (cosine and linear)."""
     weight_decay: float = Field(0.0, ge=0.0)
     """AdamW's decoupled weight decay."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's running averages."""
     epsilon: float = Field(1e-8, gt=0)
     """Added to AdamW's denominator."""
@@ -47,7 +50,7 @@ class Train(Section):
     precision: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """Arithmetic of the forward pass. `auto` is bf16 on a GPU that has it, and where `weights` are bf16; else fp32, on
     every CPU too. On a CPU without instructions for it bf16 is several to a hundred times slower: that is warned of."""
-    gradient_checkpointing: bool | Annotated[int, Field(ge=2)] | Literal["selective"] = False
+    gradient_checkpointing: StrictBool | Annotated[int, Field(ge=2)] | Literal["selective"] = False
     """Recompute activations in the backward pass, with the same gradients: `true` those of all layers, for about a
     third more time; a number k those of every k-th layer; `selective` what lies between the matrix products and
     attention, whose results are kept."""
@@ -69,7 +72,7 @@ class Train(Section):
     """Which checkpoint becomes the stage's result. `best` is `last` where nothing is measured."""
     log_every: int = Field(1, ge=1)
     """Console progress every so many steps; metrics.jsonl always has every step."""
-    seed: int = 42
+    seed: Seed = 42
     """Data order, dropout and adapter initialisation."""
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from whet.config.base import Section
+from whet.config.values import Place
 
 
 class PolicyValue(Section):
@@ -21,7 +22,7 @@ class ModelValue(Section):
     """A model of its own beside the policy. What of it trains, an adapter or all weights, is as in the policy."""
 
     type: Literal["model"] = "model"
-    model: str = "start"
+    model: Place = "start"
     """`start` (the model this stage starts from), `base`, a stage name, or a checkpoint. A reward model goes on with
     its score for a value (InstructGPT, 2203.02155, appendix C.4); any other starts with values of 0."""
     learning_rate: float | None = Field(None, gt=0.0)
