@@ -67,7 +67,9 @@ def test_without_lora_every_weight_trains_in_fp32(tiny_checkpoint: Path) -> None
 
 def test_an_adapter_goes_on_training_from_its_weights(tiny_checkpoint: Path, adapter: Path) -> None:
     ref = ModelRef(path=str(tiny_checkpoint), adapter=str(adapter))
+    state = torch.get_rng_state()
     model = load_model(ref, Model(path=ref.path, lora=Lora(rank=32)), dtype=FP32, trainable=True)
+    assert torch.equal(torch.get_rng_state(), state), "a resumed run may load a reference later than it did before"
     stored = load_file(adapter / "adapter_model.safetensors")
     found = {name.replace(".default", ""): p for name, p in trainable(model).items()}
     assert found.keys() == stored.keys()

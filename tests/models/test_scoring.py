@@ -169,6 +169,44 @@ def test_attention_that_does_not_take_trees_falls_back_and_says_so_once() -> Non
     torch.testing.assert_close(found[1], plain_logprobs(model, packed), rtol=0, atol=1e-6)
 
 
+def padded_tokens(scorer: TokenScorer, packed: Packed) -> list[int]:
+    """What goes through the layers, padding included, call by call."""
+    seen: list[int] = []
+    layer = scorer.model.model.layers[0]
+    hook = layer.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[:2].numel()))
+    scorer(packed)
+    hook.remove()
+    return seen
+
+
+@pytest.mark.filterwarnings("ignore:rows are padded")
+def test_padded_rows_take_no_more_room_than_the_packed_row_or_what_is_kept() -> None:
+    model = build("qwen3", attention="eager").double()
+    ragged, shared = pack([(90, ()), *[(4, ())] * 9]), pack([(20, (5, 5, 5, 4))])
+    assert padded_tokens(TokenScorer(model), ragged) == [90, 36]
+    scorer = TokenScorer(model)
+    assert padded_tokens(scorer, shared) == [25, 25, 25, 24]
+    assert padded_tokens(TokenScorer(model, keep_tokens=50), shared) == [50, 50]
+    scorer.backbone.at_once = True
+    assert padded_tokens(scorer, shared) == [100]
+    for packed in (ragged, shared):
+        found = TokenScorer(model)(packed).logprobs
+        torch.testing.assert_close(found, plain_logprobs(model, packed), rtol=0, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:rows are padded")
+def test_padding_counts_for_what_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, packed = build("qwen3", attention="eager").train(), pack([(20, (5, 5, 5, 4))])
+    enabled: list[int] = []
+    monkeypatch.setattr(
+        type(model), "activation_checkpointing_enable", lambda self, options, every_n_layers: enabled.append(1)
+    )
+    TokenScorer(model, keep_tokens=100)(packed)
+    assert enabled == []
+    TokenScorer(model, keep_tokens=98)(packed)
+    assert enabled == [1]
+
+
 def test_a_model_whose_layers_drop_the_trees_is_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
     model, packed = build("qwen3").double(), pack(SHAPES)
     for layer in model.model.layers:

@@ -7,12 +7,25 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors import SafetensorError
 
 from whet.errors import RunError
-from whet.runs.files import appending, read_json, read_jsonl, read_yaml, write_json, write_jsonl, write_text, writing
+from whet.runs.files import (
+    appending,
+    read_json,
+    read_jsonl,
+    read_yaml,
+    replacing,
+    replacing_folder,
+    sweep,
+    write_json,
+    write_jsonl,
+    write_text,
+    writing,
+)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -90,3 +103,48 @@ def test_a_refusal_to_write_names_the_place(error: Exception, tmp_path: Path) ->
 def test_other_errors_pass(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="mine"), writing(tmp_path):
         raise ValueError("mine")
+
+
+@pytest.mark.parametrize("open_it", [appending, replacing])
+def test_what_fails_in_the_work_of_a_writer_is_no_failure_to_write(
+    open_it: Callable[[Path], Any], tmp_path: Path
+) -> None:
+    with pytest.raises(ConnectionResetError), open_it(tmp_path / "rows.jsonl") as handle:
+        handle.write("{}\n")
+        raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("length", [1, 100_000])
+def test_a_disk_that_is_full_while_lines_are_written_is_named(length: int, tmp_path: Path) -> None:
+    (tmp_path / f".rows.jsonl.tmp{os.getpid()}").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"rows\.jsonl: cannot write \(found No space left"):
+        write_text(tmp_path / "rows.jsonl", "x" * length)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_folder_is_on_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[tuple[str, bool]] = []
+    target = tmp_path / "step"
+
+    def fsync(descriptor: int) -> None:
+        flushed.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")).name, target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing_folder(target) as folder:
+        (folder / "model").mkdir()
+        (folder / "model" / "weights").write_text("1")
+    assert set(flushed[:-1]) == {("model", False), ("weights", False), (".step.tmp", False)}
+    assert flushed[-1] == (tmp_path.name, True) and (target / "model" / "weights").read_text() == "1"
+
+
+def test_what_a_kill_left_half_written_is_removed(tmp_path: Path) -> None:
+    for name in (".config.yaml.tmp10122", "rank-0/.rollouts.jsonl.tmp7", "checkpoints/.step-000002.tmp/state.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    write_text(tmp_path / "config.yaml", "kept")
+    sweep(tmp_path, deep=False)
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    sweep(tmp_path)
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["config.yaml"]
+    assert not (tmp_path / "checkpoints" / ".step-000002.tmp").exists()

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from whet.runs import ledger
 from whet.runs.files import read_jsonl
@@ -50,6 +52,28 @@ def test_hash_of_a_directory(tmp_path: Path) -> None:
     ]
     assert len(set(hashes)) == 5
     assert make("same", {"sub/y": "2", "x": "1"}) == hashes[0]
+
+
+@pytest.mark.parametrize("changed", ["model.layers.0.v_proj.weight", "model.layers.1.v_proj.weight"])
+def test_large_weights_count_by_every_tensor(changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a merge that has touched a few matrices in the middle of the file."""
+    for name, num in (("WHOLE_FILE_BYTES", 8), ("EDGE_BYTES", 4), ("PIECE_BYTES", 16)):
+        monkeypatch.setattr(ledger, name, num)
+    names = ["model.embed_tokens.weight", *(f"model.layers.{n}.{w}.weight" for n in (0, 1) for w in ("mlp", "v_proj"))]
+    tensors = {name: torch.ones(4, 64 if "v_proj" in name else 1024) for name in [*names, "model.norm.weight"]}
+    save_file(tensors, tmp_path / "a")
+    save_file(tensors | {changed: tensors[changed] * 2}, tmp_path / "b")
+    save_file(tensors, tmp_path / "same")
+    assert content_hash(tmp_path / "a") == content_hash(tmp_path / "same") != content_hash(tmp_path / "b")
+
+
+def test_other_large_files_count_at_even_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, num in (("WHOLE_FILE_BYTES", 8), ("EDGE_BYTES", 4), ("PIECE_BYTES", 4), ("STRIDE", 32)):
+        monkeypatch.setattr(ledger, name, num)
+    text = b"x" * 256
+    (tmp_path / "a").write_bytes(text)
+    (tmp_path / "b").write_bytes(text[:100] + b"y" * 32 + text[132:])
+    assert content_hash(tmp_path / "a") != content_hash(tmp_path / "b")
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, 3])

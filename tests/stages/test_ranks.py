@@ -27,7 +27,7 @@ from whet.schema.artifacts import ModelRef
 from whet.schema.rollouts import Completion, Request
 from whet.stages.context import Context
 from whet.stages.pipeline import dispatch, finish_stage, run_plan, work_on
-from whet.stages.shares import claim_shares, join_lines
+from whet.stages.shares import claim_shares, join_lines, put_aside
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 PREPARED = ("raw_responses", "dpo_training", "grpo_training", "gspo_training", "self_reward_samples")
@@ -199,6 +199,24 @@ def test_with_another_number_of_ranks_it_goes_on(
     assert not asked
     for name in expected.keys() - {"rollouts.jsonl", "judgements.jsonl"}:
         assert (root / name).read_bytes() == expected[name], name
+
+
+def test_a_kill_while_files_are_put_aside_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"rollouts.jsonl", "judgements.jsonl", "groups.jsonl"}
+    for name in names:
+        (tmp_path / name).write_text("{}\n")
+    replace = Path.replace
+
+    def killed(path: Path, target: Path) -> Path:
+        if path.name != "rollouts.jsonl":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", killed)
+        claim_shares(tmp_path, Ranks(rank=0, world=2))
+    claim_shares(tmp_path, Ranks(rank=0, world=2))
+    assert {path.name for path in put_aside(tmp_path, *names)} == names
 
 
 @pytest.mark.parametrize(("num", "world"), [(5, 2), (6, 3), (1, 3), (0, 2)])

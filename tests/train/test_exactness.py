@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 import torch
 
+from tests.train.conftest import RecordingParallel
 from whet.config.train import Train
 from whet.data.batch import GroupBatch, collate_ratings
 from whet.data.rendered import RenderedGroup
 from whet.models.scoring import TokenScorer
 from whet.objectives import absolute, pairwise, transport, unpaired
+from whet.objectives.loss import Loss
 from whet.train.bind import PairObjective, RatingObjective
 from whet.train.learners import PairLearner, RatingLearner
+from whet.train.loop import evaluate_loss
 from whet.train.reference import Reference, measured
 
 NUM = 11
@@ -201,6 +204,24 @@ def test_pairs_that_depend_on_each_other(name: str, make_model, make_pairs, coll
         assert loss == pytest.approx(whole[0], rel=1e-5)
         assert_near(grads, whole[1], share=1e-4)
         assert line["rewards/margins"] == pytest.approx(whole[2]["rewards/margins"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", list(COUPLED))
+def test_held_out_pairs_that_depend_on_each_other(name: str, make_model, make_pairs, collate, start) -> None:
+    """They are put into the formula once, not once a batch: 16,000 pairs would take their square."""
+    pairs, model, called = make_pairs(NUM), make_model(lora=True).eval(), list[int]()
+    reference = reference_by(start(model, lora=True, share=0.3))
+
+    def counting(logprobs: Any) -> Loss:
+        called.append(len(logprobs.chosen))
+        return COUPLED[name](logprobs)
+
+    learner = PairLearner(PairObjective(counting, coupled=True, needs_reference=True), reference)
+    parallel, collated = RecordingParallel(torch.float32), collate(pairs)
+    whole = evaluate_loss(TokenScorer(model), learner, [collated(range(NUM))], parallel)
+    split = evaluate_loss(TokenScorer(model), learner, [collated([i]) for i in range(NUM)], parallel)
+    assert called == [NUM, NUM]
+    assert split == pytest.approx(whole, rel=1e-4)
 
 
 def kto_by_hand(model: torch.nn.Module, reference: torch.nn.Module, rows: list[Any], others: list[Any]) -> torch.Tensor:

@@ -140,6 +140,10 @@ def test_checkpoints_latest_best_and_no_more(sft) -> None:
         ({"best_metric": "watch/exact/accuracy"}, [9.0, 0.2, 0.6, 0.5], 2),
         ({"best_metric": "watch/exact/accuracy", "best_mode": "min"}, [0.0, 0.2, 0.6, 0.5], 1),
         ({"best_metric": "eval/perplexity"}, [9.0, 3.0, 2.0, 4.0], 2),
+        ({"best_metric": "eval/ece"}, [0.0, 0.3, 0.1, 0.2], 2),
+        ({"best_metric": "eval/frac_reward_failed"}, [0.0, 0.3, 0.1, 0.2], 2),
+        ({"best_metric": "eval/completions/clipped_ratio"}, [0.0, 0.3, 0.1, 0.2], 2),
+        ({"best_metric": "eval/rewards/failed/mean"}, [9.0, 0.3, 0.6, 0.2], 2),
         ({}, [3.0, math.nan, 2.0, 1.0], 3),
         ({}, [3.0, 2.0, math.nan, math.nan], 1),
     ],
@@ -344,3 +348,17 @@ def test_leftovers_of_a_killed_save_are_not_checkpoints(sft, tmp_path: Path) -> 
     loop.fit()
     assert loop.checkpoints.steps() == [3]
     assert not (root / ".step-000003.tmp").exists()
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "model/adapter_model.safetensors"])
+def test_a_damaged_checkpoint_is_left_out_for_the_one_before(
+    file: str, sft, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sft(train={"max_steps": 2, "save_every": 1}).fit()
+    path = tmp_path / "stage" / "checkpoints" / "step-000002" / file
+    path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    checkpoints = sft(train={"max_steps": 2, "save_every": 1}).checkpoints
+    assert checkpoints.latest().step == 1 and checkpoints.steps() == [1]
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 1 and f"step-000002: left out, {file} is damaged" in told[0]

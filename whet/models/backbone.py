@@ -36,6 +36,7 @@ from whet.models.mode import agree, trying
 from whet.models.norm import fuse_norms
 from whet.models.offload import offloading
 from whet.models.own_attention import attention_of, finding, found_before, own_attention, remember, set_attention
+from whet.models.padding import parts_of, through_parts
 from whet.models.picture_trial import try_pictures
 from whet.models.positions import prompt_shifts
 from whet.models.recorded import Layers, Record, Recorded
@@ -71,6 +72,8 @@ class Backbone:
         self._last_position = (max_positions(self._whole) or sys.maxsize) - 1
         self.least_rows = least_rows(self._whole)
         """Rows that are decoded together at least, some of them filling."""
+        self.at_once = False
+        """Whether padded rows go through the layers in one part, however long: all ranks call them as often then."""
         self._row_step = row_step(num_weights(self._layers))
         fuse_adapters(self._whole)
         fuse_norms(self._whole)
@@ -96,24 +99,26 @@ class Backbone:
 
         Raises ModelError for pictures that the model does not take, or not in a way that is known here.
         """
-        padded = self.refusal is not None or self._exceeds_window(packed.trees)
+        padded, num = self.refusal is not None or self._exceeds_window(packed.trees), packed.num_tokens
         self._try_pictures(packed.media)
-        with self._keeping(packed):
+        room = sys.maxsize if self.at_once else max(num, self._keep_tokens or 0)
+        parts = parts_of(row_places(packed.trees), room) if padded else []
+        with self._keeping(sum(part.numel() for part in parts) or num, packed.input_ids.device):
             inputs = self._inputs(packed, embedded)
             if padded:
-                return self._padded(inputs, packed.trees)[read]
-            if not self._reads or len(read) > SHARE * packed.num_tokens:
+                return through_parts(self._layers, inputs, parts)[read]
+            if not self._reads or len(read) > SHARE * num:
                 return self._packed(inputs, packed.trees)[read]
             few = pad(read, (0, self._filling(len(read), 1, self._row_step)))
             return self._packed(inputs, packed.trees, read=few)[: len(read)]
 
     @contextmanager
-    def _keeping(self, packed: Packed) -> Iterator[None]:
-        """What autograd keeps of one forward pass, and where."""
+    def _keeping(self, num: int, device: torch.device) -> Iterator[None]:
+        """What autograd keeps of a forward pass over so many tokens, and where."""
         if not torch.is_grad_enabled():
             yield
             return
-        large = self._keep_tokens is not None and packed.num_tokens > self._keep_tokens
+        large = self._keep_tokens is not None and num > self._keep_tokens
         if large and not can_recompute(self._whole):
             warnings.warn(
                 f"transformers cannot recompute the activations of {type(self._whole).__name__}: rows of more than "
@@ -121,7 +126,6 @@ class Backbone:
             )  # fmt: skip
             self._keep_tokens, large = None, False
         how = replace(self._activations, every=1, selective=False) if large else self._activations
-        device = packed.input_ids.device
         away = offloading(self._whole, device) if how.offload and device.type != "cpu" else nullcontext()
         with away, recomputing(self._whole, how):
             yield
@@ -261,13 +265,7 @@ class Backbone:
         return full + missing(full, product_dtype(weight), weight.device, round_to) - num
 
     def _padded(self, inputs: Inputs, trees: tuple[Tree, ...]) -> Tensor:
-        places = row_places(trees).to(inputs.ids.device)  # [R, L], -1 is padding
-        hidden: Tensor = self._layers(**inputs.rows(places), use_cache=False).last_hidden_state
-        # A prompt's tokens stand in several rows and are the same in all: the first row's are taken.
-        flat = torch.full((len(inputs.ids),), -1, dtype=torch.int64, device=places.device)
-        order = (places >= 0).flatten().nonzero(as_tuple=True)[0].flip(0)
-        flat[places.flatten()[order]] = order
-        return hidden.flatten(0, 1)[flat]
+        return through_parts(self._layers, inputs, [row_places(trees)])
 
     def _why_not(self) -> str | None:
         """Try the model out, and leave its layers with the attention that it is to have."""

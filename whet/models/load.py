@@ -230,7 +230,8 @@ def save_trained(
 def with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> PeftModel:
     """The model with an adapter from a directory or hub id. Raises ModelError where a file is missing or incomplete."""
     check_adapter(adapter)
-    with unreadable("cannot load the adapter", field="model.adapter", path=adapter):
+    # peft draws the matrices before it reads them: whoever counts on the generators loads a model like any file.
+    with unreadable("cannot load the adapter", field="model.adapter", path=adapter), torch.random.fork_rng(devices=[]):
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         stored = load_peft_weights(adapter, device="cpu")
     check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import yaml
 from safetensors import SafetensorError
@@ -31,21 +33,84 @@ def writing(path: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
+class _Text(TextIOWrapper):
+    """Text on its way into a file. What goes wrong in it is a failure to write `path`; what goes wrong in the work of
+    whoever writes is not."""
+
+    def __init__(self, file: Path, mode: str, path: Path) -> None:
+        self._path = path
+        with writing(path):
+            super().__init__(cast(BinaryIO, file.open(f"{mode}b")), encoding="utf-8")
+
+    def write(self, text: str, /) -> int:
+        with writing(self._path):
+            return super().write(text)
+
+    def flush(self) -> None:
+        with writing(self._path):
+            super().flush()
+
+    def close(self) -> None:
+        with writing(self._path):
+            super().close()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[str]]:
     """A file to write piece by piece under a temporary name; it takes its own when the block ends well."""
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("w", encoding="utf-8") as handle:
-                yield handle
-                handle.flush()
+    try:
+        with _Text(temporary, "w", path) as handle:
+            yield handle
+            handle.flush()
+            with writing(path):
                 os.fsync(handle.fileno())
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        temporary.replace(path)
+        with writing(path):
+            temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """The same for a folder of files that libraries write."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    with writing(folder):
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for path in (*temporary.rglob("*"), temporary):
+            _to_disk(path)
+        shutil.rmtree(folder, ignore_errors=True)
+        temporary.replace(folder)
+        _to_disk(folder.parent)
+
+
+def _to_disk(path: Path) -> None:
+    """Have the disk hold a file's content, or a folder's names, in case the power fails."""
+    if os.name == "nt":
+        return  # opens no folders
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sweep(folder: Path, *, deep: bool = True) -> None:
+    """Remove what a process that was killed left half written in a folder, and with `deep` anywhere below; nobody else
+    may be writing there."""
+    find = folder.rglob if deep else folder.glob
+    with writing(folder):
+        for left in sorted(find(".*.tmp*"), reverse=True):  # what is inside of another goes first
+            if left.is_dir():
+                shutil.rmtree(left)
+            else:
+                left.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -121,9 +186,9 @@ def appending(path: Path) -> Iterator[IO[str]]:
     """Open a JSONL file to add lines, after cutting off a last line that a kill left unfinished."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+b") as handle:
-            handle.seek(0)
-            whole = handle.read().rfind(b"\n") + 1
-            handle.truncate(whole)
-        with path.open("a", encoding="utf-8") as handle:
-            yield handle
+        with path.open("a+b") as file:
+            file.seek(0)
+            whole = file.read().rfind(b"\n") + 1
+            file.truncate(whole)
+    with _Text(path, "a", path) as handle:
+        yield handle

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-
 from whet.errors import RunError
 from whet.runs.files import read_json, read_jsonl, read_yaml
 from whet.runs.layout import RunPaths, StagePaths

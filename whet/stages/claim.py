@@ -14,7 +14,7 @@ from whet.config.load import dump_plan
 from whet.config.plan import Plan
 from whet.errors import RunError
 from whet.runs.environment import describe_environment
-from whet.runs.files import read_json, read_yaml, reading, write_json, write_text, writing
+from whet.runs.files import read_json, read_yaml, reading, sweep, write_json, write_text, writing
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import first_difference
 
@@ -25,6 +25,7 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
     text = dump_plan(plan)
     if not is_ours(paths) and any(is_foreign(path) for path in paths.root.iterdir()):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
+    sweep(paths.root, deep=False)
     if fresh:
         # The plan goes last: a kill before that leaves a directory that is still this run's.
         for part in (paths.stages, paths.summary, paths.environment, paths.report.parent, paths.plan):

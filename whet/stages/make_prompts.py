@@ -32,7 +32,7 @@ from whet.experience.sampled import line_of
 from whet.experience.store import RolloutStore
 from whet.rewards.transcript import transcript
 from whet.rollout.build import Answering, Served, open_engine
-from whet.runs.files import write_json, write_text, writing
+from whet.runs.files import replacing, write_json, write_text
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import StageResult
 from whet.schema.records import Message, Prompt
@@ -160,13 +160,9 @@ class Maker:
 
 def write_rows(path: Path, rows: Iterator[Row]) -> None:
     """Write rows as they come; the file has its name once it is whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as handle:
-            for row in rows:
-                handle.write(line_of(row))
-        temporary.replace(path)
+    with replacing(path) as handle:
+        for row in rows:
+            handle.write(line_of(row))
 
 
 def describe(chooser: Chooser) -> str:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from peft import PeftModel
@@ -29,7 +26,7 @@ from whet.models.merge import (
 )
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.score_head import adapter_head
-from whet.runs.files import writing
+from whet.runs.files import replacing_folder
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.context import Context
 
@@ -71,7 +68,7 @@ def run(stage: MergeStage, context: Context) -> StageResult:
         model, probes, dtype=DTYPES[stage.dtype], tolerance=stage.tolerance,
         before=None if trained is None else trained.before,
     )  # fmt: skip
-    with _written_whole(target) as folder:
+    with replacing_folder(target) as folder:
         (save_reward_model if scores else save_trained)(merged, tokenizer, folder)
     name = "max_score_difference" if scores else "max_logprob_difference"
     metrics = {name: difference} | ({} if trained is None else trained.metrics(name))
@@ -127,14 +124,3 @@ def _loaded(start: ModelRef, config: Model, *, scores: bool, plain: bool = True)
 
 def _unquantised(config: Model) -> Model:
     return config.model_copy(update={"quantization": None})
-
-
-@contextmanager
-def _written_whole(target: Path) -> Iterator[Path]:
-    """A folder to write into, which then takes the place of `target`."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    with writing(target):
-        shutil.rmtree(temporary, ignore_errors=True)
-        yield temporary
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
+from threading import Event
 
 from whet.config.judge import PointwiseForm
 from whet.config.stage import OnlineStage
@@ -45,7 +46,7 @@ from whet.stages.watch import watch
 from whet.train.checkpoint import Checkpoints, Position
 from whet.train.loop import Loop
 from whet.train.parallel import Parallel
-from whet.train.rounds import RoundOrder
+from whet.train.rounds import RoundOrder, UntilStopped
 
 GOLD = "its reference does not get full marks"
 """Why a row is left out after the gold check."""
@@ -66,15 +67,15 @@ def run(stage: OnlineStage, context: Context) -> StageResult:
 
 
 def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResult:
-    """The work of `run`. Engines are closed with `opened`."""
+    """The work of `run`. Engines are closed with `opened`, and before them the thread that asks them."""
     device = pick_device(context.model.device, field="model.device")
     dtype = compute_dtype(stage.train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
     check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)
     renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
     tokenizer = renderer.template.tokenizer
-    judges: list[Engine] = []
-    reward = build_reward(stage.reward, setting=setting(stage, context, opened, judges))
+    judges, stopped = list[Engine](), Event()
+    reward = build_reward(stage.reward, setting=setting(stage, context, opened, judges, stopped))
     asked = checked(stage, context, renderer, reward)
     checkpoints = Checkpoints(context.paths.checkpoints, keep=stage.train.keep_checkpoints)
     policy = load_policy(stage, context, checkpoints, tokenizer, device=device, dtype=dtype)
@@ -96,10 +97,12 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
         work = online_work(
             stage,
             OnlineGround(
-                context=context, policy=policy, engine=engine, renderer=renderer, reward=reward,
+                context=context, policy=policy, engine=UntilStopped(engine, stopped), renderer=renderer, reward=reward,
                 prompts=asked.prompts, parallel=parallel, log=completions.write,
             ),
         )  # fmt: skip
+        opened.callback(work.order.close)
+        opened.callback(stopped.set)
         position = Loop(
             model=policy.scorer,
             learner=work.learner,
@@ -118,24 +121,28 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     return context.ranks.on_main(end, "the model that is kept")
 
 
-def setting(stage: OnlineStage, context: Context, opened: ExitStack, judges: list[Engine]) -> RewardSetting:
-    """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge, which joins `judges`."""
+def setting(
+    stage: OnlineStage, context: Context, opened: ExitStack, judges: list[Engine], stopped: Event
+) -> RewardSetting:
+    """What rewards may ask of this stage: earlier reward models, the answer's limit, a judge, which joins `judges` and
+    answers until `stopped`."""
     return RewardSetting(
         models=context.models,
         max_new_tokens=stage.rollout.max_new_tokens,
-        judge=partial(judge_of, stage, context, opened, judges),
+        judge=partial(judge_of, stage, context, opened, judges, stopped),
         vision=context.model.vision,
     )
 
 
 def judge_of(
-    stage: OnlineStage, context: Context, opened: ExitStack, judges: list[Engine], judge: PointwiseForm
-) -> tuple[Engine, Renderer]:
+    stage: OnlineStage, context: Context, opened: ExitStack, judges: list[Engine], stopped: Event,
+    judge: PointwiseForm,
+) -> tuple[Engine, Renderer]:  # fmt: skip
     """A language model that judges."""
     engine = judge_engine(judge, stage.rollout, context)
     opened.callback(engine.close)
     judges.append(engine)
-    return engine, judge_renderer(judge, context)
+    return UntilStopped(engine, stopped), judge_renderer(judge, context)
 
 
 def checked(stage: OnlineStage, context: Context, renderer: Renderer, reward: Reward) -> PromptSet:

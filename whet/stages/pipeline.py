@@ -37,10 +37,11 @@ from whet.errors import ConfigError, RunError, UserError, nearest
 from whet.ranks.group import ALONE, Ranks, join_ranks, refuse_other_number
 from whet.ranks.pulse import beat
 from whet.ranks.together import together
-from whet.runs.files import write_json, write_text, writing
+from whet.runs.files import sweep, write_json, write_text, writing
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import Status, now, read_status, record_event, write_status
 from whet.schema.artifacts import ModelRef, StageResult
+from whet.stages.ahead import check_ahead
 from whet.stages.build import build_model
 from whet.stages.claim import archive, claim, only_one_process
 from whet.stages.context import Context
@@ -62,6 +63,7 @@ def run_plan(plan: Plan, *, fresh: bool = False, until: str | None = None) -> di
     paths = RunPaths(Path(plan.run))
     ranks = join_ranks(plan.launch.watchdog, paths.stacks)
     with together(), only_one_process(paths) if ranks.is_main else nullcontext():
+        ranks.on_main(partial(check_ahead, plan, stages, paths, fresh=fresh))
         ranks.on_main(partial(claim, paths, plan, fresh=fresh))
         ranks.on_main(partial(build_model, plan.model))
         walk = Walk(plan, paths, ranks)
@@ -174,6 +176,7 @@ def begin_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
     status = Status(name=stage.name, kind=stage.kind, status="running", config=config, inputs=inputs, started=now())
     with writing(context.paths.root):
         context.paths.root.mkdir(parents=True, exist_ok=True)
+    sweep(context.paths.root)
     write_text(context.paths.config, yaml.safe_dump(config["stage"], sort_keys=False, allow_unicode=True))
     write_status(context.paths, status)
     return status
@@ -267,16 +270,18 @@ def write_summary(
     stages, evaluation, newest = [], list[dict[str, Any]](), ""
     for number, stage in enumerate(plan.stages, start=1):
         left_out = stopped_before(plan, stage.name, loops) and stage.name not in [status.name for status in done]
-        status = next((s for s in done if s.name == stage.name), None) or read_status(paths.stage(number, stage.name))
-        status = None if left_out else status
+        seen = next((s for s in done if s.name == stage.name), None)
+        status = None if left_out else seen or read_status(paths.stage(number, stage.name))
         stages.append({
             "name": stage.name, "kind": stage.kind,
             "status": "left out" if left_out else status.status if status else "waiting",
             "seconds": status.seconds if status else None, "metrics": dict(status.metrics) if status else {},
         })  # fmt: skip
-        if status is not None and (status.finished or "") >= newest:  # else what it measured has been made again
+        finished = (status.finished if status else None) or ""
+        # What this call has not come to may have measured what has been made again since.
+        if status is not None and (seen is not None or finished >= newest):
             evaluation += [dict(measure) for measure in status.evaluation]
-            newest = status.finished or newest
+            newest = max(newest, finished)
     summary = {"run": plan.run, "stages": stages, "evaluation": evaluation}
     if plan.loops:
         summary["loops"] = [loops[loop.name].to_json(loop) for loop in plan.loops if loop.name in loops]

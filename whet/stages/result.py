@@ -11,7 +11,7 @@ import torch
 from peft import PeftModel
 
 from whet.config.stage import TrainStage
-from whet.runs.files import read_jsonl, writing
+from whet.runs.files import read_jsonl, replacing_folder
 from whet.schema.artifacts import ModelRef
 from whet.stages.context import Context
 from whet.train.checkpoint import Checkpoints, Position
@@ -46,12 +46,8 @@ def kept_step(stage: TrainStage, position: Position) -> int:
 
 def publish(source: Path, target: Path, base: str) -> ModelRef:
     """Copy a checkpoint's weights to where the stage's model stands. `target` appears whole or not at all."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    with writing(target):
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.copytree(source, temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.replace(target)
+    with replacing_folder(target) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
     return saved_ref(target, base)
 
 

@@ -28,7 +28,8 @@ def claim_shares(root: Path, ranks: Ranks) -> None:
     """Write down among how many ranks the prompts are dealt out. What another number of them has left is put aside, to
     be recalled by name instead of asked for again."""
     path = root / NAME
-    begun = read_json(path)["world"] if path.exists() else 1 if (root / "rollouts.jsonl").exists() else ranks.world
+    alone = any(any(root.glob(pattern)) for pattern in STORES)  # any of them: a kill may have left some to put aside
+    begun = read_json(path)["world"] if path.exists() else 1 if alone else ranks.world
     if begun != ranks.world:
         _put_aside(root)
         print(f"begun by {begun}, goes on with {ranks.world} {'process' if ranks.world == 1 else 'processes'}")

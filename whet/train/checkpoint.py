@@ -6,6 +6,7 @@ checkpoints/step-000200/  adapter/ or model/   optimizer.safetensors   random.sa
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -13,11 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from whet.errors import first_line
 from whet.models.parts import write_tensors
-from whet.runs.files import read_json, write_json, writing
+from whet.runs.files import read_json, replacing_folder, write_json, writing
 from whet.train.narrow import NarrowWeights
 from whet.train.optim import Optimizer
 from whet.train.sharding.holding import Holding
@@ -43,13 +45,24 @@ class Checkpoints:
 
     def __init__(self, root: Path, *, keep: int) -> None:
         self._root, self._keep = root, keep
+        self._whole: dict[int, bool] = {}
+        """What has been found out about each step's folder."""
 
     def folder(self, step: int) -> Path:
         return self._root / f"step-{step:06d}"
 
     def steps(self) -> list[int]:
-        """Steps that have a whole checkpoint, ascending."""
-        return sorted(int(p.name.removeprefix("step-")) for p in self._root.glob("step-*") if p.is_dir())
+        """Steps that have a whole checkpoint, ascending. One that a disk has damaged is none, which is said once."""
+        named = sorted(int(p.name.removeprefix("step-")) for p in self._root.glob("step-*") if p.is_dir())
+        return [step for step in named if self._is_whole(step)]
+
+    def _is_whole(self, step: int) -> bool:
+        if step not in self._whole:
+            damage = _damage(self.folder(step))
+            self._whole[step] = damage is None
+            if damage is not None:
+                print(f"{self.folder(step)}: left out, {damage}", file=sys.stderr)
+        return self._whole[step]
 
     def save_parts(
         self, position: Position, save_model: Callable[[Path], None], holding: Holding, *, keeps: bool
@@ -69,17 +82,12 @@ class Checkpoints:
     def _save(
         self, position: Position, save_model: Callable[[Path], None], save_optimizer: Callable[[Path], None]
     ) -> None:
-        final = self.folder(position.step)
-        temporary = final.with_name(f".{final.name}.tmp")
-        with writing(temporary):
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir(parents=True)
-            save_model(temporary)
-            save_optimizer(temporary / "optimizer.safetensors")
-            save_file(random_tensors(), temporary / "random.safetensors")
-            write_json(temporary / "state.json", asdict(position))
-            shutil.rmtree(final, ignore_errors=True)
-            temporary.replace(final)
+        with replacing_folder(self.folder(position.step)) as folder:
+            save_model(folder)
+            save_optimizer(folder / "optimizer.safetensors")
+            save_file(random_tensors(), folder / "random.safetensors")
+            write_json(folder / "state.json", asdict(position))
+        self._whole[position.step] = True
         self.rotate(position.best_step)
 
     def rotate(self, best_step: int | None) -> None:
@@ -105,6 +113,17 @@ class Checkpoints:
         with safe_open(self.folder(step) / "optimizer.safetensors", framework="pt") as file:
             holding.load_state({name: partial(_rows, file, name) for name in file.keys()})  # noqa: SIM118
         load_random(load_file(self.folder(step) / "random.safetensors"))
+
+
+def _damage(folder: Path) -> str | None:
+    """What is wrong with one of the safetensors below; their headers say how long they are."""
+    for path in sorted(folder.rglob("*.safetensors")):
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            return f"{path.relative_to(folder)} is damaged ({first_line(error)})"
+    return None
 
 
 def _rows(file: Any, name: str, rows: slice | None) -> torch.Tensor:

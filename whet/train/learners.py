@@ -94,6 +94,14 @@ class Pairs:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """All pairs of a step; `whole` is the formula's value for them where nobody asks for its gradient."""
+
+    pairs: Pairs
+    whole: Loss | None
+
+
 class PairLearner:
     """Preference objectives: unit is the pair. `reference` may be None for formulas without one."""
 
@@ -103,33 +111,36 @@ class PairLearner:
     def units(self, batch: GroupBatch) -> float:
         return float(batch.num_samples)
 
-    def survey(self, score: Score, batches: Sequence[GroupBatch], parallel: Parallel) -> Pairs | None:
+    def survey(self, score: Score, batches: Sequence[GroupBatch], parallel: Parallel) -> Step | None:
         """All pairs of the step, for a formula in which they depend on each other."""
         if not self._objective.coupled or (len(batches) == 1 and parallel.world == 1):
             return None
         with torch.no_grad():
             parts = [Pairs.none(parallel.device), *(self._pairs(score, batch) for batch in batches)]
-        return Pairs(
+        pairs = Pairs(
             indices=parallel.gather(torch.cat([part.indices for part in parts])),
             policy=parallel.gather(torch.cat([part.policy for part in parts])),
             reference=parallel.gather(torch.cat([part.reference for part in parts])),
             lengths=parallel.gather(torch.cat([part.lengths for part in parts])),
         )
+        return Step(pairs, None if torch.is_grad_enabled() else self._objective.formula(pairs.logprobs()))
 
-    def loss(self, score: Score, batch: GroupBatch, surveyed: Pairs | None = None) -> Loss:
-        pairs = self._pairs(score, batch)
+    def loss(self, score: Score, batch: GroupBatch, surveyed: Step | None = None) -> Loss:
+        """The formula's sum over the batch; where the step was surveyed, the batch's share of the step's."""
         if surveyed is None:
-            return self._objective.formula(pairs.logprobs())
-        # The step's pairs, of which only this batch's carry a gradient; its loss is this batch's share of the step's.
-        place = (surveyed.indices[:, None] == pairs.indices[None, :]).long().argmax(dim=0)
-        policy = surveyed.policy.index_put((place,), pairs.policy)
-        whole = self._objective.formula(
-            Pairs(surveyed.indices, policy, surveyed.reference, surveyed.lengths).logprobs()
-        )
-        share = len(pairs.indices) / len(surveyed.indices)
+            return self._objective.formula(self._pairs(score, batch).logprobs())
+        whole = surveyed.whole or self._whole(score, batch, surveyed.pairs)
+        share = len(batch.indices) / len(surveyed.pairs.indices)
         total = whole.total + ((share - 1.0) * whole.total).detach()
         metrics = {name: Total(share * metric.total, share * metric.count) for name, metric in whole.metrics.items()}
         return Loss(total, metrics)
+
+    def _whole(self, score: Score, batch: GroupBatch, step: Pairs) -> Loss:
+        """The step's pairs, of which only this batch's carry a gradient."""
+        pairs = self._pairs(score, batch)
+        place = (step.indices[:, None] == pairs.indices[None, :]).long().argmax(dim=0)
+        policy = step.policy.index_put((place,), pairs.policy)
+        return self._objective.formula(Pairs(step.indices, policy, step.reference, step.lengths).logprobs())
 
     def _pairs(self, score: Score, batch: GroupBatch) -> Pairs:
         # The reference comes first, while no activations of the policy are held.

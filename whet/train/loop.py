@@ -9,6 +9,7 @@ so the gradient does not depend on micro-batch size, padding, packing or the num
 from __future__ import annotations
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -213,9 +214,15 @@ def best_metric(train: Train, measured: Mapping[str, float]) -> str | None:
     return train.best_metric
 
 
+FALLING = frozenset({"loss", "perplexity", "ece", "brier", "failed", "clipped"})
+"""Words of a metric's name of which less is better."""
+
+
 def better(value: float, than: float, name: str, train: Train) -> bool:
-    """Whether `value` beats `than`. Without `best_mode`, what is called a loss or perplexity should fall."""
-    falls = any(word in name for word in ("loss", "perplexity"))
+    """Whether `value` beats `than`. Without `best_mode`, what is named by one of `FALLING` should fall."""
+    # Tasks and parts of a reward bear names of the user's, which say nothing.
+    known = name.rpartition("/")[2] if name.startswith(("watch/", "eval/rewards/")) else name
+    falls = not FALLING.isdisjoint(re.split("[/_]", known))
     mode = train.best_mode or ("min" if falls else "max")
     return value < than if mode == "min" else value > than
 

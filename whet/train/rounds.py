@@ -8,12 +8,42 @@ The thread does this rank's part alone: ranks speak to each other in one thread 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from threading import Event
 
+from whet.errors import RunError
 from whet.experience.round_file import Round
 from whet.experience.rounds import Rounds, Share
+from whet.rollout.engine import Engine
+from whet.schema.rollouts import Completion, Request
 from whet.train.feed import OfflineFeed
+
+
+@dataclass(frozen=True, slots=True)
+class UntilStopped:
+    """An engine that gives no more answers once `stopped` is set, so that whoever waits for them in a thread ends."""
+
+    engine: Engine
+    stopped: Event
+
+    @property
+    def batched(self) -> bool:
+        return self.engine.batched
+
+    def generate(self, requests: Iterable[Request]) -> Iterator[Completion]:
+        """Raises RunError instead of going on, also behind the last answer: nobody is to begin with their rewards."""
+        for completion in self.engine.generate(requests):
+            yield completion
+            if self.stopped.is_set():
+                raise RunError("the run has ended before its round", fix="the same command goes on with it")
+
+    def sync(self, version: int) -> None:
+        self.engine.sync(version)
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 class RoundOrder:
@@ -67,3 +97,9 @@ class RoundOrder:
         was drawn with weights it no longer has; and before anyone else uses the engine."""
         if self._ahead is not None:
             self._ahead[1].result()
+
+    def close(self) -> None:
+        """Wait for the thread to end: what it does after this process has let go of its run directory might meet
+        another's work. It goes on with a round that is being drawn unless its engine stops."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
+from whet.models.backbone import Backbone
 from whet.models.mode import evaluating
 from whet.models.rows import from_trees
 from whet.ranks.pulse import waiting
@@ -50,6 +51,9 @@ class Passes:
         self._forward, self._backward = forward, backward
         self._shared = {Wish.LOOK: looks, Wish.LEARN: learns, Wish.MEET: True}
         self._helping = False
+        for module in scorer.modules():
+            if isinstance(backbone := getattr(module, "backbone", None), Backbone):
+                backbone.at_once = True
         scorer.register_forward_pre_hook(self._before, prepend=True)
 
     def meet(self) -> None:
