@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict
+
+Device = Literal["auto", "cpu", "cuda", "mps", "npu", "xpu"]
+"""Where a model computes; `auto` is the accelerator that torch finds, else the CPU."""
 
 
 class Section(BaseModel):

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
-from whet.config.base import Section
+from whet.config.base import Device, Section
 
 
 class OnlineReference(Section):
@@ -13,7 +11,7 @@ class OnlineReference(Section):
     model: str = "start"
     """`start` (the model this stage starts from), `base`, a stage name, or a checkpoint. `start` with an adapter needs
     no second model: the adapter is switched off."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where a second model computes; `auto` is the device of training, or the CPU where its memory does not suffice."""
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from whet.config.base import Section
+from whet.config.base import Device, Section
 from whet.config.judge import PointwiseForm
 from whet.config.rules import (
     Contains,
@@ -54,7 +54,7 @@ class RewardModel(Section):
     """Tokens per forward pass; null fits it to the model and the device."""
     normalise: Literal["none", "running"] = "none"
     """`running` takes off the mean and divides by the standard deviation of all scores so far."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """Where it computes."""
 
 
