@@ -44,14 +44,15 @@ def pick_device(name: str, *, field: str = "device") -> torch.device:
     Raises ModelError where this machine has no such device: else the first model to be moved there would find out,
     after all rows have been tokenised.
     """
-    here = accelerator() or CPU
-    device = here if name == "auto" else torch.device(name)
-    if device.type not in (here.type, "cpu"):
+    here = accelerator()
+    if name == "auto":
+        return here or CPU
+    if name != "cpu" and (here is None or name != here.type):
         raise ModelError(
             "torch finds no such device on this machine", field=field, found=repr(name),
             fix="use auto or cpu, or install a torch that is built for it",
         )  # fmt: skip
-    return device
+    return torch.device(name)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
