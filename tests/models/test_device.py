@@ -53,3 +53,12 @@ def test_its_generator_is_in_a_checkpoint_and_a_machine_without_it_goes_on(
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     load_random(states)
     assert len(taken) == 1
+
+
+def test_weights_that_are_one_stay_one() -> None:
+    """Going to the meta device, as to some accelerators, torch makes every module a parameter of its own."""
+    model = torch.nn.Sequential(torch.nn.Embedding(5, 3), torch.nn.Linear(3, 5, bias=False))
+    model[1].weight = model[0].weight
+    device.move(model, torch.device("meta"))
+    assert model[0].weight.is_meta
+    assert model[1].weight is model[0].weight

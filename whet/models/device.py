@@ -32,3 +32,15 @@ def give_back_cached() -> None:
     device = accelerator()
     if device is not None:
         torch.get_device_module(device).empty_cache()
+
+
+def move(model: torch.nn.Module, device: torch.device) -> None:
+    """To the device. Weights that are one stay one: for some kinds of devices torch makes new ones, of each its own."""
+    places: dict[int, list[tuple[torch.nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            places.setdefault(id(parameter), []).append((module, name))
+    model.to(device)
+    for (first, name), *others in places.values():
+        for module, other in others:
+            module._parameters[other] = first._parameters[name]

@@ -26,7 +26,7 @@ from transformers import (
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, first_line, nearest
 from whet.models.adapted_layers import adapted_layers
-from whet.models.device import CPU, accelerator, computes_bf16
+from whet.models.device import CPU, accelerator, computes_bf16, move
 from whet.models.four_bit import dequantised, is_quantised, loading, record_base, settled, warn_of_another_base
 from whet.models.narrow_products import warn_of_slow_products
 from whet.models.own_attention import offer_packing
@@ -117,7 +117,7 @@ def load_model(
         model = with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:
         model = with_fresh_adapter(model, lora_config(config.lora, model, config), seed=seed)
-    model.to(device)
+    move(model, device)
     if not trainable:
         model.requires_grad_(False)
     freeze_vision(model, config)
