@@ -12,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-com
 # ten seconds and more on imports alone. pip does not compile what nothing imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo demo-vision test lint types imports unit test-ranks test-ranks-long test-vllm test-verl test-ray oracles clean
+.PHONY: demo demo-vision test lint types imports unit test-ranks test-ranks-long test-accelerator test-vllm test-verl test-ray oracles clean
 
 # Watch the whole loop on the small model that ships: `make demo SEED=1`.
 demo: .venv/.runtime
@@ -47,6 +47,10 @@ test-ranks: .venv/.dev
 test-ranks-long: .venv/.dev
 	$(PIP) --editable ".[deepspeed]"
 	$(BIN)/python -m pytest -m ranks tests/integration
+
+# Whole runs on a device that torch takes for an accelerator, beside the same on the CPU. Needs g++.
+test-accelerator: .venv/.dev
+	$(BIN)/python -m pytest -m accelerator tests/integration
 
 # Engines, syncs and online RL against a real vLLM server on the CPU. It is installed into a folder of its own (3.5 GB);
 # WHET_VLLM_PYTHON names the interpreter of one that is there already.

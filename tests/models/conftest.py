@@ -1,4 +1,4 @@
-"""oneDNN's bf16 products, for real where the processor has instructions for them, and computed without them where not."""
+"""oneDNN's bf16 products, for real where the processor has the instructions, and computed without where not."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def in_order(weight: Tensor, _rows: int) -> Tensor:
 
 
 class Pointwise:
-    """torch.ops.mkldnn._linear_pointwise: a plain product as torch rounds it; what else follows, in fp32 before that."""
+    """torch.ops.mkldnn._linear_pointwise: a plain product as torch rounds it; with what follows, rounded once."""
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, name: str, *_unused: object) -> Tensor:
         if name == "none":

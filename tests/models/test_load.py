@@ -106,22 +106,23 @@ def test_ends_of_a_turn(tiny_checkpoint: Path) -> None:
 
 
 def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     assert pick_device("auto") == pick_device("cpu") == torch.device("cpu")
-    for name in ("cuda", "mps"):
+    for name in ("cuda", "mps", "npu"):
         with pytest.raises(ModelError, match=rf"^reference\.device: torch finds no such device .*found '{name}'.*cpu"):
             pick_device(name, field="reference.device")
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("mps"))
     assert pick_device("auto") == pick_device("mps") == torch.device("mps")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ModelError, match=r"found 'cuda'"):
+        pick_device("cuda")
 
 
 def test_a_model_is_not_loaded_for_a_device_that_is_not_there(
     tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"^model\.device: torch finds no such device"):
         load_model(
             ModelRef(path=str(tiny_checkpoint)), Model(path=str(tiny_checkpoint), device="cuda"), dtype=torch.float32

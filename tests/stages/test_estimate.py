@@ -187,7 +187,7 @@ def test_the_command(tiny_checkpoint: Path, folder: Path, capsys: pytest.Capture
 def test_a_device_of_another_machine_is_estimated_on_paper_alone(
     tiny_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     top = {"model": {"path": str(tiny_checkpoint), "device": "cuda"}}
     (found,) = estimate(tiny_checkpoint, SFT, asked=Asked(gpus=1, memory=24e9), **top)
     assert found.fits

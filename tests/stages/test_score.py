@@ -204,7 +204,7 @@ def test_mistakes_are_one_line(score: Score, tiny_checkpoint: Path) -> None:
         ((file, "num_samples=3"), None, "error: data.num_samples: has no meaning here"),
         ((file, "formt=alpaca"), None, "error: override: data.formt: unknown key; did you mean data.format?"),
         ((file, "--precision", "fp8"), None, "error: --precision: must be one of auto, bf16, fp16, fp32"),
-        ((file, "--device", "tpu"), None, "error: --device: must be one of auto, cpu, cuda, mps"),
+        ((file, "--device", "tpu"), None, "error: --device: must be one of auto, cpu, cuda, mps, npu, xpu"),
     ]:
         code, lines, err = score(*args) if model is None else score(*args, model=model)
         assert code == 2 and not lines
@@ -215,7 +215,7 @@ def test_mistakes_are_one_line(score: Score, tiny_checkpoint: Path) -> None:
 
 
 def test_a_device_that_is_not_there_is_one_line(score: Score, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
     code, lines, err = score(write("pairs.jsonl", pairs(1)), "--device", "cuda")
     assert code == 2 and not lines and "Traceback" not in err
     assert "error: --device: torch finds no such device on this machine (found 'cuda'); use auto or cpu" in err

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from whet.cli.data import DataFile, DataKeys, MaxPixels, MinPixels, data_section, vision_section
+from whet.config.values import Device
 from whet.errors import ConfigError, UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICES: tuple[str, ...] = get_args(Device)
 UNUSED = ("files", "eval_files", "eval_fraction", "num_samples", "seed")
 """Keys of `data` that choose among rows; scored are all."""
 
@@ -28,7 +29,7 @@ def score(
         bool, typer.Option("--with-content", help="Write prompt and responses beside their scores.")
     ] = False,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Tokens that go through the model at once.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, mps, npu or xpu.")] = "auto",
     precision: Annotated[str, typer.Option(help="auto, bf16, fp16 or fp32.")] = "auto",
     actors: Annotated[int, typer.Option(min=0, help="Share the rows among so many models on a Ray cluster.")] = 0,
     address: Annotated[

@@ -7,7 +7,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from whet.config.base import Section
-from whet.config.values import Place, Seed
+from whet.config.values import Device, Place, Seed
 
 
 class Lora(Section):
@@ -87,8 +87,8 @@ class Model(Section):
     """Jinja file to use instead of the checkpoint's own chat template."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you trust its author."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute; `auto` takes CUDA, then MPS, then the CPU."""
+    device: Device = "auto"
+    """Where to compute; `auto` takes the accelerator that torch finds, else the CPU."""
 
     @model_validator(mode="after")
     def _four_bits_do_not_train(self) -> Self:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from whet.config.base import Section
-from whet.config.values import Place
+from whet.config.values import Device, Place
 
 
 class OnlineReference(Section):
@@ -14,7 +12,7 @@ class OnlineReference(Section):
     model: Place = "start"
     """`start` (the model this stage starts from), `base`, a stage name, or a checkpoint. `start` with an adapter needs
     no second model: the adapter is switched off."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Device = "auto"
     """Where a second model computes; `auto` is the device of training, or the CPU where its memory does not suffice."""
 
 

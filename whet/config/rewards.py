@@ -24,7 +24,7 @@ from whet.config.rules import (
     Tags,
     Verdict,
 )
-from whet.config.values import Place, Seed, Timeout, Word
+from whet.config.values import Device, Place, Seed, Timeout, Word
 
 
 class Custom(Section):
@@ -55,7 +55,7 @@ class RewardModel(Section):
     """Tokens per forward pass; null fits it to the model and the device."""
     normalise: Literal["none", "running"] = "none"
     """`running` takes off the mean and divides by the standard deviation of all scores so far."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    device: Device = "auto"
     """Where it computes."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -27,6 +27,8 @@ def _temperature(value: float) -> float:
     return value
 
 
+Device = Literal["auto", "cpu", "cuda", "mps", "npu", "xpu"]
+"""Where a model computes; `auto` is the accelerator that torch finds, else the CPU."""
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Temperature = Annotated[float, Field(ge=0.0), AfterValidator(_temperature)]
 """0 takes the most likely token."""

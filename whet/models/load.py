@@ -26,6 +26,7 @@ from transformers import (
 from whet.config.model import Lora, Model
 from whet.errors import ModelError, first_line, nearest
 from whet.models.adapted_layers import adapted_layers
+from whet.models.device import CPU, accelerator, computes_bf16, move
 from whet.models.four_bit import dequantised, is_quantised, loading, record_base, settled, warn_of_another_base
 from whet.models.narrow_products import warn_of_slow_products
 from whet.models.own_attention import offer_packing
@@ -38,28 +39,27 @@ from whet.schema.artifacts import ModelRef
 
 
 def pick_device(name: str, *, field: str = "device") -> torch.device:
-    """The device that a plan's `field` names; `auto` takes CUDA, then MPS, then the CPU.
+    """The device that a plan's `field` names; `auto` takes the accelerator that torch finds, else the CPU.
 
     Raises ModelError where this machine has no such device: else the first model to be moved there would find out,
     after all rows have been tokenised.
     """
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = accelerator()
     if name == "auto":
-        return torch.device(next(kind for kind, here in found.items() if here))
-    device = torch.device(name)
-    if not found.get(device.type, True):
+        return here or CPU
+    if name != "cpu" and (here is None or name != here.type):
         raise ModelError(
             "torch finds no such device on this machine", field=field, found=repr(name),
             fix="use auto or cpu, or install a torch that is built for it",
         )  # fmt: skip
-    return device
+    return torch.device(name)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     """The arithmetic of `train.precision`. On a CPU `auto` is fp32, which is exact; a narrow type that it has no
     instructions for is warned of."""
     match precision:
-        case "auto" if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        case "auto" if computes_bf16(device):
             return torch.bfloat16
         case "bf16" | "fp16":
             if device.type == "cpu":
@@ -117,7 +117,7 @@ def load_model(
         model = with_adapter(model, ref.adapter, trainable=trainable)
     elif trainable and config.lora is not None:
         model = with_fresh_adapter(model, lora_config(config.lora, model, config), seed=seed)
-    model.to(device)
+    move(model, device)
     if not trainable:
         model.requires_grad_(False)
     freeze_vision(model, config)
@@ -279,8 +279,8 @@ def lora_config(lora: Lora, model: PreTrainedModel, config: Model) -> LoraConfig
 
 def with_fresh_adapter(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> PeftModel:
     """A new adapter on the model, its random numbers from `seed`."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)  # of the CPU, where the model still is
         try:
             return get_peft_model(model, config)
         except ValueError as error:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from whet.config.model import Quantization
+from whet.models.device import has_own_memory
 from whet.models.four_bit import dense_shape
 from whet.models.packed_linear import PackedLinear
 from whet.models.per_layer import largest
@@ -177,8 +178,8 @@ def _shape(model: PreTrainedModel) -> _Shape:
 
 def device_memory(device: torch.device) -> int:
     """Bytes of memory the device has in all."""
-    if device.type == "cuda":
-        return int(torch.cuda.get_device_properties(device).total_memory)
+    if has_own_memory(device):
+        return int(torch.get_device_module(device).mem_get_info(device)[1])
     if sys.platform == "win32":
         return 8 << 30
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

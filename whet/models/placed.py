@@ -9,6 +9,8 @@ from typing import Generic, TypeVar
 
 import torch
 
+from whet.models.device import give_back_cached
+
 M = TypeVar("M")
 R = TypeVar("R")
 
@@ -54,10 +56,10 @@ class Placed(Generic[M]):
             return
         self._made = None
         gc.collect()  # modules and what hangs on them refer to each other
-        torch.cuda.empty_cache()
+        give_back_cached()
 
     def move(self) -> None:
         """To the CPU, at the next use."""
         print(f"no room for {self._what} on {self._device}: it goes on on the CPU, more slowly", file=sys.stderr)
         self._made, self._device = None, torch.device("cpu")
-        torch.cuda.empty_cache()
+        give_back_cached()

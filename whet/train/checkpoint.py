@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from whet.errors import first_line
+from whet.models.device import accelerator
 from whet.models.parts import write_tensors
 from whet.runs.files import read_json, replacing_folder, write_json, writing
 from whet.train.narrow import NarrowWeights
@@ -166,12 +167,12 @@ def _parameters_of(optimizer: torch.optim.Optimizer) -> Sequence[torch.nn.Parame
 def random_tensors() -> dict[str, torch.Tensor]:
     """State of the generators that dropout draws from."""
     states = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state()
+    if device := accelerator():
+        states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
 def load_random(states: dict[str, torch.Tensor]) -> None:
     torch.set_rng_state(states["cpu"])
-    if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    if (device := accelerator()) and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type])

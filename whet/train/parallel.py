@@ -19,6 +19,7 @@ from torch import Tensor, distributed
 from whet.config.sharding import NoSharding, Sharding
 from whet.config.train import Train
 from whet.errors import ConfigError
+from whet.models.device import has_own_memory
 from whet.models.parts import Parts
 from whet.objectives.loss import Total
 from whet.ranks.group import ALONE, Ranks
@@ -42,7 +43,13 @@ class Parallel:
     def __init__(
         self, device: torch.device, dtype: torch.dtype, ranks: Ranks = ALONE, sharding: Sharding = WHOLE
     ) -> None:
-        """Raises ConfigError where ranks of this machine would share a GPU, which NCCL does not allow."""
+        """Raises ConfigError where ranks of this machine would share a GPU, which NCCL does not allow, and for ranks on
+        devices whose way of talking to each other is not set up here."""
+        if ranks.world > 1 and device.type not in ("cpu", "cuda"):
+            raise ConfigError(
+                "ranks compute on CPUs or on CUDA devices", field="launch.processes",
+                found=f"{ranks.world} ranks on {device.type}", fix="start one",
+            )  # fmt: skip
         if ranks.world > 1 and device.type == "cuda" and ranks.local_world > torch.cuda.device_count():
             raise ConfigError(
                 "there are more ranks than GPUs", field="launch.processes",
@@ -246,9 +253,9 @@ def _buckets(sizes: Sequence[int]) -> Iterator[tuple[int, int]]:
 
 
 def peak_memory_bytes(device: torch.device) -> int:
-    """Most memory this process has held: on CUDA of the device's allocator, else resident memory of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+    """Most memory this process has held: of the allocator of a device that has its own, else what was resident."""
+    if has_own_memory(device):
+        return int(torch.get_device_module(device).max_memory_allocated(device))
     import resource
     import sys
 

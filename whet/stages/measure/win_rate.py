@@ -110,8 +110,8 @@ def compare(
     engine, size = partial(judge.engine, task.batch_size), ROUND * task.batch_size
     spoken = store.answer(judge.label, f"{ready.name}, judging {label}", requests, engine, round_size=size)
     verdicts = [
-        majority([parse_verdict(reply.text, cut=reply.finish_reason == "length") for reply in spoken[start : start + config.votes]])
-        for start in range(0, len(spoken), config.votes)
+        majority([parse_verdict(vote.text, cut=vote.finish_reason == "length") for vote in votes])
+        for votes in (spoken[start : start + config.votes] for start in range(0, len(spoken), config.votes))
     ]
     return [
         Comparison(shown_first, swapped(shown_second))
