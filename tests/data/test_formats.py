@@ -341,11 +341,9 @@ UNREADABLE: list[tuple[Format, dict[str, Any], str]] = [
     ("messages", {"messages": [{"role": "assistant", "content": "x", "weight": 1e39}]}, "messages[0].weight: a weight too large or too small"),
     ("messages", {"messages": [{"role": "assistant", "content": "x", "loss": 1e-50}]}, "messages[0].loss: a weight too large or too small"),
     ("prompt_completion", {"prompt": "x", "completion": "y", "system": "a", "system_prompt": "b"}, "system_prompt: a second system text"),
-    ("preference", {"prompt": "x", "chosen": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "5"}],
+    ("preference", {"prompt": "x", "chosen": [{"role": "system", "content": "r"}, {"role": "user", "content": "x"}, {"role": "assistant", "content": "5"}],
                     "rejected": [{"role": "system", "content": "s"}, {"role": "user", "content": "x"}, {"role": "assistant", "content": "6"}]},
-     "rejected: begins with other turns than chosen"),
-    ("preference", {"prompt": "x", "chosen": "5", "rejected": "6", "messages": [{"role": "user", "content": "z"}]},
-     "messages: begins with another prompt than the row's"),
+     "rejected: a second system text"),
 ]  # fmt: skip
 
 
@@ -388,11 +386,11 @@ def test_an_answer_that_is_json_stays_text() -> None:
         assert isinstance(record, Conversation) and record.messages[1].text == answer
 
 
-def test_only_cells_of_csv_hold_turns_as_json() -> None:
+def test_a_list_of_turns_is_opened_and_a_single_one_in_cells_of_csv_alone() -> None:
     values = {"prompt": '[{"role": "user", "content": "2+3?"}]', "completion": '{"role": "assistant", "content": "5"}'}
     record = read(values, "conversation")
     assert isinstance(record, Conversation)
-    assert [message.text for message in record.messages] == [values["prompt"], values["completion"]]
+    assert [message.text for message in record.messages] == ["2+3?", values["completion"]]
     (record,) = read_row(Row(values, Origin(file="a.CSV", line=1)), "prompt_completion", "conversation")
     assert isinstance(record, Conversation) and record.messages == (USER, ANSWER)
 
@@ -407,6 +405,7 @@ def turns_of(*messages: Message) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("answers", [
     {"chosen": turns_of(RULES, *EARLIER, USER, ANSWER), "rejected": turns_of(RULES, *EARLIER, USER, Message("assistant", "6"))},
     {"chosen": turns_of(RULES, *EARLIER, USER, ANSWER), "rejected": "6"},
+    {"chosen": turns_of(RULES, *EARLIER, USER, ANSWER), "rejected": turns_of(*EARLIER, USER, Message("assistant", "6"))},
     {"chosen": "5", "rejected": "6", "messages": turns_of(RULES, *EARLIER, USER)},
     {"chosen": "5", "rejected": "6", "messages": turns_of(RULES, *EARLIER, USER, ANSWER)},
     {"chosen": "5", "rejected": "6", "messages": turns_of(*EARLIER, USER), "system": "Brief."},
@@ -494,3 +493,14 @@ def test_ultrafeedback_without_a_prompt_column() -> None:
     turns = [{"role": "user", "content": "2+3?"}]
     record = read({"messages": [*turns, {"role": "assistant", "content": "5"}], "chosen": [*turns, {"role": "assistant", "content": "5"}], "rejected": [*turns, {"role": "assistant", "content": "6"}]}, "preference")
     assert isinstance(record, Preference) and (record.prompt, record.chosen) == ((USER,), (ANSWER,))
+
+
+def test_columns_and_settings_of_somebodys_own_are_left_alone() -> None:
+    other = turns_of(Message("user", "z"), Message("assistant", "a"))
+    record = read({"prompt": "2+3?", "chosen": "5", "rejected": "6", "messages": other}, "preference")
+    assert isinstance(record, Preference) and record.prompt == (USER,) and record.columns == {"messages": other}
+    turns = [turns_of(USER)[0], {**turns_of(ANSWER)[0], "thinking": False, "function_call": "none"}]
+    record = read({"messages": turns}, "conversation")
+    assert isinstance(record, Conversation) and record.messages == (USER, ANSWER)
+    record = read({"system_prompt": "", "question": "2+3?", "response": "5", "history": "2020"}, "conversation")
+    assert isinstance(record, Conversation) and record.messages == (USER, ANSWER) and record.columns == {"history": "2020"}

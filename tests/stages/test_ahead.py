@@ -55,6 +55,7 @@ def test_a_later_stage_asks_for_what_nobody_has(in_tmp: Path, later: dict[str, A
     [
         stage("dpo", data={"files": ["@sft/made.jsonl", "r/stages/01-sft/made.jsonl", "owner/dataset"]}),
         stage("dpo", reference={"model": "owner/model"}),
+        stage("grpo", reward={"type": "model", "path": "owner/model", "adapter": "owner/adapter"}),
         stage("dpo", reference={"model": "sft"}),
         stage("dpo", reference={"model": "m"}),
         stage("prepare", judge={"model": "r/stages/01-sft/model"}),

@@ -8,11 +8,9 @@ from typing import Annotated, get_args
 import typer
 
 from whet.cli.data import DataFile, DataKeys, MaxPixels, MinPixels, data_section, vision_section
-from whet.config.values import Device
 from whet.errors import ConfigError, UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-DEVICES: tuple[str, ...] = get_args(Device)
 UNUSED = ("files", "eval_files", "eval_fraction", "num_samples", "seed")
 """Keys of `data` that choose among rows; scored are all."""
 
@@ -45,7 +43,9 @@ def score(
     if not model:
         raise UserError("which reward model?", field="--model", fix="name its checkpoint, adapter or stage folder")
     _check_choice("--precision", precision, PRECISIONS)
-    _check_choice("--device", device, DEVICES)
+    from whet.config.values import Device
+
+    _check_choice("--device", device, get_args(Device))
     if address is not None and not actors:
         raise UserError("has no meaning without actors", field="--address", fix="add --actors N, or leave it out")
     data = data_section(keys)

@@ -62,6 +62,9 @@ def instruction(row: Row) -> str:
 
 def history(row: Row) -> tuple[Message, ...]:
     turns: list[Message] = []
+    written = row.values.get("history")
+    if isinstance(written, str) and not written.lstrip().startswith("["):
+        return ()  # a column of somebody's own
     pairs = row.opened(row.maybe("history"), "history") or ()
     if not isinstance(pairs, list | tuple):
         raise row.error(f"is {kind_of_value(pairs)}, not a list of pairs", field="history", found=pairs)
@@ -121,9 +124,10 @@ def _written_turns(row: Row, name: str) -> tuple[Message, ...] | None:
 
 
 def _structured(row: Row, name: str) -> Any:
-    """The value. Turns that a cell of CSV holds as JSON are opened; any other text is what somebody said."""
+    """The value. A list of turns that was written as JSON is opened, in a cell of CSV a single turn too; any other text
+    is what somebody said."""
     value = row.values[name]
-    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{") or not _is_csv(row):
+    if not isinstance(value, str) or value.lstrip()[:1] not in (("[", "{") if _is_csv(row) else ("[",)):
         return value
     try:
         opened = json.loads(value)

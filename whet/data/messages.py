@@ -92,7 +92,8 @@ def _calls(row: Row, turn: Mapping[str, Any], field: str) -> tuple[Mapping[str, 
     """`tool_calls`, or the one call of OpenAI's older `function_call`."""
     calls = parse_calls(row, turn.get("tool_calls"), f"{field}.tool_calls")
     older = turn.get("function_call")
-    if not older or (isinstance(older, Mapping) and not any(older.values())):  # Parquet writes no call as one of nulls
+    # "none" and "auto" say what was allowed; Parquet writes no call as one of nulls.
+    if not older or older in ("none", "auto") or (isinstance(older, Mapping) and not any(older.values())):
         return calls
     if calls:
         raise row.error("is given beside tool_calls", field=f"{field}.function_call", found=older, fix="remove one")
@@ -100,11 +101,13 @@ def _calls(row: Row, turn: Mapping[str, Any], field: str) -> tuple[Mapping[str, 
 
 
 def _reasoning(row: Row, turn: Mapping[str, Any], field: str) -> str:
-    """What the turn thought, under any of its names. Raises DataError where two say different things."""
+    """What the turn thought, under any of its names. Raises DataError where two say different things, or the first is
+    no text; under the others some write settings."""
     found = ""
     for name in REASONING_NAMES:
         value = turn.get(name)
-        text = "" if value is None else row.as_text(value, f"{field}.{name}")
+        is_said = isinstance(value, str) or (name == REASONING_NAMES[0] and value is not None)
+        text = row.as_text(value, f"{field}.{name}") if is_said else ""
         if text and found and text != found:
             raise row.error(
                 "a second reasoning: the turn has another", field=f"{field}.{name}", found=text, fix="remove one"

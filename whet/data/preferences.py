@@ -37,7 +37,7 @@ def preference(row: Row) -> Preference:
         prompt = _beside_turns(row, prompt_turns(row))
         before, chosen = _cut(chosen)
         other, rejected = _cut(rejected)
-        if before and other and before != other:
+        if before and other and _spoken(before) != _spoken(other):
             raise row.error(
                 "begins with other turns than chosen", field="rejected", found=other[0].text, fix="make them the same"
             )
@@ -52,11 +52,13 @@ def has_any(row: Row, names: tuple[str, ...]) -> bool:
 
 
 def _beside_turns(row: Row, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The prompt with what turns in a column of their own say before it; an answer at their end is not of it."""
+    """The prompt with what turns in a column of their own say before it; an answer at their end is not of it. Turns
+    that lead up to another prompt stay a column."""
     for name in TURNS_NAMES if has_any(row, PROMPT_NAMES) else ():
         turns = row.values.get(name)
         if isinstance(turns, list) and turns and all(map(is_turn, turns)):
-            fuller = _fuller(row, prompt, _cut(parse_messages(row, turns, name))[0], name)
+            before, _ = _cut(parse_messages(row, turns, name))
+            fuller = _fuller(row, prompt, before, name) if _ends_with(before, prompt) else prompt
             if fuller is not prompt:
                 prompt = fuller
                 row.take(name)
@@ -76,18 +78,27 @@ def _fuller(row: Row, prompt: tuple[Message, ...], repeated: tuple[Message, ...]
 
     Raises DataError where they differ.
     """
-    bare, said = (tuple(turn for turn in turns if turn.role != "system") for turns in (prompt, repeated))
     rules, others = (tuple(turn for turn in turns if turn.role == "system") for turns in (prompt, repeated))
-    if repeated and said[-len(bare) :] != bare:
+    if repeated and not _ends_with(repeated, prompt):
         raise row.error(
             "begins with another prompt than the row's", field=field, found=repeated[0].text,
             fix="remove the prompt from it",
         )  # fmt: skip
     if rules and others and rules != others:
         raise row.error("a second system text: the prompt has another", field=field, found=others[0].text)
-    if len(said) <= len(bare) and not (others and not rules):
+    if len(_spoken(repeated)) <= len(_spoken(prompt)) and not (others and not rules):
         return prompt
     return repeated if others else (*rules, *repeated)
+
+
+def _spoken(turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    return tuple(turn for turn in turns if turn.role != "system")
+
+
+def _ends_with(turns: tuple[Message, ...], prompt: tuple[Message, ...]) -> bool:
+    """Whether turns lead up to the prompt, system turns aside."""
+    bare = _spoken(prompt)
+    return _spoken(turns)[-len(bare) :] == bare
 
 
 def split_common(

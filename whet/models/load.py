@@ -35,7 +35,7 @@ from whet.models.processor_files import copy_processor
 from whet.models.prompt_adapters import refuse_prompts
 from whet.models.unreadable import unreadable
 from whet.models.vision import language_layers, vision_parts
-from whet.schema.artifacts import ModelRef
+from whet.schema.artifacts import ModelRef, is_hub_id
 
 
 def pick_device(name: str, *, field: str = "device") -> torch.device:
@@ -293,7 +293,7 @@ def check_directory(path: str) -> None:
     """Say what a local path lacks. A path that does not exist is a hub id, if it looks like one."""
     directory = Path(path)
     if not directory.exists():
-        if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        if not is_hub_id(path):
             near = (
                 nearest(directory.name, [p.name for p in directory.parent.glob("*")])
                 if directory.parent.is_dir()

@@ -28,6 +28,8 @@ from whet.schema.rollouts import Completion, Request
 
 T = TypeVar("T")
 Reader = Callable[[bytes], tuple[T, Usage]]
+Arrived = tuple[int, Completion | BaseException, bool]
+"""A request's number, what has come of it, and whether the server did not take it."""
 
 AHEAD = 2
 """Requests that are pulled at a time, in multiples of those that wait for an answer: none of these then waits for the
@@ -108,7 +110,7 @@ class ServerEngine:
         first."""
         if self._running is None:
             self._running = Running(self._concurrency, local=self.manner.local)
-        running, arrived = self._running, SimpleQueue[tuple[int, Completion | BaseException]]()
+        running, arrived = self._running, SimpleQueue[Arrived]()
         rest, ended, pulled = iter(requests), False, 0
         tasks: dict[int, asyncio.Future[None]] = {}
         refused, held = set[int](), list[Completion]()
@@ -119,20 +121,21 @@ class ServerEngine:
                     if request is None:
                         ended = True
                     else:
-                        tasks[pulled] = running.start(self._complete(request, pulled, arrived, refused))
+                        tasks[pulled] = running.start(self._complete(request, pulled, arrived))
                         pulled += 1
                 if not tasks:
                     self._refused += len(refused)
                     yield from held
                     return
-                number, result = arrived.get()
+                number, result, not_taken = arrived.get()
                 del tasks[number]
                 if isinstance(result, BaseException):
                     yield from _answered(arrived)
                     raise result
                 beat()
                 held.append(result)
-                if number in refused and not self._counts["answered"]:
+                if not_taken and not self._counts["answered"]:
+                    refused.add(number)
                     # Whose fault it is shows once the oldest are through: a refusal comes sooner than an answer.
                     oldest = next(iter(tasks), pulled)
                     if self._refused + sum(one < oldest for one in refused) >= MOST_IN_A_ROW:
@@ -168,22 +171,16 @@ class ServerEngine:
         cost = (self._counts["prompt_tokens"] * prompt + self._counts["completion_tokens"] * completion) / 1e6
         return self._counts | ({"cost": round(cost, 6)} if prompt or completion else {})
 
-    async def _complete(
-        self, request: Request, number: int, arrived: SimpleQueue[tuple[int, Completion | BaseException]],
-        refused: set[int],
-    ) -> None:  # fmt: skip
-        """`refused` takes the number where the server did not take the request, and has answered none."""
+    async def _complete(self, request: Request, number: int, arrived: SimpleQueue[Arrived]) -> None:
         try:
-            arrived.put((number, await self._answer(request)))
+            arrived.put((number, await self._answer(request), False))
         except _Refused as error:
             self._counts["failed"] += 1
-            if error.by_server and not self._counts["answered"]:
-                refused.add(number)
-            arrived.put((number, failed(request, str(error))))
+            arrived.put((number, failed(request, str(error)), error.by_server))
         except asyncio.CancelledError:
             raise
         except BaseException as error:  # whatever it is, the caller's thread must hear of it
-            arrived.put((number, error))
+            arrived.put((number, error, False))
 
     async def _answer(self, request: Request) -> Completion:
         assert self._running is not None
@@ -304,10 +301,10 @@ class ServerEngine:
         raise _Refused(found, by_server=True)
 
 
-def _answered(arrived: SimpleQueue[tuple[int, Completion | BaseException]]) -> Iterator[Completion]:
+def _answered(arrived: SimpleQueue[Arrived]) -> Iterator[Completion]:
     """What has come already."""
     while not arrived.empty():
-        _, result = arrived.get()
+        _, result, _ = arrived.get()
         if isinstance(result, Completion):
             yield result
 

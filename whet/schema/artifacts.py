@@ -6,6 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+def is_hub_id(path: str) -> bool:
+    """Whether a path that does not exist looks like owner/name."""
+    return path.count("/") == 1 and not path.startswith((".", "/", "~"))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelRef:
     """A model by where it lies: a checkpoint, and an adapter on it (None: the checkpoint as it is)."""

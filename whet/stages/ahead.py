@@ -28,6 +28,7 @@ from whet.errors import ConfigError, DataError, nearest
 from whet.rewards.template import SHIPPED
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import read_status
+from whet.schema.artifacts import is_hub_id
 
 TEMPLATES = (*SHIPPED, "self_instruct")
 
@@ -85,9 +86,9 @@ class _Look:
                 self._model(f"{place}.model", model)
             case RewardModel(path=path, adapter=adapter) | RewardJudge(path=path, adapter=adapter):
                 self._model(f"{place}.path", path)
-                self._file(f"{place}.adapter", adapter)
+                self._adapter(f"{place}.adapter", adapter)
             case WinRateTask(against=against):
-                self._model(f"{place}.against", against)
+                self._model(f"{place}.against", against, hub=False)
             case Checker(path=str(path)) | Custom(path=path):
                 self._function(f"{place}.path", path)
             case Functions():
@@ -119,11 +120,9 @@ class _Look:
                     error.problem, file=error.file, line=error.line, field=key, found=error.found, fix=error.fix
                 ) from None
 
-    def _model(self, key: str, name: str) -> None:
+    def _model(self, key: str, name: str, *, hub: bool = True) -> None:
         """A name that is none of the plan's models is a directory, or, where it looks like one, a hub id."""
-        if name in ("start", "self", self.base, *self.models) or self._is_there(name):
-            return
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        if name in ("start", "self", self.base, *self.models) or self._is_there(name) or (hub and is_hub_id(name)):
             return
         near = nearest(name, self.models)
         raise ConfigError(
@@ -134,6 +133,10 @@ class _Look:
     def _file(self, key: str, path: str | None) -> None:
         if path is not None and not self._is_there(path):
             raise ConfigError("no such file", field=key, found=repr(path), fix="check the path")
+
+    def _adapter(self, key: str, name: str | None) -> None:
+        if name is not None and not is_hub_id(name):
+            self._file(key, name)
 
     def _template(self, key: str, name: str) -> None:
         if name not in TEMPLATES and not self._is_there(name):
