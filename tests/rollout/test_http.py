@@ -193,7 +193,7 @@ def test_a_server_that_fails_half_way_ends_the_stage_and_costs_no_answer(
     def answer(path: str, body: dict[str, Any], number: int) -> Reply:
         if number <= well:
             return good(path, body)
-        time.sleep(0.1)  # what was answered before has arrived
+        time.sleep(0.3)  # what was answered before has arrived
         return status, b'{"error": {"message": "no money"}}', {}
 
     def stream(engine: ServerEngine) -> list[Completion]:
