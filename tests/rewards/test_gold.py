@@ -64,11 +64,18 @@ def test_math_references_of_every_kind() -> None:
 
 
 def test_a_number_among_words_must_be_right_alone() -> None:
-    """Against the reference itself `about 18` would get full marks, and nothing that a model says otherwise."""
+    """Against itself `18 dollars, altogether` would get full marks, and nothing that a model says otherwise."""
     pytest.importorskip("math_verify", reason="the extra `math` is not installed")
-    report = check({"type": "math"}, "18 dollars", "18元", "about 18", "5 million", "2 pi", "3的平方", "x + 1", "1/5")
+    references = ("18 dollars", "18元", "18 dollars, altogether", "5 million", "2 pi", "3的平方", "x + 1", "1/5")
+    report = check({"type": "math"}, *references)
     assert [failure.origin.line for failure in report.failures] == [3]
-    assert r"a.jsonl:3: 0 for '\\boxed{18}', the number of 'about 18'" in report.describe()
+    assert r"a.jsonl:3: 0 for '\\boxed{18}', the number of '18 dollars, altogether'" in report.describe()
+
+
+def test_a_number_that_is_not_the_whole_answer_is_not_asked_for() -> None:
+    pytest.importorskip("math_verify", reason="the extra `math` is not installed")
+    whole = ("May 1", "Option 3", "Chapter 5", "Grade 7", "type 2 diabetes", "Team 4 wins", "Yes, 3", "negative 3")
+    assert not check({"type": "math"}, *whole, "page 3", "the 3", "about 18", "约18元", "3和5", "5月1日").failures
 
 
 def test_what_references_say_nothing_of() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -9,8 +10,8 @@ import pytest
 
 from tests.rewards.made import score, value
 from whet.config.rules import Math
-from whet.rewards.amounts import alike
-from whet.rewards.final import boxed, final_answer, final_reference, trimmed
+from whet.rewards.amounts import alike, amount, lone_number
+from whet.rewards.final import boxed, final_answer, final_reference, is_prose, trimmed
 from whet.rewards.math import MathReward
 from whet.rewards.reward import Unscored
 
@@ -69,6 +70,23 @@ def reward() -> MathReward:
         ("#### 18元", "18"),
         (r"\boxed{答案是18}", "18"),
         (r"\boxed{x=3或x=5}", "x=3或x=5"),
+        ("36*.5 = <<36*.5=18>>18", "18"),
+        (r"The answer is \sqrt{3}*2.", r"\sqrt{3}*2"),
+        (r"is \frac{1}{2}*3", r"\frac{1}{2}*3"),
+        ("is 2*|x|", "2*|x|"),
+        ("is 2*$3", "2*$3"),
+        ("5*-3=-15", "5*-3=-15"),
+        ("is:*18*", "18"),
+        ("|**18**|", "18"),
+        ("x**2", "x**2"),
+        ("答案是2024年5月1日。", "2024年5月1日"),
+        ("答案是3小时5分", "3小时5分"),
+        ("3元5角", "3元5角"),
+        ("是1又1/2", "1又1/2"),
+        ("答案是3和5。", "3和5"),
+        ("花了3元5个苹果", "5"),
+        ("是根号3", "根号3"),
+        ("圆的半径是5米半径", "5"),
     ],
 )
 def test_where_the_final_answer_stands(text: str, answer: str | None) -> None:
@@ -166,6 +184,25 @@ def test_plain_answers_need_no_library() -> None:
         ("5", r"\boxed{5 dozen}", 0.0),
         (r"2\pi", r"\boxed{2 pi}", 1.0),
         ("1", "\\boxed{" + "9" * 5000 + "}", 0.0),
+        ("-15", "5*-3=-15", 1.0),
+        ("2", r"The answer is \sqrt{3}*2", 0.0),
+        ("3和5", "3和5", 1.0),
+        ("3、5", "3、5。", 1.0),
+        ("3个或5个", "3个或5个", 1.0),
+        ("10点30分", "10点30分", 1.0),
+        ("5", "答案是3小时5分", 0.0),
+        ("5", "答案是3和5。", 0.0),
+        ("36", "36打", 0.0),
+        ("3", "3成", 0.0),
+        ("3", "#### 3折", 0.0),
+        ("72", "72根号", 0.0),
+        ("3", r"\boxed{根号3}", 0.0),
+        ("5", "5米半", 0.0),
+        ("3", "负数3", 0.0),
+        ("about 18", "18", 1.0),
+        ("约18元", r"\boxed{18}", 1.0),
+        ("18", r"\boxed{\approx 18}", 1.0),
+        ("May 1", "It is May 1.", 0.0),
     ],
 )
 def test_equal_or_not(reward: MathReward, reference: str, text: str, expected: float) -> None:
@@ -214,6 +251,16 @@ def test_huge_texts_take_no_endless_time(reward: MathReward) -> None:
         assert value(reward, text, "7") == 0.0
         assert boxed(text) is None
     assert time.perf_counter() - begun < 60.0
+
+
+@pytest.mark.parametrize("text", ["1" * 90_000, "答" * 90_000, "1" + " " * 90_000 + "x", "1年" * 50_000, "1*" * 50_000])
+def test_long_runs_are_read_once(text: str) -> None:
+    begun = time.perf_counter()
+    assert final_answer("#### " + text) is None and final_answer(f"\\boxed{{{text}}}") is None
+    for read in (final_answer, final_reference, is_prose, amount, lone_number):
+        with contextlib.suppress(Unscored):
+            read(text)
+    assert time.perf_counter() - begun < 5.0
 
 
 def test_no_reference_is_no_wrong_answer(reward: MathReward) -> None:

@@ -150,6 +150,7 @@ def test_long_runs_of_decoration_are_read_in_no_time() -> None:
         assert parse_score("Score: 4" + space * 50_000 + "x", 0, 5) == 4.0
         assert parse_verdict("Verdict:" + space * 50_000) is None
         assert parse_verdict("Verdict: first" + space * 50_000) == "first"
+        assert parse_verdict("Verdict: first or" + space * 50_000) == "first"
         assert parse_ranking("Ranking" + space * 50_000, 3) is None
 
 
@@ -181,6 +182,14 @@ def test_a_cut_reply_is_read_where_it_went_on() -> None:
         ("Verdict: first/second", None),
         ("Verdict: <first>或<second>", None),
         ("Verdict: first\nOr so I think.", "first"),
+        ("| Verdict: first |", "first"),
+        ("| A | Verdict: first | good |", "first"),
+        ("Verdict: first | it is clearer", "first"),
+        ("Verdict: first, or at least better", "first"),
+        ("Verdict: first, or the second", None),
+        ("Verdict: **first** | **second**", None),
+        ("They write\n<think> and go on.\nVerdict: tie", "tie"),
+        ("<think>a</think>\n<think>Verdict: first", None),
         ("Verdict: first\nVerdict: second\nVerdict: tie", None),
         ("Verdict: second. One of:\nVerdict: first\nVerdict: second\nVerdict: tie", "second"),
         ("Verdict: first\nVerdict: second\nVerdict: tie\nVerdict: second", "second"),

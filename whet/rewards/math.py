@@ -10,14 +10,11 @@ from whet.config.rules import Math
 from whet.errors import ConfigError
 from whet.rewards.amounts import alike, amount, lone_number
 from whet.rewards.answer import answer_in, as_answer
-from whet.rewards.final import boxed, final_answer, final_reference, is_prose
+from whet.rewards.final import LONGEST, boxed, final_answer, final_reference, is_prose, whole
 from whet.rewards.process import Call, Worker
 from whet.rewards.reward import Unscored, no_answer, reference_of
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
-
-LONGEST = 1000
-"""Characters of the longest final answer; more is none."""
 
 _PI = re.compile(r"(?<![\\A-Za-z])pi(?![A-Za-z])")
 
@@ -57,7 +54,7 @@ class MathReward:
         return as_answer(f"\\boxed{{{reference}}}" if bare else reference, self.config)
 
     def bare(self, prompt: Prompt) -> str | None:
-        """The only number of a reference in words, as a completion: whoever answers with it is right, too.
+        """The number that a reference in words begins with, as a completion: whoever answers with it is right, too.
 
         None for a reference of another kind, or one whose number is read anyway.
         """
@@ -77,6 +74,8 @@ class MathReward:
         except Unscored as reason:
             return Score(value=None, error=str(reason))
         text = answer_in(completion.text, self.config)
+        if text is not None and whole(text) == whole(reference_of(prompt)):
+            return Score(value=1.0)
         answer = None if text is None else final_answer(text)
         if answer is None or len(answer) > LONGEST:
             return Score(value=0.0)

@@ -11,9 +11,10 @@ Rules, each for a way in which judges have been misread:
 - a number that goes on (`4th`, `4,5`) or opens a range (`0-5`, as in an echo of the instructions) is no valid form;
 - `/N` or `out of N` must name the top of the scale: 4/10 on a scale to 5 is unreadable, not 4;
 - a bare `<4>`, `4` or `four` is no score: a number is one only where the reply says so;
-- what is thought (up to the last `</think>`) says nothing, and a reply that still thinks is unreadable;
+- what is thought (up to the last `</think>`) says nothing, and a reply that begins with a thought without an end is
+  unreadable; a `<think>` in its midst is a word;
 - in a reply that was cut (`cut`), a score, verdict or ranking at its very end may go on: it is unreadable;
-- `first or second` is no verdict, nor are all three in a row, as in an echo of the instructions.
+- `first or second` is no verdict (`first, or so` is one), nor are all three in a row: they echo the instructions.
 """
 
 from __future__ import annotations
@@ -38,11 +39,12 @@ _SCORE = re.compile(
 )
 _VERDICT = re.compile(
     rf"(?<![a-z0-9])verdict{_DECORATION}[:=]{_DECORATION}{_OPEN}{_DECORATION}(?P<value>first|second|tie)(?![a-z0-9_])"
-    rf"(?![ \t*_`\"']*+{_CLOSE}[ \t*_`\"']*+[,，、]?[ \t]*(?:or\b|或|[/|]))",
+    rf"(?![ \t*_`\"']*+{_CLOSE}[ \t*_`\"']*+[,，、]?[ \t]*+(?:or\b(?:\s+the\b)?|或|[/|])"
+    rf"{_DECORATION}{_OPEN}{_DECORATION}(?:first|second|tie)(?![a-z0-9_]))",
     re.IGNORECASE,
 )
 _RANKING = re.compile(rf"(?<![a-z0-9])(?:ranking|排名){_DECORATION}[:=]{_DECORATION}(?P<value>[^\n]*)", re.IGNORECASE)
-_THINKS = re.compile(r"^[ \t]*<think>", re.MULTILINE)
+_THINKS = re.compile(r"\s*<think>")
 _WORD = re.compile(r"[^\W_]")
 _MAY_GO_ON = re.compile(r"[.,/|~–—-]?")
 _BRACKETED = re.compile(r"<\s*([0-9]+)\s*>")
@@ -121,7 +123,7 @@ def _answer_at(text: str) -> int:
     """Where the reply has ended thinking: the end of the text where it has not."""
     begin = text.rfind("</think>")
     begin = 0 if begin < 0 else begin + len("</think>")
-    return len(text) if _THINKS.search(text, begin) else begin
+    return len(text) if _THINKS.match(text, begin) else begin
 
 
 def _verdict(match: re.Match[str]) -> Verdict:

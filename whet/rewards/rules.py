@@ -6,6 +6,7 @@ import re
 from decimal import Decimal
 
 from whet.config.rules import Answer, Contains, Exact, Numeric
+from whet.data.words import CJK
 from whet.rewards.answer import answer_in, as_answer
 from whet.rewards.reward import Gold, RuleReward, Unscored, reference_of
 from whet.rewards.wide import UNSPACED, numerals
@@ -13,10 +14,12 @@ from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion
 
 # A sign belongs to the number unless it stands after a digit, letter or bracket: "7-3" ends in 3, "x = -3" in -3. A
-# Chinese character ends the word before it (答案是-3), but 3元-5元 is a range.
+# Chinese character ends the word before it (答案是-3), but 3元-5元 is a range: one or two characters that are no
+# verb, behind a digit.
 _WHOLE = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)"
 _BEGINS = rf"(?<![^\W{UNSPACED}])"
-_NO_RANGE = r"(?<![0-9][元块角分个只本页次号人岁年月日天时点秒度米层级])"
+_IN_UNIT = rf"(?![是为得到至和与或即取于加减乘除以在从由选])[{CJK}]"
+_NO_RANGE = rf"(?<![0-9A-Za-z]{_IN_UNIT})(?<![0-9][{CJK}]{_IN_UNIT})"
 NUMBER = re.compile(
     rf"(?:{_BEGINS}(?<![)\]）］]){_NO_RANGE}-[$€£¥]?)?(?:{_WHOLE}(?:\.[0-9]+)?|{_BEGINS}(?<!\.)\.[0-9]+)"
 )
