@@ -283,7 +283,7 @@ def test_a_score_that_is_no_number_is_refused(
     monkeypatch.setattr(RowScorer, "forward", broken)
     code, _, err = score(write("pairs.jsonl", pairs(1)), "--out", "scores.jsonl")
     assert code == 2 and "pairs.jsonl:1: gives nan as a score" in err
-    assert not Path("scores.jsonl").exists()
+    assert not Path("scores.jsonl").exists() and Path("scores.jsonl.part").exists()
 
 
 @pytest.mark.parametrize("name", ["dpo_en_demo.json", "kto_en_demo.json", "alpaca_en_demo.json"])

@@ -33,7 +33,7 @@ def writing(path: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-class _Text(TextIOWrapper):
+class WrittenText(TextIOWrapper):
     """Text on its way into a file. What goes wrong in it is a failure to write `path`; what goes wrong in the work of
     whoever writes is not."""
 
@@ -62,7 +62,7 @@ def replacing(path: Path) -> Iterator[IO[str]]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _Text(temporary, "w", path) as handle:
+        with WrittenText(temporary, "w", path) as handle:
             yield handle
             handle.flush()
             with writing(path):
@@ -190,5 +190,5 @@ def appending(path: Path) -> Iterator[IO[str]]:
             file.seek(0)
             whole = file.read().rfind(b"\n") + 1
             file.truncate(whole)
-    with _Text(path, "a", path) as handle:
+    with WrittenText(path, "a", path) as handle:
         yield handle

@@ -24,7 +24,7 @@ from whet.data.ledger import Ledger
 from whet.errors import DataError
 from whet.models.four_bit import trained_on
 from whet.models.load import load_tokenizer, pick_device
-from whet.runs.files import json_line, replacing
+from whet.runs.files import WrittenText, json_line, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import ModelRef
 from whet.stages.measure.interval import wilson
@@ -193,8 +193,13 @@ def _lines_of(out: Path | None) -> Iterator[IO[str]]:
         except BrokenPipeError:  # who reads the lines has seen enough (`| head`)
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return
-    with replacing(out) as handle:
+    part = out.with_name(f"{out.name}.part")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+    with WrittenText(part, "w", out) as handle:
         yield handle
+    with writing(out):
+        part.replace(out)
 
 
 def _template_of(ref: ModelRef) -> str | None:
