@@ -205,8 +205,8 @@ def test_a_server_that_fails_half_way_ends_the_stage_and_costs_no_answer(
         assert "\n" not in str(caught.value)
         well, before = 10**6, len(stub.bodies)
         completions = stream(engine_of(opened, stub.url, concurrency=2))
-        asked = len(stub.bodies) - before
-    assert [completion.finish_reason for completion in completions] == ["stop"] * 8 and asked == 5
+        asked = {body["seed"] for body in stub.bodies[before:]}  # a request of the first run may arrive late
+    assert [completion.finish_reason for completion in completions] == ["stop"] * 8 and len(asked) == 5
 
 
 @pytest.mark.parametrize("status", [504, None])
