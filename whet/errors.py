@@ -64,6 +64,11 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "backslashreplace").decode()
 
 
+def whole(text: str) -> str:
+    """The text as a file can hold it: halves of a character that stand together are one, another becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def first_line(error: Exception) -> str:
     """What a library's error says, in one line."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,4 +1,4 @@
-"""Every kind of training on a device that is not the CPU, and in another process on the CPU: the same numbers.
+"""Training offline and online on a device that is not the CPU, and in another process on the CPU: the same numbers.
 
 `make test-accelerator`. The device is a stand-in: its memory and its kernels are the CPU's, but torch takes it for an
 accelerator, so a tensor that is left behind on the CPU is an error there as it is on a GPU.

@@ -259,10 +259,10 @@ def chat(
         raise UserError("must be one of auto, bf16, fp16, fp32", field="--precision", found=repr(precision))
     if token_env is not None and server is None:
         raise UserError("is the key of a server", field="--token-env", fix="add --server URL, or leave it out")
-    from whet.config.values import is_temperature
+    from whet.config.values import TEMPERATURES, is_temperature
 
     if not is_temperature(temperature):
-        raise UserError("must be 0, or from 0.001 to 100", field="--temperature", found=str(temperature))
+        raise UserError(TEMPERATURES, field="--temperature", found=str(temperature))
     from whet.stages.chat import chat as talk
 
     talk(

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from whet.config.node import Node, describe, from_python, join
-from whet.errors import ConfigError
+from whet.errors import ConfigError, whole
 
 MAX_DEPTH = 40
 """Deeper nesting than any plan has; an alias that contains itself would have no end."""
@@ -232,8 +232,7 @@ def _construct(tag: str, text: str) -> Any:
         case "float":
             return float(re.sub(r"\.(?=[in])", "", text, flags=re.IGNORECASE))
         case _:
-            # JSON writes what lies beyond 16 bits as two escapes; together they are one character.
-            return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            return whole(text)  # JSON writes what lies beyond 16 bits as two escapes
 
 
 def to_yaml(value: object) -> str:

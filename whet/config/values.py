@@ -10,6 +10,7 @@ MOST_SEED = 2**63 - 1
 """What every generator of random numbers takes."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 1e-3, 100.0
 """Logits are divided by it: below and above these nothing but rounding would be sampled."""
+TEMPERATURES = f"must be 0, or from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g}"
 WORD = r"^[A-Za-z0-9_-]+$"
 NO_ZERO_BYTE = r"^[^\x00]*$"
 
@@ -21,9 +22,7 @@ def is_temperature(value: float) -> bool:
 
 def _temperature(value: float) -> float:
     if not is_temperature(value):
-        raise ValueError(
-            f"must be 0, or from {LOWEST_TEMPERATURE:g} to {HIGHEST_TEMPERATURE:g} (found {value:g})"
-        )  # fmt: skip
+        raise ValueError(f"{TEMPERATURES} (found {value:g})")
     return value
 
 

@@ -129,11 +129,11 @@ def _formula(text: str) -> str:
 
 def _last_word(text: str) -> str | None:
     """What stands without a cut around the last number."""
-    text, last = _read(_CALCULATOR.sub("", text)), None
-    for last in NUMBER.finditer(text):  # noqa: B007
-        pass
-    if last is None:
+    text = _read(_CALCULATOR.sub("", text))
+    numbers = list(NUMBER.finditer(text))
+    if not numbers:
         return None
+    last = numbers[-1]
     cuts = [cut.span() for cut in _CUT.finditer(text)]
     start = max((end for _, end in cuts if end <= last.start()), default=0)
     end = min((begin for begin, _ in cuts if begin >= last.end()), default=len(text))

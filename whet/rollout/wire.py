@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from whet.data.picture_files import sent
+from whet.errors import whole
 from whet.schema.records import Message
 from whet.schema.rollouts import Completion, FinishReason, Request
 
@@ -130,7 +131,7 @@ def read_reply(request: Request, body: bytes, *, same_prompt: bool = False) -> t
     return Completion(
         key=request.key,
         ids=ids,
-        text=_whole(text or ""),
+        text=whole(text or ""),  # a server that cuts a character in two escapes a half
         logprobs=logprobs,
         finish_reason=finish,
         counted_tokens=None if ids else counted.completion_tokens,
@@ -151,11 +152,6 @@ def read_last_logprobs(num_tokens: int, body: bytes) -> tuple[float, Usage]:
     if len(values) != num_tokens:
         raise NotReadable(f"the reply cannot be read: {len(values)} log-probs for {num_tokens} tokens")
     return sum(values), counted
-
-
-def _whole(text: str) -> str:
-    """The text without halves of characters, which no file can hold: a server that cuts one in two escapes a half."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _usage(reply: Mapping[str, Any]) -> Usage:
@@ -185,4 +181,4 @@ def complaint(body: bytes) -> str:
         text = error.get("message") or error.get("detail") if isinstance(error, dict) else error
     except (ValueError, RecursionError, AttributeError):
         text = body.decode("utf-8", "replace")
-    return " ".join(_whole(str(text or "")).split())[:300]
+    return " ".join(whole(str(text or "")).split())[:300]
