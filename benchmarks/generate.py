@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks.compare import device_name
 from benchmarks.figures import Spread, spread
-from benchmarks.generate_job import SIDES, Generated, Generation, Side, read_generated, write_job
+from benchmarks.generate_job import PRECISIONS, SIDES, Generated, Generation, Side, read_generated, write_job
 from benchmarks.machine import describe_machine
 from benchmarks.memory import build
 from benchmarks.rounds import ROOT
@@ -73,6 +73,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     add("--rounds", type=int, default=3, help="processes of each side")
     add("--repeats", type=int, default=3, help="timed runs in a process, after one that is not")
     add("--device", choices=["cpu", "cuda"], default="cpu")
+    add("--precision", choices=list(PRECISIONS), default="bf16", help="of weights and products, for all sides")
     add("--save", metavar="NAME", help="append the result to benchmarks/results/NAME.json")
     add("--work", metavar="DIR", help="keep checkpoint and log there; a checkpoint that is there is used again")
 
@@ -83,7 +84,7 @@ def generate(options: argparse.Namespace, work: Path) -> list[SideFigures]:
     generation = prepare(options, work)
     print(
         f"generate, {options.model}: {options.prompts} prompts, {options.samples} answers each of "
-        f"{options.new_tokens} tokens, {options.rounds} rounds of {options.repeats} runs",
+        f"{options.new_tokens} tokens, {generation.precision}, {options.rounds} rounds of {options.repeats} runs",
         flush=True,
     )
     rounds: dict[Side, list[Generated]] = {side: [] for side in sides}
@@ -97,7 +98,7 @@ def generate(options: argparse.Namespace, work: Path) -> list[SideFigures]:
     figures = summarise(rounds, generation.tokens)
     print("\n" + describe(figures))
     if options.save:
-        print(f"kept in {save(options.save, entry(options, figures))}")
+        print(f"kept in {save(options.save, entry(options, generation, figures))}")
     return figures
 
 
@@ -124,6 +125,7 @@ def prepare(options: argparse.Namespace, work: Path) -> Generation:
     return Generation(
         checkpoint=str(checkpoint),
         device=options.device,
+        precision=options.precision,
         prompts=[[generator.randrange(1, words) for _ in range(max(1, length))] for length in lengths],
         samples=options.samples,
         new_tokens=options.new_tokens,
@@ -203,7 +205,7 @@ def describe(figures: Sequence[SideFigures]) -> str:
     return "\n".join(lines)
 
 
-def entry(options: argparse.Namespace, figures: Sequence[SideFigures]) -> dict[str, Any]:
+def entry(options: argparse.Namespace, generation: Generation, figures: Sequence[SideFigures]) -> dict[str, Any]:
     """What is kept of a comparison."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
@@ -214,7 +216,7 @@ def entry(options: argparse.Namespace, figures: Sequence[SideFigures]) -> dict[s
         "samples": options.samples,
         "new_tokens": options.new_tokens,
         "prompt_tokens": options.prompt_tokens,
-        "precision": "bf16",
+        "precision": generation.precision,
         "device": options.device,
         "device_name": device_name() if options.device == "cuda" else None,
         "rounds": options.rounds,

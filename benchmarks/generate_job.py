@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 Side = Literal["whet", "transformers", "vllm"]
+Precision = Literal["bf16", "fp32"]
+PRECISIONS: dict[Precision, str] = {"bf16": "bfloat16", "fp32": "float32"}
+"""As torch and vLLM call them."""
 SIDES: tuple[Side, ...] = ("whet", "transformers", "vllm")
 
 
@@ -18,6 +21,8 @@ class Generation:
 
     checkpoint: str
     device: Literal["cpu", "cuda"]
+    precision: Precision
+    """Of weights and products."""
     prompts: list[list[int]]
     samples: int
     """Answers to each prompt."""

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from benchmarks.generate_job import Generated, Generation, Side, read_job, write_generated
+from benchmarks.generate_job import PRECISIONS, Generated, Generation, Side, read_job, write_generated
 from benchmarks.machine import peak_resident_bytes
 
 Run = Callable[[int], list[int]]
@@ -68,13 +68,12 @@ def load_whet(generation: Generation) -> Run:
     from whet.rollout.native import NativeEngine
     from whet.schema.rollouts import Request, Sampling
 
-    model = AutoModelForCausalLM.from_pretrained(generation.checkpoint, dtype=torch.bfloat16)
+    dtype = getattr(torch, PRECISIONS[generation.precision])
+    model = AutoModelForCausalLM.from_pretrained(generation.checkpoint, dtype=dtype)
     model = model.to(generation.device).eval().requires_grad_(False)
     size = len(generation.prompts) * generation.samples
     tokenizer = AutoTokenizer.from_pretrained(generation.checkpoint)
-    engine = NativeEngine(
-        model, tokenizer, batch_size=size, end_ids=(), dtype=torch.bfloat16, pack_frozen=True
-    )  # fmt: skip
+    engine = NativeEngine(model, tokenizer, batch_size=size, end_ids=(), dtype=dtype, pack_frozen=True)
     sampling = Sampling(max_new_tokens=generation.new_tokens)
 
     def run(number: int) -> list[int]:
@@ -92,7 +91,8 @@ def load_transformers(generation: Generation) -> Run:
     import torch
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(generation.checkpoint, dtype=torch.bfloat16)
+    dtype = getattr(torch, PRECISIONS[generation.precision])
+    model = AutoModelForCausalLM.from_pretrained(generation.checkpoint, dtype=dtype)
     model = model.to(generation.device).eval().requires_grad_(False)
     model.generation_config.eos_token_id = None  # no end before the budget, and no check for one
     rows = [prompt for prompt in generation.prompts for _ in range(generation.samples)]
@@ -118,7 +118,8 @@ def load_vllm(generation: Generation) -> Run:
 
     longest = max(map(len, generation.prompts)) + generation.new_tokens
     llm = LLM(
-        model=generation.checkpoint, dtype="bfloat16", max_model_len=longest, skip_tokenizer_init=True,
+        model=generation.checkpoint, dtype=PRECISIONS[generation.precision], max_model_len=longest,
+        skip_tokenizer_init=True,
         max_num_seqs=len(generation.prompts) * generation.samples, gpu_memory_utilization=0.5, disable_log_stats=True,
     )  # fmt: skip
     asked = [{"prompt_token_ids": prompt} for prompt in generation.prompts]

@@ -15,14 +15,14 @@ README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- results -->", "<!-- end of results -->"
 
 TRAINED = (
-    "| task | model | records a step | tokens a step | side | s/step | tokens/s | peak GB | times as fast | "
-    "share of memory | MFU | date |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| task | model | records a step | tokens a step | precision | side | s/step | tokens/s | peak GB | "
+    "times as fast | share of memory | MFU | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 GENERATED = (
-    "| task | model | prompts | answers each | tokens each | threads | side | tokens/s | load s | peak GB | "
-    "times as fast | share of memory | date |",
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    "| task | model | prompts | answers each | tokens each | precision | threads | side | tokens/s | load s | "
+    "peak GB | times as fast | share of memory | date |",
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
 )
 LEARNED = (
     "| task | model | prompts a step | answers each | tokens each | threads | side | s/step | generate s | score s | "
@@ -131,7 +131,8 @@ def lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
     """Rows of one comparison; its first side has no ratio."""
     for side in entry["sides"]:
         cells = [
-            entry["task"], entry["model"], entry["batch_size"], f"{entry['tokens_per_step']:.0f}", side["side"],
+            entry["task"], entry["model"], entry["batch_size"], f"{entry['tokens_per_step']:.0f}",
+            entry["precision"], side["side"],
             f"{side['step_seconds']:.3g}", f"{side['tokens_per_second']:.0f}", f"{side['peak_gb']:.2f}",
             _kept(side["time_ratio"]), _kept(side["memory_ratio"]),
             "" if side["utilisation"] is None else f"{100 * side['utilisation']:.0f} %", entry["date"],
@@ -155,10 +156,10 @@ def generate_lines_of(entry: Mapping[str, Any]) -> Iterator[str]:
     """Rows of one comparison of engines."""
     for side in entry["sides"]:
         cells = [
-            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"], side["threads"],
-            f"{side['side']} {side['version']}".strip(), f"{side['tokens_per_second']:.0f}",
-            f"{side['load_seconds']:.1f}", f"{side['peak_gb']:.2f}", _kept(side["time_ratio"]),
-            _kept(side["memory_ratio"]), entry["date"],
+            entry["task"], entry["model"], entry["prompts"], entry["samples"], entry["new_tokens"],
+            entry["precision"], side["threads"], f"{side['side']} {side['version']}".strip(),
+            f"{side['tokens_per_second']:.0f}", f"{side['load_seconds']:.1f}", f"{side['peak_gb']:.2f}",
+            _kept(side["time_ratio"]), _kept(side["memory_ratio"]), entry["date"],
         ]  # fmt: skip
         yield "| " + " | ".join(map(str, cells)) + " |"
 

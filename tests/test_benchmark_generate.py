@@ -12,8 +12,10 @@ from benchmarks import generate
 from benchmarks.__main__ import main, parser
 from benchmarks.generate import describe, prepare, sides_of, summarise
 from benchmarks.generate_job import (
+    PRECISIONS,
     Generated,
     Generation,
+    Precision,
     Side,
     read_generated,
     read_job,
@@ -34,10 +36,11 @@ def generated(seconds: list[float], peak: int = 2_000_000_000) -> Generated:
     )  # fmt: skip
 
 
-def generation(folder: Path) -> Generation:
+def generation(folder: Path, precision: Precision = "bf16") -> Generation:
     return Generation(
-        checkpoint=str(folder), device="cpu", prompts=[[5, 6, 7], [8] * 9], samples=3, new_tokens=4, repeats=2
-    )
+        checkpoint=str(folder), device="cpu", precision=precision, prompts=[[5, 6, 7], [8] * 9], samples=3,
+        new_tokens=4, repeats=2,
+    )  # fmt: skip
 
 
 def test_jobs_and_outcomes_survive_their_files(tmp_path: Path) -> None:
@@ -48,11 +51,12 @@ def test_jobs_and_outcomes_survive_their_files(tmp_path: Path) -> None:
     assert read_generated(outcome) == generated([1.0])
 
 
-def test_both_engines_here_give_as_many_tokens_as_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_both_engines_here_give_as_many_tokens_as_asked(tmp_path: Path, precision: Precision) -> None:
     build("tiny", tmp_path, "cpu")
     sides: list[Side] = ["whet", "transformers"]
     for side in sides:
-        measured = measure(side, generation(tmp_path))
+        measured = measure(side, generation(tmp_path, precision))
         assert measured.lengths == [4] * 6
         assert len(measured.seconds) == 2 and all(second > 0 for second in measured.seconds)
         assert measured.peak_bytes >= measured.imported_bytes > 0
@@ -119,7 +123,7 @@ def test_kept_results_become_a_table_of_their_own(tmp_path: Path) -> None:
     side = {"version": "", "threads": 2, "load_seconds": 0.3, "memory_ratio": None, "time_ratio": None}
     entry = {
         "date": "2026-01-31", "task": "generate", "model": "103m", "prompts": 4, "samples": 8, "new_tokens": 64,
-        "device_name": None,
+        "precision": "fp32", "device_name": None,
         "machine": {"processor": "P", "cores": 2, "flags": [], "memory_gb": 25.2, "python": "3.11.4", "packages": {}},
         "sides": [
             {"side": "whet", "tokens_per_second": 868.4, "peak_gb": 0.88} | side,
@@ -133,6 +137,6 @@ def test_kept_results_become_a_table_of_their_own(tmp_path: Path) -> None:
     readme.write_text(f"{BEGIN}\n{END}\n", encoding="utf-8")
     write_readme(readme, tmp_path)
     text = readme.read_text(encoding="utf-8")
-    assert "| generate | 103m | 4 | 8 | 64 | 2 | whet | 868 | 0.3 | 0.88 |  |  | 2026-01-31 |" in text
+    assert "| generate | 103m | 4 | 8 | 64 | fp32 | 2 | whet | 868 | 0.3 | 0.88 |  |  | 2026-01-31 |" in text
     assert "| vllm 0.32 | 434 | 0.3 | 1.76 | 2.00 (1.90 to 2.10) |" in text
     assert "records a step" not in text

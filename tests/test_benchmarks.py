@@ -158,7 +158,7 @@ def test_sides_that_did_other_work_are_not_compared(tmp_path: Path) -> None:
 def test_kept_results_become_a_table(tmp_path: Path) -> None:
     entry = {
         "date": "2026-01-31", "task": "dpo", "model": "103m", "batch_size": 4, "tokens_per_step": 1800.4,
-        "device_name": None,
+        "precision": "bf16", "device_name": None,
         "machine": {"processor": "P", "cores": 2, "flags": ["avx2"], "memory_gb": 25.2, "python": "3.11.4",
                     "packages": {"whet": "1", "torch": "2.13.0"}},
         "sides": [
@@ -178,7 +178,7 @@ def test_kept_results_become_a_table(tmp_path: Path) -> None:
     text = readme.read_text(encoding="utf-8")
     assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
     assert "**P, 2 cores (avx2)**, 25 GB; Python 3.11.4, torch 2.13.0." in text
-    row = "| dpo | 103m | 4 | 1800 | trl-tuned | 36 | 50 | 6.60 | 6.00 (5.90 to 6.20) | 0.38 (0.38 to 0.39) |  |"
+    row = "| dpo | 103m | 4 | 1800 | bf16 | trl-tuned | 36 | 50 | 6.60 | 6.00 (5.90 to 6.20) | 0.38 (0.38 to 0.39) |  |"
     assert text.count(f"{row} 2026-01-31 |") == 2
 
 

@@ -82,6 +82,11 @@ def test_models_beside_and_the_engine() -> None:
     assert (found["reference model"], found["engine's copy of the weights"]) == (8000, 8000)
     adapted = memory_of(setting(trains="adapter", rank=2, decoding=decoding))
     assert parts(adapted, "training")["engine's copy of the weights"] == 4 * 1280
+    # In bf16 every product and the head lie in another order as well; in fp32 large ones, and here none is.
+    narrow = setting(trains="adapter", rank=2, arithmetic="bf16", decoding=decoding)
+    assert parts(memory_of(narrow), "training")["engine's copy of the weights"] == 2 * (1280 + SHAPE.head)
+    whole = training(setting(arithmetic="bf16", decoding=decoding))["engine's copy of the weights"]
+    assert whole == 2 * (2000 + SHAPE.head), "a tied matrix is the embedding and, in another order, the head"
     # Lengths have room in steps of 32: 2 prompts of 64 and 4 answers of 32, keys and values of 8 numbers in 2 layers.
     held = parts(adapted, "generation")["keys and values"]
     assert held == pytest.approx(1.5 * (2 * 2 * 8 * 4) * (2 * 64 + 4 * 32))

@@ -1,9 +1,10 @@
-"""Packed weights give the numbers of plain ones to the bit, row by row, and follow what is trained."""
+"""Packed weights give the numbers of plain ones, in bf16 to the bit, row by row, and follow what is trained."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.functional import silu
 
 from tests.models.packed import VOCABULARY, build, with_adapter
 from whet.models import packed_linear
@@ -42,12 +43,28 @@ def test_any_number_of_rows_gives_the_plain_product(bias: bool) -> None:
         assert torch.equal(packed(x[None]), plain(x)[None]), rows
 
 
-@needs_onednn
-def test_a_row_does_not_know_its_neighbours() -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_in_fp32_it_is_the_product_up_to_rounding_with_what_follows_it(bias: bool) -> None:
     torch.manual_seed(0)
-    plain = torch.nn.Linear(512, 3000, bias=False, dtype=torch.bfloat16)
+    plain = torch.nn.Linear(512, 768, bias=bias).requires_grad_(False)
+    assert packs(plain.weight, torch.float32)
+    packed = PackedLinear(plain.weight, plain.bias)
+    for rows in (1, 7, 32, 33, 300):
+        x, other = torch.randn(rows, 512), torch.randn(rows, 768)
+        y = plain(x)
+        for found, expected in (
+            (packed(x), y), (packed.silu(x), silu(y)), (packed.times(x, other), y * other),
+            (packed.plus(x, other), y + other),
+        ):  # fmt: skip
+            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=needs_onednn)])
+def test_a_row_does_not_know_its_neighbours(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    plain = torch.nn.Linear(512, 3000, bias=False, dtype=dtype)
     packed = PackedLinear(plain.weight, None)
-    x = torch.randn(64, 512).bfloat16()
+    x = torch.randn(64, 512).to(dtype)
     whole = packed(x)
     for rows in range(least_rows(plain), 64, 5):
         assert torch.equal(packed(x[:rows]), whole[:rows])
@@ -119,10 +136,23 @@ def test_a_frozen_model_is_packed_where_that_is_asked_for_and_scores_as_before(n
     torch.testing.assert_close(logits(packed).float(), before, rtol=rounding, atol=rounding)
 
 
+def test_a_model_in_fp32_is_packed_where_its_matrices_are_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = with_adapter(build("qwen3"))
+    plain = Snapshot(model, torch.float32, pack_frozen=True).model
+    assert not packed_layers(plain)
+    monkeypatch.setattr(packed_linear, "LEAST_WEIGHTS", 1)
+    snapshot = Snapshot(model, torch.float32)
+    folded = [path.removeprefix("base_model.model.") for path, m in model.named_modules() if hasattr(m, "lora_A")]
+    assert sorted(packed_layers(snapshot.model)) == sorted([*folded, "lm_head"])
+    torch.testing.assert_close(logits(snapshot.model), logits(plain), rtol=1e-4, atol=1e-5)
+
+
 def test_nothing_is_packed_where_the_operators_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     model = with_adapter(build("qwen3")).to(torch.bfloat16)
-    assert not packs(WEIGHT, torch.float32)
+    assert not packs(WEIGHT.float(), torch.float32), "a call costs more than so small a product"
+    assert not packs(torch.zeros(512, 512, dtype=torch.float16), torch.float16)
     assert not packs(WEIGHT.to("meta"), torch.bfloat16)
+    assert not packs(torch.zeros(512, 512, device="meta"), torch.float32)
     monkeypatch.setattr(packed_linear, "OPERATORS", ("_no_such_operator",))
     snapshot = Snapshot(model, torch.bfloat16)
     assert not packed_layers(snapshot.model)

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from whet.config.engine import Native
 from whet.config.model import Model
 from whet.errors import ConfigError
-from whet.rollout.build import Answering, Served, policy_engine
+from whet.models import packed_linear
+from whet.rollout.build import Answering, Served, native_engine, policy_engine
 from whet.rollout.engine import Engine
 from whet.rollout.native import NativeEngine
 from whet.rollout.sampling import Drawn
@@ -53,14 +54,25 @@ def run(
     *,
     size: int,
     end: tuple[int, ...] = (),
+    packed: bool = False,
 ) -> list[Completion]:
-    return list(NativeEngine(model, tokenizer, batch_size=size, end_ids=end).generate(asked))
+    copied = {"dtype": torch.float32, "pack_frozen": True} if packed else {}
+    return list(NativeEngine(model, tokenizer, batch_size=size, end_ids=end, **copied).generate(asked))
 
 
-def test_greedy_equals_transformers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.fixture(params=[False, True], ids=["plain", "packed"])
+def packed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """From a copy whose products are oneDNN's, as large models are answered with."""
+    monkeypatch.setattr(packed_linear, "LEAST_WEIGHTS", 1)
+    return bool(request.param)
+
+
+def test_greedy_equals_transformers(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, packed: bool
+) -> None:
     asked = requests(tokenizer, Sampling(max_new_tokens=24, temperature=0.0))
     end = tokenizer.eos_token_id
-    for completion, request in zip(run(model, tokenizer, asked, size=8, end=(end,)), asked, strict=True):
+    for completion, request in zip(run(model, tokenizer, asked, size=8, end=(end,), packed=packed), asked, strict=True):
         expected = model.generate(
             torch.tensor([request.prompt_ids]), attention_mask=torch.ones(1, len(request.prompt_ids), dtype=torch.long),
             max_new_tokens=24, do_sample=False, eos_token_id=end,
@@ -103,23 +115,38 @@ def test_a_model_that_trains_answers_ahead_from_a_copy_alone(
             engine(ahead=True)
 
 
-def test_samples_do_not_depend_on_the_batch(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_a_model_in_fp32_answers_from_a_packed_copy_unless_it_trains(
+    training: bool, packed: bool, tokenizer: PreTrainedTokenizerBase, tiny_checkpoint: Path
+) -> None:
+    there = AutoModelForCausalLM.from_pretrained(tiny_checkpoint).requires_grad_(training)
+    with pytest.MonkeyPatch.context() as small:
+        if not packed:
+            small.setattr("whet.rollout.build.has_room_for_copy", lambda model, dtype: False)
+        engine = native_engine(there, Answering(tokenizer=tokenizer, end_id=0, batch_size=4, exact=True))
+    assert engine.answers_with(there) == (training or not packed)
+
+
+def test_samples_do_not_depend_on_the_batch(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, packed: bool
+) -> None:
     asked = requests(tokenizer, Sampling(max_new_tokens=16, temperature=0.9, top_p=0.95), per_prompt=3)
     end = (tokenizer.eos_token_id, 40, 41)
-    expected = {c.key: c.ids for c in run(model, tokenizer, asked, size=1, end=end)}
+    expected = {c.key: c.ids for c in run(model, tokenizer, asked, size=1, end=end, packed=packed)}
     assert len(set(expected.values())) > len(PROMPTS), "samples of one prompt differ"
     for size in (3, 8, 64):
-        assert {c.key: c.ids for c in run(model, tokenizer, asked, size=size, end=end)} == expected
-    backwards = run(model, tokenizer, asked[::-1], size=4, end=end)
+        found = run(model, tokenizer, asked, size=size, end=end, packed=packed)
+        assert {c.key: c.ids for c in found} == expected
+    backwards = run(model, tokenizer, asked[::-1], size=4, end=end, packed=packed)
     assert [c.key for c in backwards] == [request.key for request in asked[::-1]]
     assert {c.key: c.ids for c in backwards} == expected
 
 
 def test_logprobs_are_those_of_the_sampling_distribution(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, packed: bool
 ) -> None:
     asked = requests(tokenizer, Sampling(max_new_tokens=10, temperature=0.7, top_k=20), per_prompt=2)
-    for request, completion in zip(asked, run(model, tokenizer, asked, size=4), strict=True):
+    for request, completion in zip(asked, run(model, tokenizer, asked, size=4, packed=packed), strict=True):
         whole = torch.tensor([request.prompt_ids + completion.ids])
         with torch.no_grad():
             logits = model(whole).logits[0, len(request.prompt_ids) - 1 : -1] / 0.7

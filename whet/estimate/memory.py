@@ -35,6 +35,8 @@ NARROW_SCRATCH = 2 * 16 * MIB
 """fp32 weights and gradients of the part that `whet.train.narrow` updates."""
 STRIDE = 32
 """Keys and values have room for lengths that are a multiple of it (`whet.models.decoding`)."""
+LEAST_PACKED = 512 * 512
+"""Weights of an fp32 matrix from which on the engine holds it in another order (`whet.models.packed_linear`)."""
 LEAST_ROWS = 8
 """Rows that are decoded together at least (`whet.models.backbone`)."""
 
@@ -163,13 +165,20 @@ def _beside_bytes(setting: Setting, beside: Beside) -> float:
 
 def _engine_copy(setting: Setting) -> float:
     """What the engine cannot share (`whet.models.snapshot`): all trained weights in the arithmetic's type, or the
-    adapted layers with their adapter folded in. In bf16 on a CPU every product and the head, in another order."""
-    shape, item = setting.shape, setting.item
+    adapted layers with their adapter folded in. On a CPU every product and the head, in another order."""
+    shape = setting.shape
+    head = shape.head if _is_packed(setting, shape.head) else 0
     if setting.trains == "all":
-        return 0.0 + item * shape.parameters
-    if setting.on_cpu and setting.arithmetic == "bf16":
-        return item * (shape.multiplied + shape.head)
-    return float(item * sum(product.parameters for product in shape.adapted))
+        return float(setting.item * (shape.parameters + (head if shape.tied else 0)))
+    packed = [product for product in shape.products if _is_packed(setting, product.inputs * product.outputs)]
+    folded = [product for product in shape.adapted if not _is_packed(setting, product.inputs * product.outputs)]
+    return float(setting.item * (sum_of(packed) + sum_of(folded) + head))
+
+
+def _is_packed(setting: Setting, weights: int) -> bool:
+    """Whether the engine holds a matrix of so many weights in the order of its products."""
+    small = setting.arithmetic == "fp32" and weights < LEAST_PACKED
+    return setting.on_cpu and setting.arithmetic != "fp16" and not small
 
 
 def _training(setting: Setting) -> Iterator[Part]:

@@ -1,7 +1,8 @@
-"""Linear layers whose weights are kept in the order in which a CPU's bf16 products read them.
+"""Linear layers whose weights are kept in the order in which a CPU's products read them.
 
-oneDNN reorders a plain weight anew at every product. With many tokens that is lost in the noise; with the few dozen
-rows of a decoding step it is a third of the time. The numbers are the same to the bit: only where they lie differs.
+A plain weight is reordered anew at every product. With many tokens that is lost in the noise; with the few dozen rows
+of a decoding step it is a third of the time in bf16 and half of it in fp32. In bf16 the numbers are the same to the
+bit: only where they lie differs. In fp32 plain products are another library's (MKL), which adds up in another order.
 A reordered weight is read by products alone, so an embedding that is tied to the head stays plain beside it.
 """
 
@@ -12,6 +13,8 @@ from torch import Tensor
 
 ROWS = 32
 """Rows for which the order is chosen; products of any other number read it too."""
+LEAST_WEIGHTS = 512 * 512
+"""Weights from which on an fp32 product is faster by oneDNN, whose calls cost it more."""
 OPERATORS = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
 """torch's own, but not public (its compiler uses them): where one is missing, nothing is packed."""
 
@@ -53,9 +56,11 @@ class PackedLinear(torch.nn.Module):
 
 
 def packs(weight: Tensor, dtype: torch.dtype) -> bool:
-    """Whether products of this weight, in this type, are oneDNN's and its order can be kept."""
+    """Whether products of this weight, in this type, are faster by oneDNN in an order that is kept."""
     available: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     known = available and all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS)
-    if not known or weight.device.type != "cpu" or dtype != torch.bfloat16:
+    if not known or weight.device.type != "cpu":
         return False
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype == torch.float32:
+        return weight.numel() >= LEAST_WEIGHTS
+    return dtype == torch.bfloat16 and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

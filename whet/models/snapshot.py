@@ -1,9 +1,9 @@
 """A model's weights as they are now, ready to generate: adapters folded in, one type, refreshed in place.
 
 What the model holds in that type already is shared, so beside a LoRA model only the adapted layers are there twice.
-On a CPU in bf16 the copies are packed (`whet.models.packed_linear`), and the LM head gets a packed copy even where it
-could be shared: it is the largest product of a step, by far in a small model, and small beside the layers in a large
-one. Frozen layers are not doubled unless that is asked for.
+On a CPU the copies are packed (`whet.models.packed_linear`), and the LM head gets a packed copy even where it could
+be shared: it is the largest product of a step, by far in a small model, and small beside the layers in a large one.
+Frozen layers are not doubled unless that is asked for.
 """
 
 from __future__ import annotations

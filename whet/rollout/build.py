@@ -201,11 +201,17 @@ def engine_of_another(config: EngineConfig) -> EngineConfig:
 
 def native_engine(model: torch.nn.Module, answering: Answering, config: Native | None = None) -> NativeEngine:
     """Of a model that is in memory and stays as it is. In a narrow type it answers from a copy: adapters folded in,
-    and on a CPU in the order its products like best. So it does of weights in 4 bits where there is room."""
+    and on a CPU in the order its products like best. So it does of weights in 4 bits, and of fp32 ones that are not
+    in training, where there is room."""
     dtype = next(model.parameters()).dtype
     room = has_room_for_copy(unwrapped(model), dtype)
-    other = room if is_quantised(model) else dtype != torch.float32
-    copied = other and not (answering.exact and isinstance(model, PeftModel))
+    if is_quantised(model):
+        copied = room
+    elif dtype == torch.float32:
+        copied = room and not any(parameter.requires_grad for parameter in model.parameters())
+    else:
+        copied = True
+    copied = copied and not (answering.exact and isinstance(model, PeftModel))
     return NativeEngine(
         model, answering.tokenizer, batch_size=answering.batch_size,
         end_ids=end_ids(answering.tokenizer, unwrapped(model), answering.end_id), dtype=dtype if copied else None,
