@@ -22,6 +22,10 @@ def test_backward_is_twice_forward_and_once_where_weights_are_frozen() -> None:
     assert epoch_flops(setting(trains="adapter", rank=2), WORK) == 2 * FORWARD
 
 
+def test_a_value_model_trains_beside_the_policy_and_has_no_vocabulary() -> None:
+    assert epoch_flops(setting(value_model=True), WORK) == 3 * (FORWARD + FORWARD - 2 * 4 * 640)
+
+
 def test_passes_without_gradient_and_recomputation() -> None:
     work = Work(records=3, steps=2, tokens=10, targets=4, seen=50, extra_passes=1.0, recomputed=True)
     assert epoch_flops(setting(), work) == 5 * FORWARD

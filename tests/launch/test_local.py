@@ -17,7 +17,8 @@ def failure(rank: int, code: int, timestamp: int) -> ProcessFailure:
 
 
 def test_ranks_find_each_other_and_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(8))  # what a batch job may use of them
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     first, second = (environment(rank, 2, 1234) for rank in (0, 1))
     assert (first["RANK"], second["RANK"], second["LOCAL_RANK"]) == ("0", "1", "1")

@@ -68,6 +68,13 @@ def test_scores_come_back_in_order(tmp_path: Path) -> None:
     assert [one["score"] for one in found] == [float(n == 5) for n in range(8)]
 
 
+def test_a_part_of_any_name_is_not_taken_for_the_reward(tmp_path: Path) -> None:
+    parts = [{"name": "score", "reward": {"type": "numeric"}, "weight": 2.0},
+             {"name": "unscored", "reward": {"type": "contains"}}]  # fmt: skip
+    (found,) = scores(loaded(tmp_path, {"type": "composite", "parts": parts}), ["5"])
+    assert found == {"score": 3.0, "unscored": 0.0}
+
+
 @pytest.mark.verl
 def test_a_function_that_hangs_or_takes_the_process_with_it(tmp_path: Path) -> None:
     """The deadline of a function is its own; beyond it stands the one of the file, for what has none."""

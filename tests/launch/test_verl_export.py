@@ -93,6 +93,33 @@ def test_an_adapter(tmp_path: Path) -> None:
     assert found[f"{ROLLOUT}.load_format"] == "'safetensors'"
 
 
+def test_a_round_has_the_prompts_of_all_ranks(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "grpo")
+    several = plan.model_copy(update={"launch": plan.launch.model_copy(update={"processes": 4})})
+    assert exported(several, tmp_path / "out")["data.train_batch_size"] == "16"
+
+
+def test_steps_are_taken_whatever_the_epochs_say(tmp_path: Path) -> None:
+    train = {"batch_size": 16, "epochs": 2, "max_steps": 40}
+    found = exported(plan_of(tmp_path, "grpo", objective={"type": "grpo", "minibatches": 2}, train=train),
+                     tmp_path / "out")  # fmt: skip
+    assert found["trainer.total_training_steps"] == "20"
+    assert found["trainer.total_epochs"] == "4", "six or seven whole rounds of some 108 prompts each"
+
+
+def test_the_critic_has_its_own_learning_rate(tmp_path: Path) -> None:
+    plan = plan_of(tmp_path, "ppo", value={"learning_rate": 3e-5}, train={"learning_rate": 1e-6})
+    found = exported(plan, tmp_path / "out")
+    assert (found["critic.optim.lr"], found[f"{ACTOR}.optim.lr"]) == ("3e-05", "1e-06")
+
+
+@pytest.mark.parametrize("reward", ["rule", "judge"])
+def test_engines_of_a_ray_cluster_are_verls_to_start(reward: str, tmp_path: Path) -> None:
+    asked = REWARDS[reward] | ({"engine": {"type": "ray"}} if reward == "judge" else {})
+    exported(plan_of(tmp_path, "grpo", reward=asked, rollout={"engine": {"type": "ray"}}), tmp_path / "out")
+    assert "the keys of `rollout.engine` are not used" in (tmp_path / "out" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("kind", ["model", "judge"])
 def test_a_model_for_the_reward_is_served_by_verl(kind: str, tmp_path: Path) -> None:
     found = exported(plan_of(tmp_path, "grpo", reward=REWARDS[kind]), tmp_path / "out")

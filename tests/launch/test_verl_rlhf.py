@@ -98,6 +98,21 @@ def test_ppo(tmp_path: Path) -> None:
     assert found["algorithm.use_kl_in_reward"] == "true" and found["algorithm.kl_ctrl.kl_coef"] == "0.001"
 
 
+@pytest.mark.parametrize(
+    ("changed", "options", "words"),
+    [
+        ({"ppo__rollout_tp": 2}, [], r"^ppo\.rollout_tp: tensor_parallel 2 does not divide n_gpus_per_node 1"),
+        ({"ppo__logger": ["paper"]}, [], r"^ppo\.logger\.0: must be one of console, file"),
+        ({"ppo__rollout_tp": 2}, ["verl.n_gpus_per_node=3"], r"^override: verl\.n_gpus_per_node: .*does not divide"),
+    ],
+)
+def test_what_does_not_go_together_is_named_as_in_the_file(
+    changed: dict[str, Any], options: list[str], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=words):
+        keys_of(tmp_path, "grpo", verl_options(options), **changed)
+
+
 def test_what_the_file_says_of_the_kl_wins(tmp_path: Path) -> None:
     assert keys_of(tmp_path, "grpo", ppo__use_kl_loss=False)[f"{ACTOR}.use_kl_loss"] == "false"
 

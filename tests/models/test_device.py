@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import types
+from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -39,6 +42,34 @@ def test_nothing_is_asked_about_memory_of_the_host(speaks: types.SimpleNamespace
         assert not device.has_own_memory(host)
         assert not device.computes_bf16(host)
         assert min(device_memory(host), peak_memory_bytes(host)) > 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/job/step", {"job/memory.max": "5000", "job/step/memory.max": "max"}, 5000),
+        ("0::/job/step", {"job/memory.max": "5000", "job/step/memory.max": "4000"}, 4000),
+        ("0::/", {"memory.max": "3000"}, 3000),
+        ("3:cpuset:/job\n2:cpu,memory:/job", {"memory/job/memory.limit_in_bytes": "2000"}, 2000),
+        ("2:memory:/docker/1f\n0::/docker/1f", {"memory/memory.limit_in_bytes": "1000"}, 1000),
+        ("2:memory:/", {"memory/memory.limit_in_bytes": "9223372036854771712"}, 4096 * 1024),
+        ("0::/job", {}, 4096 * 1024),
+        (None, {}, 4096 * 1024),
+    ],
+)
+def test_a_containers_limit_counts(
+    groups: str | None, files: Mapping[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both versions of control groups; in a container their tree may begin at its own."""
+    for name, text in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(f"{text}\n")
+    if groups is not None:
+        (tmp_path / "own").write_text(f"{groups}\n")
+    monkeypatch.setattr("whet.models.memory.OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr("whet.models.memory.GROUPS", tmp_path / "tree")
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1024}.get)
+    assert device_memory(CPU) == expected
 
 
 def test_its_generator_is_in_a_checkpoint_and_a_machine_without_it_goes_on(

@@ -21,8 +21,10 @@ from whet.errors import ConfigError, ModelError, UserError
 from whet.estimate.memory import memory_of
 from whet.estimate.result import StageEstimate, to_json
 from whet.estimate.text import table
+from whet.stages.estimate.batches import keys_met
+from whet.stages.estimate.lengths import lengths_of
 from whet.stages.estimate.plan import Asked, estimate_plan
-from whet.stages.estimate.probe import probed
+from whet.stages.estimate.probe import probed, with_probe
 
 ROWS = [
     {"prompt": "Paris is", "chosen": "the capital of France " * size, "rejected": "a plum"} for size in range(1, 13)
@@ -87,6 +89,15 @@ def test_an_adapters_reference_is_no_second_model(tiny_checkpoint: Path, folder:
     assert (adapter.setting.trains, full.setting.trains) == ("adapter", "all")
 
 
+def test_a_judge_beside_a_server_that_runs_already_is_in_this_process(tiny_checkpoint: Path, folder: Path) -> None:
+    judge = GRPO | {"reward": {"type": "judge"}}
+    started, attached = (
+        estimate(tiny_checkpoint, judge | {"rollout": {"engine": {"type": "vllm"} | more}})[0].setting.beside
+        for more in ({}, {"url": "http://localhost:8000/v1"})
+    )
+    assert ([one.part for one in started], [one.part for one in attached]) == ([], ["judge"])
+
+
 @pytest.mark.parametrize(("large", "step"), [(10_000_000, 64), (10_000, 32)])
 def test_narrow_products_on_a_cpu_have_their_filling(
     large: int, step: int, tiny_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -131,6 +142,64 @@ def test_changes_until_it_fits(tiny_checkpoint: Path, folder: Path) -> None:
     assert "DOES NOT FIT 0.76 GB" in text and found.changes[0].keys in text
 
 
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 400 million weights that nobody has, by its numbers alone."""
+    from transformers import Qwen3Config
+
+    path = tmp_path_factory.mktemp("large")
+    Qwen3Config(
+        vocab_size=8192, hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16,
+        num_key_value_heads=8, head_dim=64,
+    ).save_pretrained(path)  # fmt: skip
+    return path
+
+
+@pytest.mark.parametrize(
+    "stage",
+    [
+        SFT, SFT | {"train": {"precision": "fp16"}}, SFT | {"watch": [{"type": "perplexity", "data": SFT["data"]}]},
+        GRPO, GRPO | {"kind": "ppo"}, GRPO | {"rollout": {"engine": "vllm"}},
+    ],
+    ids=["sft", "fp16", "watch", "grpo", "ppo", "vllm"],
+)  # fmt: skip
+def test_ranks_are_not_advised_where_a_run_would_refuse_them(
+    stage: dict[str, Any], large: Path, folder: Path, request: pytest.FixtureRequest
+) -> None:
+    asked, top = Asked(gpus=1, memory=1e6, max_length=512), {"model": {"path": str(large), "lora": None}}
+    name = request.node.callspec.id
+    (found,) = estimate(large, stage, asked=asked, train={"batch_size": 4}, **top)
+    assert any("launch.sharding=fsdp" in change.keys for change in found.changes) == (name in ("sft", "grpo"))
+
+
+def test_ranks_of_a_cpu_share_its_memory(large: Path, folder: Path) -> None:
+    model = {"path": str(large), "lora": None, "device": "cpu"}
+    (found,) = estimate(large, SFT, model=model, asked=Asked(memory=1e6, max_length=512))
+    assert found.changes and not any("launch." in change.keys for change in found.changes)
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts", "offloads"),
+    [
+        (2, (), False), (2, ("offload_optimizer",), True), (3, ("offload_optimizer",), False),
+        (3, ("offload_optimizer", "offload_param"), True),
+    ],
+)  # fmt: skip
+def test_what_deepspeed_offloads_is_on_the_host(
+    stage: int, parts: tuple[str, ...], offloads: bool, large: Path, folder: Path
+) -> None:
+    zero = {"stage": stage} | {part: {"device": "cpu"} for part in parts}
+    Path("ds.json").write_text(json.dumps({"zero_optimization": zero}))
+    launch = {"sharding": {"type": "deepspeed", "config": "ds.json"}}
+    (found,) = estimate(
+        large, SFT, asked=Asked(gpus=4, max_length=512), launch=launch, model={"path": str(large), "lora": None},
+        train={"batch_size": 4},
+    )  # fmt: skip
+    sizes = {part.name: part.bytes for part in found.memory.peak.parts}
+    assert ("optimiser state" in sizes) != offloads
+    assert ("weights in 16 bits" in sizes) == (stage == 2 or not offloads), "ZeRO-2 keeps them whole"
+
+
 def test_on_paper_from_a_configuration(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """32 billion weights nobody has here, on 8 and 64 GPUs: 16 bytes a weight are divided, activations are not."""
     from transformers import Qwen3Config
@@ -169,6 +238,43 @@ def test_time_from_stated_flops_and_from_a_probe(tiny_checkpoint: Path, folder: 
     measured = replace(found, probed=probed(lines))  # the first step, which compiles and allocates, is left out
     assert measured.epoch_seconds == pytest.approx(found.work.tokens / 20)
     assert to_json([measured])[0]["probe"] == {"steps": 2, "tokens_per_second": 20.0, "peak": 7}
+
+
+def test_every_query_meets_the_keys_before_it(tiny_checkpoint: Path, folder: Path) -> None:
+    """Also in rows of several blocks of attention."""
+    long = [{"prompt": "Say it", "chosen": "the capital of France " * 120, "rejected": "of France " * 180}]
+    Path("pairs.jsonl").write_text(json.dumps(long[0]) + "\n")
+    made = load_plan(plan(tiny_checkpoint, {"kind": "dpo"}, data={"files": ["pairs.jsonl"], "max_length": 4096}))
+    lengths = lengths_of(made.stages[0], made.model, max_length=None)  # type: ignore[arg-type]
+    row = lengths.rows[0]
+    prompt, sizes = len(row.prompt_ids), [len(ids) for ids in row.response_ids]
+    assert min(sizes) > 300
+    met = sum(range(1, prompt + 1)) + sum(prompt + own for size in sizes for own in range(1, size + 1))
+    assert keys_met(lengths, [0]) == met
+    (found,) = estimate_plan(made, Asked())
+    assert found.work is not None and found.work.seen == met
+
+
+def test_a_probe_counts_whole_rounds(tiny_checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All answers of a round are drawn in its first step."""
+    taken: list[int] = []
+
+    def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        done = load_plan(command[-1])
+        taken.append(steps := done.stages[0].train.max_steps)  # type: ignore[union-attr]
+        folder = Path(done.run) / "stages" / "01-grpo"
+        folder.mkdir(parents=True)
+        seconds = [1.0 if step % 4 else 9.0 for step in range(steps)]
+        lines = [{"tokens": 8, "step_seconds": each, "peak_memory_bytes": 1} for each in seconds]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    stage = GRPO | {"objective": {"type": "grpo", "minibatches": 2, "num_iterations": 2}}
+    made = load_plan(plan(tiny_checkpoint, stage))
+    monkeypatch.setattr(subprocess, "run", run)
+    (found,) = with_probe(estimate_plan(made, Asked()), made, steps=3)
+    assert taken == [8] and found.probed is not None
+    assert (found.probed.steps, found.probed.tokens_per_second) == (4, pytest.approx(32 / 12))
 
 
 def test_the_command(tiny_checkpoint: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -38,9 +38,11 @@ def forward_flops(setting: Setting, tokens: float, targets: float, seen: float) 
 
 
 def epoch_flops(setting: Setting, work: Work) -> float:
-    """Training, extra passes and generation (a generated token costs a forward pass of one token)."""
+    """Training, PPO's value model of its own with it, extra passes and generation (a generated token costs a forward
+    pass of one token)."""
     forward = forward_flops(setting, work.tokens, work.targets, work.seen)
-    backward = (2.0 if setting.trains == "all" else 1.0) * forward if setting.trains != "head" else 0.0
-    passes = 1.0 + work.extra_passes + (1.0 if work.recomputed else 0.0)
+    values = forward_flops(setting, work.tokens, 0.0, work.seen) if setting.value_model else 0.0
+    backward = {"all": 2.0, "adapter": 1.0, "head": 0.0}[setting.trains]
+    passes = 1.0 + backward + (1.0 if work.recomputed else 0.0)
     generated = forward_flops(setting, work.generated, work.generated, work.seen if work.generated else 0.0)
-    return passes * forward + backward + generated
+    return passes * (forward + values) + work.extra_passes * forward + generated

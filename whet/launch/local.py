@@ -18,6 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from whet.ranks.life import code_told
 from whet.ranks.watchdog import FAILED, GO_ON, LAUNCHED
+from whet.rollout.cluster import num_cores
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2
@@ -49,7 +50,7 @@ def start_ranks(words: Sequence[str], processes: int) -> int:
 
 def environment(rank: int, processes: int, port: int) -> dict[str, str]:
     """What torchrun would set, and as many threads as there are cores for each rank."""
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, num_cores() // processes))
     return {
         "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes),
         "MASTER_ADDR": HOST, "MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "True",

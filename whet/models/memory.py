@@ -8,8 +8,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import torch
 from transformers import PreTrainedModel
@@ -23,6 +24,8 @@ from whet.models.per_layer import largest
 SHARE = 0.2
 """Part of the device's memory that the activations of one forward pass may take."""
 LEAST, MOST = 1024, 65536
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""The control groups of this process, and where Linux shows them: one tree, or in version 1 one a controller."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, KEPT_BYTES = -1, -3, 1 << 30
 """glibc's names (malloc.h), and the size up to which a block stays with the process."""
 CPU_TOKENS, CPU_TOKENS_OF_LARGE = 768, 1024
@@ -177,12 +180,31 @@ def _shape(model: PreTrainedModel) -> _Shape:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of memory the device has in all."""
+    """Bytes of memory the device has in all; of the host's, what a container or a batch job leaves this process."""
     if has_own_memory(device):
         return int(torch.get_device_module(device).mem_get_info(device)[1])
     if sys.platform == "win32":
         return 8 << 30
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min((os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_group_limits()))
+
+
+def _group_limits() -> Iterator[int]:
+    """Memory limits of the control groups this process is in, its own and those around it.
+
+    In a container the tree may begin at its own group, whatever that is called: the root always counts.
+    """
+    for line in OWN_GROUPS.read_text(errors="replace").splitlines() if OWN_GROUPS.exists() else ():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (GROUPS / "memory", "memory.limit_in_bytes") if controllers else (GROUPS, "memory.max")
+        for place in (PurePosixPath(group), *PurePosixPath(group).parents):
+            try:
+                limit = (root / place.relative_to("/") / name).read_text(encoding="ascii").strip()
+            except OSError:  # version 2 has none at the machine's own root
+                continue
+            if limit.isdigit():  # else `max`
+                yield int(limit)
 
 
 def resident_bytes() -> int:

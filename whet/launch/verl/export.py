@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from whet.config.engine import Vllm
+from whet.config.engine import Native
 from whet.config.plan import Plan
 from whet.config.rewards import Reward
 from whet.config.stage import OnlinePolicyStage, PpoStage
@@ -96,7 +96,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
         held_out=bool(asked.held_out), patch_size=_patch_size(start) if pictures else None,
         critic=_critic(stage, context, start),
     )  # fmt: skip
-    batch = stage_batch(stage, processes=plan.launch.processes)
+    batch = stage_batch(stage)
     check(batch, options, num_prompts=len(asked.prompts))
     settings: dict[str, Value] = stage_settings(stage, ground, batch)
     check_served(served, options, settings)
@@ -253,6 +253,6 @@ def _notes(stage: OnlinePolicyStage, num_prompts: int, round_prompts: int) -> li
         notes.append("`train.best_metric` and `train.keep` have no counterpart: verl keeps the latest checkpoints.")
     if stage.watch:
         notes.append("`watch` is not exported: evaluate checkpoints with an evaluate stage.")
-    if isinstance(stage.rollout.engine, Vllm):
+    if not isinstance(stage.rollout.engine, Native):
         notes.append("verl starts an engine of its own (`verl.engine`): the keys of `rollout.engine` are not used.")
     return notes

@@ -189,7 +189,7 @@ async def compute_score(
     data_source: str, solution_str: str, ground_truth: str, extra_info: Mapping[str, Any],
     reward_router_address: str | None = None, reward_model_tokenizer: Any = None,
 ) -> dict[str, float]:  # fmt: skip
-    """{"score": whet's reward, "unscored": 0 or 1, and every part of a composite reward}."""
+    """{"score": whet's reward, "unscored": 0 or 1, and every part of a composite reward of another name}."""
     asked = scorer()
     request = {
         "completion": solution_str,
@@ -201,4 +201,4 @@ async def compute_score(
     asked.count(reply)
     missing = reply["value"] is None
     score = {"score": asked.settings["unscored"] if missing else reply["value"], "unscored": float(missing)}
-    return score | {name: reply["parts"].get(name, float("nan")) for name in asked.settings["parts"]}
+    return {name: reply["parts"].get(name, float("nan")) for name in asked.settings["parts"]} | score

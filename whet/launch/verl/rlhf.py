@@ -8,14 +8,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
+from whet.config.complain import plan_error
 from whet.config.data import Data
 from whet.config.model import Lora, Model
+from whet.config.node import Node, from_python
 from whet.config.rewards import RewardModel
 from whet.config.rlhf import Online, Rlhf
 from whet.config.rollout import OnlineRollout
 from whet.config.stage import GrpoStage
 from whet.config.train import OnlineTrain
-from whet.config.verl import Verl
+from whet.config.verl import PREFIX, Verl
 from whet.errors import ConfigError
 from whet.launch.verl.arithmetic import Batch, check
 from whet.launch.verl.export import Exported, check_end, check_prompts, write
@@ -49,6 +53,12 @@ UNUSED = {
     "ppo.reward_micro_batch_size_per_gpu": "verl serves the reward model, and the server fills its own batches",
 }  # fmt: skip
 """Keys that no key of verl's comes of, and why."""
+NAMES = {
+    "tensor_parallel": "rollout_tp", "engine": "rollout_backend", "project": "project_name", "resume": "resume_mode",
+    "gpu_memory_utilization": "rollout_gpu_memory_utilization", "experiment": "experiment_name",
+    "micro_batch_per_gpu": "ppo_micro_batch_size_per_gpu",
+}  # fmt: skip
+"""What options are called under `ppo`, where that is another name."""
 WEIGHT_DECAY, VALUE_RATE = 0.01, 1e-5
 """verl's own: weight decay, and the critic's learning rate."""
 
@@ -74,7 +84,7 @@ def _algorithm(file: Rlhf, asked: str | None) -> Algorithm:
 
 
 def _options(file: Rlhf, given: Verl) -> Verl:
-    """The file's own, under those of the command line."""
+    """The file's own, under those of the command line. Raises ConfigError where they do not go together."""
     online = file.ppo
     traced = [file.trace] if file.trace not in (None, "none") else []
     own = {
@@ -86,7 +96,13 @@ def _options(file: Rlhf, given: Verl) -> Verl:
         "experiment": online.experiment_name, "val_before_train": online.val_before_train,
         "resume": online.resume_mode,
     }  # fmt: skip
-    return Verl.model_validate(own | given.model_dump(include=given.model_fields_set))
+    said = given.model_dump(include=given.model_fields_set)
+    try:
+        return Verl.model_validate(own | said)
+    except ValidationError as error:
+        nodes = {name: from_python(value, path=f"ppo.{NAMES.get(name, name)}") for name, value in own.items()}
+        nodes |= {name: from_python(value, file="override", path=PREFIX + name) for name, value in said.items()}
+        raise plan_error(error, Node(nodes, None, None, "")) from None
 
 
 def _engine(online: Online) -> str:

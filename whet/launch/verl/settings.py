@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from whet.config.engine import Native, Vllm
+from whet.config.engine import Native, Ray, Vllm
 from whet.config.model import Lora, Model
 from whet.config.rollout import OnlineRollout
 from whet.config.stage import OnlinePolicyStage, PpoStage
@@ -54,10 +54,10 @@ class Ground:
     """Checkpoint of the value function; None for no PPO."""
 
 
-def stage_batch(stage: OnlinePolicyStage, *, processes: int) -> Batch:
-    """The stage's numbers: `train.batch_size` is a rank's, verl's that of all. Raises ConfigError where minibatches are
+def stage_batch(stage: OnlinePolicyStage) -> Batch:
+    """The stage's numbers: `train.batch_size` is that of all ranks, as verl's. Raises ConfigError where minibatches are
     not equal."""
-    prompts, minibatches = stage.train.batch_size * processes, stage.objective.minibatches
+    prompts, minibatches = stage.train.batch_size, stage.objective.minibatches
     if prompts % minibatches:
         raise refused(
             "objective.minibatches", f"{prompts} prompts are not so many equal minibatches", found=minibatches,
@@ -229,7 +229,7 @@ def rollout_settings(rollout: OnlineRollout, batch: Batch, ground: Ground, lora:
             raise refused(f"rollout.{key}", "verl's rollouts have no such setting", found=value, fix="leave it out")
     if isinstance(rollout.engine, Vllm) and rollout.engine.url is not None:
         raise refused("rollout.engine.url", "verl starts its engines itself", found=rollout.engine.url)
-    assert isinstance(rollout.engine, Native | Vllm), "online RL has no other engine"
+    assert isinstance(rollout.engine, Native | Vllm | Ray), "online RL has no other engine"
     sampling = sampling_settings(rollout.temperature, rollout.top_p, rollout.top_k)
     return {
         f"{ROLLOUT}.name": ground.options.engine,
@@ -256,10 +256,12 @@ def sampling_settings(temperature: float, top_p: float, top_k: int) -> Mapping[s
 
 def trainer_settings(train: OnlineTrain, batch: Batch, ground: Ground) -> Settings:
     options, epoch = ground.options, ground.num_prompts // batch.prompts
+    most = None if train.max_steps is None else rounds(train.max_steps, batch)
     return {
         **place_settings(ground),
-        "trainer.total_epochs": train.epochs,
-        "trainer.total_training_steps": None if train.max_steps is None else rounds(train.max_steps, batch),
+        # verl ends with whichever comes first, and `max_steps` counts whatever `epochs` says.
+        "trainer.total_epochs": train.epochs if most is None else -(-most // epoch),
+        "trainer.total_training_steps": most,
         "trainer.save_freq": epoch if train.save_every is None else rounds(train.save_every, batch),
         "trainer.test_freq": _test_freq(train, batch, epoch) if ground.held_out else NEVER,
         "trainer.val_before_train": options.val_before_train and ground.held_out,
@@ -297,12 +299,13 @@ def critic_settings(
                 "value.type", "verl's value function is a model of its own, not a head on the policy", found="policy",
                 fix="set value={type: model}",
             )  # fmt: skip
-        case ModelValue():
+        case ModelValue(learning_rate=rate):
             assert ground.critic is not None, "PPO has a critic"
             checkpointing = whole_layers(stage.train, ground)
+            train = stage.train if rate is None else stage.train.model_copy(update={"learning_rate": rate})
             return {
                 **_checkpoint("critic.model", ground.critic, ground, lora, checkpointing),
-                **optimizer_settings("critic.optim", stage.train, batch),
+                **optimizer_settings("critic.optim", train, batch),
                 **critic_passes(settings, ground.options),
             }
 

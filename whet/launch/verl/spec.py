@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 
 import whet
 from whet.config.engine import Http as HttpEngine
-from whet.config.engine import Native, Vllm
+from whet.config.engine import Native, Ray, Vllm
 from whet.config.model import Model
 from whet.config.rewards import Composite, Judged, PlainReward, Reward, RewardModel
 from whet.config.rules import Length, Overlong, Repetition
@@ -161,7 +161,7 @@ def _named(part: PlainReward, find: Callable[[str], ModelRef], wanted: dict[str,
                 fix="name it as {type: http, urls: [...], model: ...}",
             )  # fmt: skip
         case Judged():
-            assert isinstance(part.engine, Native | Vllm | None), "the others are above"
+            assert isinstance(part.engine, Native | Vllm | Ray | None), "the others are above"
             checkpoint = _whole(find(part.model), f"{field}.model")
             wanted[checkpoint] = Served(path=checkpoint, reply_tokens=part.max_new_tokens, room=JUDGE_ROOM)
             return part.model_copy(update={"model": checkpoint, "engine": None})

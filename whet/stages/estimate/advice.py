@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+from whet.config.engine import Native
 from whet.config.model import Lora, Quantization
-from whet.config.stage import OnlineStage, RewardStage, SftStage, TrainStage
+from whet.config.stage import OnlineStage, PpoStage, RewardStage, SftStage, TrainStage
 from whet.estimate.memory import memory_of
 from whet.estimate.result import Change
 from whet.stages.estimate.situation import Situation, setting_of
@@ -116,8 +117,11 @@ def _small_state(situation: Situation) -> Iterator[_Idea]:
 
 
 def _shard(situation: Situation) -> Iterator[_Idea]:
-    """Over twice as many ranks each time, from those there are on. Sharded weights are fp32, and so is their state."""
+    """Over twice as many ranks each time, from those there are on. Sharded weights are fp32, and so is their state.
+    On a CPU ranks share its memory: together they would hold more."""
     place, train = situation.place, situation.stage.train
+    if place.on_cpu or _stays_whole(situation.stage):
+        return
     back = " train.weights=fp32" if train.weights != "fp32" else ""
     back += " train.optimizer=adamw" if train.optimizer != "adamw" else ""
     situation = _with_train(situation, weights="fp32", optimizer="adamw")
@@ -127,6 +131,13 @@ def _shard(situation: Situation) -> Iterator[_Idea]:
         then = replace(situation, place=replace(place, ranks=ranks, sharding="fsdp"))
         keys = f"launch.processes={ranks} launch.sharding=fsdp{back}"
         yield _Idea(keys, f"{ranks} ranks share weights and state", then)
+
+
+def _stays_whole(stage: TrainStage) -> bool:
+    """Whether a run would refuse FSDP."""
+    elsewhere = isinstance(stage, OnlineStage) and not isinstance(stage.rollout.engine, Native)
+    watched = bool(getattr(stage, "watch", ()))
+    return isinstance(stage, PpoStage) or elsewhere or watched or stage.train.arithmetic == "fp16"
 
 
 def _adapter(situation: Situation) -> Iterator[_Idea]:

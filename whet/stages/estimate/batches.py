@@ -75,6 +75,24 @@ def rows_as_one(lengths: Lengths, places: Sequence[int]) -> MicroBatch:
     return _of_rows([lengths.rows[i] for i in places], recompute=False)
 
 
+def keys_met(lengths: Lengths, places: Sequence[int]) -> float:
+    """Keys that the queries of these rows meet: those before them and their own."""
+    return float(sum(_keys_of(lengths.rows[i]) for i in places))
+
+
+def _keys_of(row: Rendered | RenderedGroup) -> int:
+    match row:
+        case Rendered():
+            return _triangle(len(row.ids))
+        case RenderedGroup():
+            prompt, sizes = len(row.prompt_ids), [len(ids) for ids in row.response_ids]
+            return _triangle(prompt) + sum(size * prompt + _triangle(size) for size in sizes)
+
+
+def _triangle(tokens: int) -> int:
+    return tokens * (tokens + 1) // 2
+
+
 def _of_length(tokens: int, row: int, *, recompute: bool) -> MicroBatch:
     """Rows of one length of which every token is a target."""
     return MicroBatch(tokens=tokens, targets=tokens, recompute=recompute, pairs=tokens // row * _pairs(0, row))

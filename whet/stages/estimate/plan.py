@@ -112,7 +112,7 @@ def _place(plan: Plan, asked: Asked) -> Place:
     return Place(
         on_cpu=on_cpu, memory=here if on_cpu else there, room=there / ranks if on_cpu else there, ranks=ranks,
         sharding=asked.sharding or _sharding(plan.launch.sharding),
-        cpu_offload=isinstance(plan.launch.sharding, Fsdp) and plan.launch.sharding.cpu_offload,
+        cpu_offload=not on_cpu and _offloads(plan.launch.sharding),
     )  # fmt: skip
 
 
@@ -125,6 +125,20 @@ def _sharding(config: ShardingConfig) -> Sharding:
             return "fsdp"
         case DeepSpeed(config=path):
             return "zero2" if read_settings(path)["zero_optimization"]["stage"] == 2 else "zero3"
+
+
+def _offloads(config: ShardingConfig) -> bool:
+    """Whether a rank's parts lie in the host's memory. ZeRO-3 has weights among them, which go there by a key of
+    their own; ZeRO-2 keeps 16-bit ones whole on every device."""
+    match config:
+        case Fsdp(cpu_offload=offloads):
+            return offloads
+        case DeepSpeed(config=path):
+            zero = read_settings(path)["zero_optimization"]
+            parts = ("offload_optimizer", "offload_param")[: zero["stage"] - 1]
+            return all((zero.get(part) or {}).get("device") == "cpu" for part in parts)
+        case _:
+            return False
 
 
 def _file_bytes(path: str) -> int:

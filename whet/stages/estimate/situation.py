@@ -41,8 +41,9 @@ from whet.models.memory import (
     quantised_bytes,
 )
 from whet.models.repeated import missing, row_step
+from whet.rollout.build import engine_of_another
 from whet.schema.shape import ModelShape, sum_of
-from whet.stages.estimate.batches import offline_batches, online_batch, rows_as_one
+from whet.stages.estimate.batches import keys_met, offline_batches, online_batch, rows_as_one
 from whet.stages.estimate.lengths import Lengths
 from whet.stages.inputs import sections_in
 from whet.train.bind import pairwise_objective, weighted_objective
@@ -203,7 +204,7 @@ def _beside(situation: Situation, trains: Trains) -> Iterator[Beside]:
             case RewardModel():
                 shape = _another(situation, section.path)
                 yield Beside(part="reward model", shape=shape, on_cpu=place.on_cpu or section.device == "cpu")
-            case Asking(engine=engine) if isinstance(engine or stage.rollout.engine, Native):
+            case Asking(engine=engine) if isinstance(engine or engine_of_another(stage.rollout.engine), Native):
                 yield Beside(part="judge", shape=_another(situation, section.model), on_cpu=place.on_cpu)
 
 
@@ -245,7 +246,7 @@ def work_of(situation: Situation, setting: Setting) -> Work | None:
     reference = (1.0 / stage.train.epochs if cached else 1.0) if _reads_reference(stage) else 0.0
     return Work(
         records=num, steps=steps, tokens=int(lengths.tokens.sum()), targets=int(scale * counted.targets),
-        seen=scale * counted.pairs / 2, extra_passes=reference + (1.0 if isinstance(stage, KtoStage) else 0.0),
+        seen=scale * keys_met(lengths, sample), extra_passes=reference + (1.0 if isinstance(stage, KtoStage) else 0.0),
         recomputed=recomputed,
     )  # fmt: skip
 
