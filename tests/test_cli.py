@@ -131,6 +131,10 @@ def test_every_kind_of_stage_has_a_verb(whet: Whet) -> None:
         (["score", "a.json", "--model", "m", "eval_fraction=0.1"], "data.eval_fraction: has no meaning here"),
         (["data", "check", "a.json", "format=alpca"], "override: data.format: must be one of auto, alpaca"),
         (["data", "convert", "a.json"], "--out: where to?"),
+        (["data", "check", ""], "which file? an empty name was given"),
+        (["data", "pair", "a.jsonl", "", "--out", "o.jsonl"], "which file? an empty name was given"),
+        (["data", "pair", "a.jsonl", "b.jsonl", "--also-chosen", "", "--out", "o.jsonl"], "which file? an empty name"),
+        (["data", "fetch", "alpaca", "--seed", "-1"], "Invalid value for '--seed'"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(whet: Whet, args: list[str], message: str) -> None:

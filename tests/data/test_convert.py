@@ -40,6 +40,12 @@ def test_alpaca_has_no_place_for_a_weight() -> None:
         writer_of("alpaca")(record)
 
 
+def test_alpaca_has_no_place_for_a_call() -> None:
+    turns = Message("user", "2 + 3?"), Message("assistant", "I add.", tool_calls=(CALL,))
+    with pytest.raises(DataError, match=r"cannot be written as alpaca \(found an answer that calls a tool\)"):
+        writer_of("alpaca")(Conversation(messages=turns, origin=AT))
+
+
 def converted(path: Path, to: str = "messages") -> dict[str, object]:
     out = path.with_name("out.jsonl")
     convert(str(path), Data(), to, str(out))
@@ -75,3 +81,11 @@ def test_where_nothing_may_be_written(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=complaint):
             convert(str(path), Data(), "messages", str(tmp_path / name))
     assert (tmp_path / "link").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["out.csv", "out.TXT", "out.parquet", "out.jsonl.gz"])
+def test_a_name_of_another_format_is_refused(name: str, tmp_path: Path) -> None:
+    """What stands in it would be read as something else: a line of JSON as a prompt."""
+    (tmp_path / "a.jsonl").write_text('{"prompt": "q", "completion": "a"}\n')
+    with pytest.raises(DataError, match=r"what is written are JSON lines \(found suffix"):
+        convert(str(tmp_path / "a.jsonl"), Data(), "messages", str(tmp_path / name))

@@ -76,6 +76,16 @@ def test_suspicious_pairs(tmp_path: Path) -> None:
     assert report.warnings["the same prompt again"].examples == ["2 = 1", "3 = 1"]
 
 
+def test_lines_of_several_files_name_theirs(tmp_path: Path) -> None:
+    same, other = {"prompt": "a", "chosen": "b", "rejected": "b"}, {"prompt": "c", "chosen": "d", "rejected": "e"}
+    first, second = write(tmp_path / "a.jsonl", [same]), write(tmp_path / "b.jsonl", [other, same, same])
+    report = check(str(tmp_path), Data())
+    assert report.warnings["chosen equals rejected: nothing to learn"].examples == [
+        f"{first}:1", f"{second}:2", f"{second}:3"
+    ]  # fmt: skip
+    assert report.warnings["the same row again"].examples == [f"{second}:2 = {first}:1", f"{second}:3 = {first}:1"]
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [("", "has no rows"), ('[{"a": 1},', "broken JSON"), ('[{"foo": 1}]', "no known format has these fields"), (None, "no such file")],

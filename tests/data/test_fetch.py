@@ -170,6 +170,8 @@ def test_a_hub_out_of_reach_is_one_clear_line(capsys: pytest.CaptureFixture[str]
     [
         (["openorka"], "no such data set (found 'openorka'); did you mean openorca?"),
         (["alpaca", "--out", "there.json"], "there.json: exists already"),
+        (["alpaca", "--out", "x" * 300], "cannot write (found File name too long)"),
+        (["alpaca", "--out", "rows.csv"], "rows.csv: what is written are JSON lines"),
         (["alpaca", "--from", "nowhere", "--out", "a.json"], "nowhere: cannot be had"),
     ],
 )

@@ -373,6 +373,23 @@ def test_pictures_of_a_hub_folder(tmp_path: Path, cache: Path, monkeypatch: pyte
     assert _raw(features["prompt"], datasets) is features["prompt"]
 
 
+def test_sound_in_a_hub_folder_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which would take a package that is not asked for; so would writing it, but for the schema."""
+    import datasets
+
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    sound = {"bytes": b"RIFF", "path": "a.wav"}
+    features = datasets.Features(prompt=datasets.Value("string"), sound=datasets.Audio()).to_dict()
+    table = pa.table({"prompt": ["Who?"], "sound": [sound]})
+    (tmp_path / "set").mkdir()
+    pa.parquet.write_table(
+        table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})}),
+        tmp_path / "set" / "train.parquet",
+    )
+    ((_, row),) = read_hub(str(tmp_path / "set"))
+    assert isinstance(row, dict) and row["sound"] == sound
+
+
 def test_a_mark_among_the_words_is_told_from_a_picture(tmp_path: Path) -> None:
     """Where somebody wrote <image> beside a picture, rows are written with parts, and read again as they were."""
     one = str(draw(tmp_path / "a.png"))

@@ -111,6 +111,13 @@ def test_turns_without_weight_are_not_shown_as_trained(tmp_path: Path) -> None:
     assert "assistant: bad" in text and "«assistant: bad" not in text and "«assistant: good" in text
 
 
+def test_more_rows_than_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("whet.data.preview.MOST_READ", 1)
+    (tmp_path / "a.txt").write_text("one\ntwo\nthree\n")
+    preview(str(tmp_path / "a.txt"), Data(), num=2, page=tmp_path / "page.html")
+    assert "2 kept of the first 2 rows" in (tmp_path / "page.html").read_text()
+
+
 def test_a_page_where_nothing_can_be_written(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", {"prompt": "a", "completion": "b"})
     with pytest.raises(DataError, match=r"cannot write \(found File name too long\)"):

@@ -380,3 +380,10 @@ def test_registry_names_are_suggested(tmp_path: Path, in_tmp: Path) -> None:
     (tmp_path / "broken.json").write_text("{")
     with pytest.raises(DataError, match=r"broken\.json:1: broken JSON"):
         read_records(Data(files=("x",), registry=str(tmp_path / "broken.json")), ("conversation",))
+
+
+def test_what_fetching_writes_beside_a_file_is_no_data(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", alpaca("a", "b"))
+    (tmp_path / "a.jsonl.source.json").write_text(json.dumps({"dataset": "openorca", "revision": "abc"}))
+    records, _ = read_records(Data(files=(str(tmp_path),)), ("conversation",))
+    assert len(records) == 2

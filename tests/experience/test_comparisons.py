@@ -138,6 +138,25 @@ def test_a_template_of_ones_own(in_tmp: Path) -> None:
     template.write_text("{first} or {second}?")
     with pytest.raises(ConfigError, match=r"must have \{question\} once"):
         compare([str(in_tmp / "p.jsonl")], in_tmp / "other", splitting)
+    template.write_bytes(b"\xff{question} {first} {second}")
+    with pytest.raises(ConfigError, match="--template: is not UTF-8 text"):
+        compare([str(in_tmp / "p.jsonl")], in_tmp / "other", splitting)
+
+
+def test_columns_whose_name_is_taken_go_along(in_tmp: Path) -> None:
+    row = {"question": "?", "answers": ["a", "b"], "better": 1, "item": 7, "reference": "mine", "source": "s"}
+    compare([write(in_tmp / "p.jsonl", [row])], in_tmp / "out", Splitting(held_out=0))
+    (written,) = rows_in(in_tmp / "out/prompts.jsonl")
+    assert (written["original_item"], written["original_reference"], written["source"]) == (7, "mine", "s")
+    assert written["reference"].endswith("is better") and written["item"] != 7
+
+
+def test_names_the_system_refuses(in_tmp: Path) -> None:
+    file = write(in_tmp / "p.jsonl", [pictured(1)])
+    with pytest.raises(DataError, match=r"cannot write \(found File name too long"):
+        compare([file], in_tmp / ("x" * 300), Splitting())
+    with pytest.raises(DataError, match=r"cannot be reached \(found File name too long"):
+        compare(["x" * 300], in_tmp / "out", Splitting())
 
 
 def test_a_picture_is_its_bytes_whatever_its_name(in_tmp: Path) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from whet.cli import main
@@ -75,13 +78,76 @@ def test_without_keys_prompts_are_compared(in_tmp: Path) -> None:
     assert pair(chosen, rejected, in_tmp / "two.jsonl", num=2).pairs == 3
 
 
+def asked(answer: str, *prompt: str, **more: Any) -> dict[str, Any]:
+    """A conversation of these turns, without a key."""
+    turns = [{"role": role, "content": text} for role, text in zip(["user", "assistant"] * 9, prompt, strict=False)]
+    return {"messages": [*turns, {"role": "assistant", "content": answer, **more}]}
+
+
+def test_without_keys_all_turns_before_the_answer_are_compared(in_tmp: Path) -> None:
+    chosen = write(in_tmp / "a.jsonl", [asked("4", "hi", "hello", "2 + 2?"), asked("6", "hi", "hello", "3 + 3?")])
+    taught = asked("7", "hi", "hello", "3 + 3?")
+    rated = {"prompt": taught["messages"][:-1], "completion": "7", "label": False}
+    for number, rows in enumerate([[asked("9", "hi", "hello", "4 + 5?"), taught], [rated]]):
+        found = pair(chosen, write(in_tmp / "b.jsonl", rows), in_tmp / f"{number}.jsonl")
+        assert found.pairs == 1
+        (record,), _ = read_records(Data(files=(f"{number}.jsonl",)), ("preference",))
+        assert isinstance(record, Preference) and (record.chosen[0].text, record.rejected[0].text) == ("6", "7")
+
+
+def test_a_rating_is_on_the_side_its_label_says(in_tmp: Path) -> None:
+    rated = [wrong("1", "bad"), wrong("1", "good") | {"label": True}, wrong("1", "worse")]
+    both = write(in_tmp / "a.jsonl", rated)
+    found = pair(both, both, in_tmp / "pairs.jsonl", num=2)
+    (record,), _ = read_records(Data(files=("pairs.jsonl",)), ("preference",))
+    assert isinstance(record, Preference) and (record.chosen[0].text, record.rejected[0].text) == ("good", "bad")
+    assert (found.other_label, found.rejected_alone) == (3, 1) and "3 are labelled the opposite" in found.describe()
+    assert found.to_json()["chosen"]["dropped"]["its label says the opposite"]["lines"] == {both: "1,3"}
+
+
+def test_what_any_right_answer_says_is_not_wrong(in_tmp: Path) -> None:
+    chosen = write(in_tmp / "a.jsonl", [right("1", "abc"), right("1", "xyz")])
+    rejected = write(in_tmp / "b.jsonl", [wrong("1", "xyz"), wrong("1", "a long one")])
+    found = pair(chosen, rejected, in_tmp / "pairs.jsonl")
+    (record,), _ = read_records(Data(files=("pairs.jsonl",)), ("preference",))
+    assert isinstance(record, Preference) and record.rejected[0].text == "a long one" and found.same_text == 1
+
+
+def test_calls_of_tools_are_what_an_answer_says(in_tmp: Path) -> None:
+    def calling(number: int) -> dict[str, Any]:
+        call = {"type": "function", "function": {"name": "f", "arguments": {"x": number}}}
+        return asked("", "Call it.", tool_calls=[call])
+
+    chosen = write(in_tmp / "a.jsonl", [calling(1)])
+    found = pair(chosen, write(in_tmp / "b.jsonl", [calling(1), calling(2)]), in_tmp / "pairs.jsonl")
+    assert (found.pairs, found.same_text, found.rejected_alone) == (1, 1, 0)
+
+
+def test_keys_of_any_type(in_tmp: Path) -> None:
+    """A 0 is a key, an empty cell is none, and a date can be written."""
+    keys = [0, 1, "", None, float("nan")]
+    rows = [asked("yes", f"p{number}") | {"key": key} for number, key in enumerate(keys)]
+    others = [asked("no", f"p{number}" if number > 1 else "?") | {"key": key} for number, key in enumerate(keys)]
+    chosen, rejected = write(in_tmp / "a.jsonl", rows), write(in_tmp / "b.jsonl", others[::-1])
+    assert pair(chosen, rejected, in_tmp / "pairs.jsonl").pairs == 5
+    records, _ = read_records(Data(files=("pairs.jsonl",)), ("preference",))
+    assert [record.columns["rejected_origin"] for record in records] == [f"{rejected}:{5 - n}" for n in range(5)]
+    for name in ("c", "d"):
+        cells = {"prompt": ["p"], "completion": [name], "label": [name == "c"], "key": [date(2024, 1, 1)]}
+        pyarrow.parquet.write_table(pyarrow.table(cells), f"{name}.parquet")
+    assert pair("c.parquet", "d.parquet", in_tmp / "dated.jsonl").pairs == 1
+    assert json.loads((in_tmp / "dated.jsonl").read_text())["key"] == "2024-01-01"
+
+
 def test_mistakes_are_said(in_tmp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     chosen, rejected = write(in_tmp / "a.jsonl", [right("1", "yes")]), write(in_tmp / "b.jsonl", [wrong("2", "no")])
-    with pytest.raises(DataError, match="no prompt is in both files"):
+    with pytest.raises(DataError, match="no prompt has a right answer here and a wrong one in"):
         pair(chosen, rejected, in_tmp / "pairs.jsonl")
     assert not (in_tmp / "pairs.jsonl").exists()
-    with pytest.raises(DataError, match="exists already"):
-        pair(chosen, rejected, Path(chosen))
+    (in_tmp / "link.jsonl").symlink_to("nowhere")
+    for there in (chosen, "link.jsonl"):
+        with pytest.raises(DataError, match="exists already"):
+            pair(chosen, rejected, Path(there))
     with pytest.raises(SystemExit) as ended:
         main(["data", "pair", chosen, rejected])
     assert ended.value.code == 2 and "where to?" in capsys.readouterr().err

@@ -60,7 +60,7 @@ def test_preferences_of_two_stages(answered: Path) -> None:
 
 def test_nothing_in_common_is_said(answered: Path) -> None:
     config = stage(chosen=["@second/accepted.jsonl"], rejected=["@second/accepted.jsonl"])
-    with pytest.raises(DataError, match="no prompt is in both"):
+    with pytest.raises(DataError, match="no prompt has a right answer here and a wrong one in"):
         pair.run(config, context(answered, config))
 
 

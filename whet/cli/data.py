@@ -17,7 +17,15 @@ if TYPE_CHECKING:
 
 data_app = typer.Typer(help="Look at a data file: check, preview, convert; fetch public ones.", rich_markup_mode=None)
 
-DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.")]
+
+def _named(names: str | list[str] | None) -> str | list[str] | None:
+    """The names of files as given. An unset variable in quotes leaves an empty one."""
+    if names is not None and "" in ([names] if isinstance(names, str) else names):
+        raise UserError("which file? an empty name was given", fix="name a file, a directory or a hub id")
+    return names
+
+
+DataFile = Annotated[str, typer.Argument(metavar="FILE", help="File, directory or hub id.", callback=_named)]
 DataKeys = Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Data keys, e.g. format=alpaca.")]
 Tokenizer = Annotated[str | None, typer.Option("--model", help="Checkpoint whose tokenizer and chat template to use.")]
 MinPixels = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture, as a plan's model.vision.min_pixels.")]
@@ -83,12 +91,18 @@ def convert(
 
 @data_app.command("pair")
 def pair(
-    chosen: Annotated[str, typer.Argument(metavar="CHOSEN", help="File of right answers, e.g. accepted.jsonl.")],
-    rejected: Annotated[str, typer.Argument(metavar="REJECTED", help="File of wrong answers, e.g. rejected.jsonl.")],
+    chosen: Annotated[
+        str, typer.Argument(metavar="CHOSEN", help="File of right answers, e.g. accepted.jsonl.", callback=_named)
+    ],
+    rejected: Annotated[
+        str, typer.Argument(metavar="REJECTED", help="File of wrong answers, e.g. rejected.jsonl.", callback=_named)
+    ],
     out: Annotated[Path | None, typer.Option(help="File to write.")] = None,
     num: Annotated[int, typer.Option(min=1, help="Most pairs of one prompt.")] = 1,
-    also_chosen: Annotated[list[str] | None, typer.Option(help="More right answers, e.g. of the other model.")] = None,
-    also_rejected: Annotated[list[str] | None, typer.Option(help="More wrong answers.")] = None,
+    also_chosen: Annotated[
+        list[str] | None, typer.Option(help="More right answers, e.g. of the other model.", callback=_named)
+    ] = None,
+    also_rejected: Annotated[list[str] | None, typer.Option(help="More wrong answers.", callback=_named)] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, with the lines of what is in no pair.")] = False,
 ) -> None:
     """Make preferences of right answers and of wrong ones to the same prompts.
@@ -137,7 +151,7 @@ def compare(
 def fetch(
     name: Annotated[str, typer.Argument(metavar="NAME", help="openorca, pku-saferlhf, ultrafeedback, hh-rlhf, ...")],
     num: Annotated[int, typer.Option(min=0, help="Records to take, drawn by the seed; 0 takes all.")] = 0,
-    seed: Annotated[int, typer.Option(help="Which records are taken.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Which records are taken.")] = 42,
     out: Annotated[Path | None, typer.Option(help="File to write; by default one in data/.")] = None,
     split: Annotated[str, typer.Option(help="Split of the data set.")] = "train",
     revision: Annotated[str | None, typer.Option(help="Commit, branch or tag; by default the newest commit.")] = None,

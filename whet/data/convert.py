@@ -16,7 +16,7 @@ from whet.data.formats import OWN_ANSWER
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.places import pictures_in
-from whet.data.reach import free
+from whet.data.reach import free_for_rows
 from whet.data.row import finite, quote
 from whet.data.sources import places_of, stream_records
 from whet.errors import ConfigError, DataError, nearest
@@ -39,14 +39,15 @@ def convert(path: str, data: Data, to: str, out: str) -> Ledger:
 
     Pictures that came inside rows are written into a folder beside it.
 
-    Raises DataError where `out` exists or a record cannot be written in that format, ConfigError for an unknown one.
+    Raises DataError where `out` exists or has the name of another format, or a record cannot be written in that format;
+    ConfigError for an unknown one.
     """
     if to not in TARGETS:
         raise ConfigError(
             "cannot be written", field="to", found=repr(to), fix=f"use {nearest(to, TARGETS) or ', '.join(TARGETS)}"
         )
     target = Path(out)
-    free(target)
+    free_for_rows(target)
     ledger, writer, beside = Ledger(), writer_of(to), Beside(target)
     records = stream_records(data, (TARGETS[to],), ledger, places=places_of(data, {}, (path,)))
     rows = (_row(writer(beside.record(record)), record) for record in records)
@@ -195,6 +196,8 @@ def _alpaca_row(record: Conversation) -> dict[str, Any]:
         raise _unwritable("alpaca", f"turns {'/'.join(roles)}", record.origin)
     if weights := [answer.weight for answer in messages[1::2] if answer.weight != 1]:
         raise _unwritable("alpaca", f"an answer of weight {weights[0]:g}", record.origin)
+    if any(message.tool_calls for message in messages):
+        raise _unwritable("alpaca", "an answer that calls a tool", record.origin)
     texts = [message.text for message in messages]
     history = [list(pair) for pair in zip(texts[:-2:2], texts[1:-2:2], strict=True)]
     row: dict[str, Any] = {"instruction": texts[-2], "input": "", "output": texts[-1]}

@@ -133,9 +133,13 @@ class _Sums:
         for what, repeats in (("the same row again", self.rows), ("the same prompt again", self.prompts)):
             noted = Noted()
             for origin, first in repeats.found():
-                noted.add(origin, f"{origin.line} = {first}")
+                noted.add(origin, f"{origin} = {first.line if first.file == origin.file else first}")
             if noted:
                 report.warnings[what] = noted
+        if len(report.formats) == 1:  # one file need not be named
+            (name,) = report.formats
+            for noted in report.warnings.values():
+                noted.examples = [text.removeprefix(f"{name}:") for text in noted.examples]
         for unit, parts in (("characters", self.characters), ("tokens", self.tokens)):
             if any(map(len, parts)):
                 report.lengths.append(Lengths(unit, np.sort(np.concatenate(parts))))

@@ -89,8 +89,8 @@ class Examined:
     """Length of each record."""
     tokens: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
 
-    def warn(self, what: str, origin: Origin, text: str | None = None) -> None:
-        self.warnings.setdefault(what, Noted()).add(origin, str(origin.line) if text is None else text)
+    def warn(self, what: str, origin: Origin, more: str = "") -> None:
+        self.warnings.setdefault(what, Noted()).add(origin, f"{origin}{more}")
 
     def refuse(self, error: DataError) -> None:
         self.ledger.refuse_error(error)
@@ -179,9 +179,9 @@ class Examiner:
                 raise refused
             found.drop(refused, origin)
         elif prompt >= most:
-            found.warn(f"prompt alone fills max_length {most}", origin, f"{origin.line} ({prompt} tokens)")
+            found.warn(f"prompt alone fills max_length {most}", origin, f" ({prompt} tokens)")
         elif total > most:
-            found.warn(f"longer than max_length {most}", origin, f"{origin.line} ({total} tokens)")
+            found.warn(f"longer than max_length {most}", origin, f" ({total} tokens)")
         if length_of.has_special(record):
             found.warn("the text holds special tokens of the checkpoint", origin)
         return [total]

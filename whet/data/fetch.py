@@ -22,6 +22,7 @@ from whet.config.data import Format
 from whet.data.convert import writer_of
 from whet.data.formats import KIND, read_row
 from whet.data.preferences import NothingToLearn
+from whet.data.reach import free_for_rows
 from whet.data.row import Row
 from whet.errors import DataError, nearest
 from whet.schema.records import Origin, Record, Scored
@@ -94,8 +95,7 @@ def fetch(
     """
     known = _known(name)
     target = out or Path(known.out)
-    if target.exists():
-        raise DataError("exists already, and is not overwritten", file=str(target), fix="choose another --out")
+    free_for_rows(target)
     commit = None if source else revision_of(known.hub, revision)
     rows = stream(known, source=source, split=split, revision=commit, seed=seed if num is not None else None)
     fetched, examples = Fetched(out=target, skipped=Counter()), dict[str, str]()

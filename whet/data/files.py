@@ -29,7 +29,9 @@ T = TypeVar("T")
 
 
 def is_data_file(path: Path) -> bool:
-    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and path.name != "dataset_info.json"
+    """Whether a file in a directory holds rows, by its name: not what LLaMA-Factory and `data fetch` write beside."""
+    about = path.name == "dataset_info.json" or path.name.endswith(".source.json")
+    return path.name.lower().endswith(SUFFIXES) and not path.name.startswith(".") and not about
 
 
 def read_file(path: Path, name: str | None = None, *, plain: bool = False) -> Iterator[RawRow | DataError]:

@@ -48,7 +48,8 @@ def _load(name: str, subset: str | None, split: str) -> Any:
 
 
 def _undecoded(rows: Any, datasets: Any) -> Any:
-    """The rows with pictures as they were stored, {bytes, path}, rather than decoded on the way."""
+    """The rows with pictures as they were stored, {bytes, path}, rather than decoded on the way; sound and film too,
+    which nobody reads, and which would ask for packages."""
     for name, feature in rows.features.items():
         raw = _raw(feature, datasets)
         if raw is not feature:
@@ -57,9 +58,9 @@ def _undecoded(rows: Any, datasets: Any) -> Any:
 
 
 def _raw(feature: Any, datasets: Any) -> Any:
-    """The feature itself where it holds no pictures."""
-    if isinstance(feature, datasets.Image):
-        return datasets.Image(decode=False)
+    """The feature itself where nothing in it is decoded."""
+    if getattr(feature, "decode", False):
+        return replace(feature, decode=False)
     match feature:
         case dict():
             fields = {name: _raw(inner, datasets) for name, inner in feature.items()}

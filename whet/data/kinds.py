@@ -69,7 +69,10 @@ def _learnable(record: Conversation) -> Conversation:
     place = record.origin
     index = next((i for i, turn in enumerate(record.messages) if turn.role == "assistant" and turn.weight > 0), None)
     if index is None:
-        raise DataError("no assistant turn to learn from", file=place.file, line=place.line, field="messages")
+        raise DataError(
+            "no assistant turn to learn from", file=place.file, line=place.line, field="messages",
+            fix="add an answer, or read rows that are prompts alone with format=prompt",
+        )  # fmt: skip
     if not any(turn.role in ("user", "tool") for turn in record.messages[:index]):
         raise DataError(
             "begins with an answer to nothing",

@@ -63,7 +63,7 @@ def preview(
         Shown(title=printable(f"{record.origin}  {kind_of(record)}"), sections=tuple(sections(record, renderer)))
         for record in islice(records, num)
     ]
-    read = len(shown) + sum(1 for _ in islice(records, MOST_READ - len(shown)))
+    read = len(shown) + sum(1 for _ in islice(records, max(0, MOST_READ - len(shown))))
     formats = ", ".join(sorted(set(ledger.formats.values())))
     described, read_so_far = ledger.describe(), ledger.read
     beyond = f" of the first {read_so_far:,} rows (`whet data check` reads all)" if next(records, None) else ""

@@ -40,3 +40,11 @@ def free(path: Path) -> None:
         found = error.strerror or str(error)
         raise DataError("cannot write", file=str(path), found=found, fix="choose another place") from None
     raise DataError("exists already, and is not overwritten", file=str(path), fix="choose another name or remove it")
+
+
+def free_for_rows(path: Path) -> None:
+    """The same for a file of JSON lines: one called otherwise would not be read as what it is."""
+    free(path)
+    if path.suffix.lower() in (".csv", ".parquet", ".txt", ".gz"):
+        found = f"suffix {path.suffix!r}"
+        raise DataError("what is written are JSON lines", file=str(path), found=found, fix="call it .jsonl")

@@ -27,8 +27,8 @@ class Repeats:
         self._hashes.append(hashes)
         self._lines.append(lines)
 
-    def found(self) -> Iterator[tuple[Origin, int]]:
-        """Every row that came before, in order, with the line where it stood first."""
+    def found(self) -> Iterator[tuple[Origin, Origin]]:
+        """Every row that came before, in order, with the place where it stood first."""
         if not self._files:
             return
         hashes, lines = np.concatenate(self._hashes), np.concatenate(self._lines)
@@ -38,6 +38,10 @@ class Repeats:
         places, firsts = order[again], order[first[again]]
         by_place = np.argsort(places)
         bounds = np.cumsum([0, *(num for _, num in self._files)])
-        for place, since in zip(places[by_place], firsts[by_place], strict=True):
-            file = self._files[int(np.searchsorted(bounds, place, "right")) - 1][0]
-            yield Origin(file=file, line=int(lines[place])), int(lines[since])
+
+        def origins(rows: NDArray[np.int64]) -> Iterator[Origin]:
+            files = np.searchsorted(bounds, rows, "right") - 1
+            for file, line in zip(files.tolist(), lines[rows].tolist(), strict=True):
+                yield Origin(file=self._files[file][0], line=line)
+
+        yield from zip(origins(places[by_place]), origins(firsts[by_place]), strict=True)

@@ -21,6 +21,7 @@ from whet.data.files import read_file
 from whet.data.images import IMAGE, row_images
 from whet.data.locate import image_folders
 from whet.data.picture_files import bytes_of, complaint, identity
+from whet.data.reach import reaching
 from whet.data.row import Row
 from whet.data.verdict import TIE, Verdict, parse_verdict
 from whet.errors import DataError
@@ -88,8 +89,9 @@ def read_items(files: Sequence[str], image_folder: str | None = None) -> Iterato
     Raises DataError for the first row that is none, or whose picture cannot be read.
     """
     for name in files:
-        if not Path(name).is_file():
-            raise DataError("no such file", file=name)
+        with reaching(name):
+            if not Path(name).is_file():
+                raise DataError("no such file", file=name)
         folders = image_folders(Data(image_folder=image_folder), Path(name))
         for raw in read_file(Path(name), name):
             if isinstance(raw, DataError):

@@ -30,6 +30,7 @@ from whet.data.beside import Beside
 from whet.data.images import IMAGE
 from whet.data.ledger import Ledger
 from whet.data.lines import Lines
+from whet.data.reach import free
 from whet.data.verdict import TIE, read_verdict, write_verdict
 from whet.errors import ConfigError, DataError
 from whet.experience.candidates import Item, read_items
@@ -106,8 +107,7 @@ def compare(files: Sequence[str], folder: Path, splitting: Splitting) -> Compare
     cannot.
     """
     for name in (*FILES, ACCOUNT):
-        if (there := folder / name).exists():
-            raise DataError("exists already, and is not overwritten", file=str(there), fix="choose another --out")
+        free(folder / name)
     form = read_template(splitting.template)
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in FILES}
     found = Compared(Ledger(), {})
@@ -165,8 +165,8 @@ def draw(item: Item, seed: int, purpose: str) -> float:
 def asked(item: Item, form: str | None, folder: Path) -> dict[str, Any]:
     """What is asked about an item: with its judgement a conversation, without one a prompt with its reference.
 
-    The columns `item` and those of the item's row go along. Raises DataError where the template has marks for other
-    pictures than the item's.
+    The columns `item` and those of the item's row go along, as `original_NAME` where that name is taken. Raises
+    DataError where the template has marks for other pictures than the item's.
     """
     images = item.pictures
     first, second = (IMAGE, IMAGE) if item.subject == "Image" else item.candidates
@@ -189,7 +189,7 @@ def asked(item: Item, form: str | None, folder: Path) -> dict[str, Any]:
     else:
         row["reference"] = write_verdict(item.verdict)
     row["item"] = item.name
-    return row | {name: value for name, value in item.columns.items() if name not in row}
+    return row | {f"original_{name}" if name in row else name: value for name, value in item.columns.items()}
 
 
 def filled(template: str, fill: Mapping[str, str]) -> str:
@@ -220,6 +220,8 @@ def read_template(path: str | None) -> str | None:
         text = Path(path).read_text(encoding="utf-8").rstrip("\n")
     except OSError as error:
         raise ConfigError("cannot be read", field="--template", found=f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError("is not UTF-8 text", field="--template", found=path, fix="save it as UTF-8") from None
     for place in ("{question}", "{first}", "{second}"):
         if text.count(place) != 1:
             raise ConfigError(f"must have {place} once", field="--template", found=f"{text.count(place)} in {path}")

@@ -25,4 +25,5 @@ def run(stage: PairStage, context: Context) -> StageResult:
     return StageResult(metrics={
         "num_pairs": found.pairs, "num_prompts": found.prompts, "num_chosen_alone": found.chosen_alone,
         "num_rejected_alone": found.rejected_alone, "num_same_text": found.same_text,
+        "num_other_label": found.other_label,
     })  # fmt: skip
