@@ -5,6 +5,7 @@ SEED ?= 0
 ARGS ?=
 WORKERS ?= auto
 RAY ?= ray
+PARALLEL = --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
@@ -36,7 +37,7 @@ imports: .venv/.dev
 
 # On up to four cores, one thread each: `make unit WORKERS=0` is one process.
 unit: .venv/.dev
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 4 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 # Whole runs on several ranks of this machine: the steps of one rank, going on with another number, and failing.
 test-ranks: .venv/.dev
@@ -64,7 +65,7 @@ endif
 
 # Exports for verl and our formulas against verl itself, on a CPU; it stands in a folder of its own (220 MB).
 test-verl: .venv/.verl
-	PYTHONPATH=.venv/verl $(BIN)/python -m pytest -m "not gpu" tests/oracles/test_policy_verl.py \
+	PYTHONPATH=.venv/verl $(BIN)/python -m pytest $(PARALLEL) -m "not gpu" tests/oracles/test_policy_verl.py \
 	  tests/integration/test_verl.py tests/launch/test_reward_function.py
 
 # A plan on a Ray cluster of two nodes on this machine, beside the same plan without Ray; a rank and an engine killed; and
@@ -76,7 +77,7 @@ test-ray: .venv/.ray
 # else needs.
 oracles: .venv/.dev
 	$(PIP) trl bitsandbytes
-	$(BIN)/python -m pytest tests/oracles --ignore=tests/oracles/test_policy_verl.py \
+	$(BIN)/python -m pytest $(PARALLEL) tests/oracles --ignore=tests/oracles/test_policy_verl.py \
 	  tests/train/test_compact.py tests/models/test_four_bit.py tests/stages/test_four_bit.py tests/test_benchmarks.py tests/test_benchmark_grpo.py
 
 clean:

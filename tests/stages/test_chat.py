@@ -97,6 +97,24 @@ def test_saved_rows_are_training_rows(talk, heard, tmp_path):
     assert ledger.describe() == "2 read, 2 kept"
 
 
+def test_a_row_is_saved_behind_all_that_the_file_holds(talk, heard, tmp_path):
+    """Rows of somebody's own need not end in a line break, and no place to save to ends no conversation."""
+    (tmp_path / "own.jsonl").write_text('{"prompt": "mine"}')
+    talk("first", "/save", "second", "/save", save=tmp_path / "own.jsonl")
+    assert [len(row.get("messages", ())) for row in read_jsonl(tmp_path / "own.jsonl")] == [0, 2, 4]
+    said = talk("third", "/save", "fourth", save=tmp_path)
+    assert "cannot write" in said and said.endswith("yes 4\n") and "yes 3" in heard[3]
+
+
+@pytest.mark.parametrize("line", [b"caf\xe9", b"/system caf\xe9"])
+def test_a_line_that_is_no_text_is_left_out(talk, heard, monkeypatch, line):
+    stdin = io.TextIOWrapper(io.BytesIO(line + b"\nhello\n"), encoding="utf-8")
+    monkeypatch.setattr(io, "StringIO", lambda text: stdin)
+    said = talk()
+    assert said.startswith("(the line cannot be read as text") and said.endswith("yes 1\n")
+    assert len(heard) == 1 and "hello" in heard[0] and "caf" not in heard[0]
+
+
 def test_unknown_commands_and_empty_lines_reach_no_model(talk, heard):
     out = talk("/wat", "", "   ", "/help")
     assert "no command /wat" in out
@@ -114,6 +132,15 @@ def test_compare_answers_with_the_adapter_off_and_on(talk, adapter):
 
 def test_an_adapter_directory_brings_its_checkpoint(talk, adapter):
     assert talk("hello", model=adapter) == talk("hello", adapter=str(adapter))
+
+
+def test_an_adapter_is_asked_by_the_template_it_was_trained_with(talk, heard, adapter, tiny_checkpoint):
+    template = "{% for turn in messages %}# {{ turn.content }}{{ eos_token }}{% endfor %}"
+    (adapter / "chat_template.jinja").write_text(template)
+    talk("hello", model=adapter)
+    talk("hello", adapter=str(adapter))
+    talk("hello")
+    assert [prompt.startswith("# hello") for prompt in heard] == [True, True, False]
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", "{}", '{"base_model_name_or_path": null}'])

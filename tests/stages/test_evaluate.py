@@ -263,6 +263,24 @@ def test_mistakes_are_one_clear_line(tiny_checkpoint, tmp_path, prompts, scripte
 
 
 @pytest.mark.parametrize(
+    ("task", "keys", "row", "match"),
+    [
+        (ExactTask, {"by": "task"}, {"reference": "GOLD-1"}, "no column 'task'"),
+        (ExactTask, {}, {}, "no reference"),
+        (ExactTask, {"checker": {"type": "numeric"}}, {"reference": "one"}, "the reference has no number"),
+        (WinRateTask, {"checker": {"type": "exact"}, "against": "."}, {}, "no reference"),
+    ],
+)
+def test_bad_rows_are_named_before_any_answer(tiny_checkpoint, tmp_path, prompts, scripted, task, keys, row, match):
+    with open(prompts, "a") as file:
+        file.write(json.dumps({"prompt": "Which?", **row}) + "\n")
+    stage = EvaluateStage(name="evaluate", models=("base",), tasks=(task(data={"files": prompts}, **keys),))
+    with pytest.raises(DataError, match=rf"prompts\.jsonl:7: {match}"):
+        evaluate.run(stage, context(tiny_checkpoint, tmp_path / "out", stage))
+    assert scripted.asked == []
+
+
+@pytest.mark.parametrize(
     ("keys", "labels"),
     [
         ({}, ["dpo"]),

@@ -26,7 +26,7 @@ from whet.schema.artifacts import ModelRef
 from whet.train.learners import response_logprobs
 
 BASE = str(Path(whet.__file__).parent / "demo" / "base")
-NUM, HELD_OUT = 320, 160
+NUM, HELD_OUT = 192, 160
 
 OBJECTIVES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     name: ("dpo", {"type": name, **more}, {})

@@ -39,3 +39,11 @@ def test_bleu_is_sacrebleus_corpus_bleu(texts, gold, tokenize):
     value, low, high = corpus_bleu(answers(*texts), gold, seed=1)
     assert value == pytest.approx(sacrebleu.corpus_bleu(texts, [gold], tokenize=tokenize).score)
     assert low <= value <= high
+
+
+@pytest.mark.parametrize(
+    ("text", "gold"), [("きのうはとてもさむい", "きのうはすごくさむい"), ("오늘은날씨가", "오늘은날씨")]
+)
+def test_bleu_compares_japanese_and_korean_by_character_too(text, gold):
+    value, _, _ = corpus_bleu(answers(text, text), [gold, gold], seed=1)
+    assert value == pytest.approx(sacrebleu.corpus_bleu([text] * 2, [[gold] * 2], tokenize="char").score)

@@ -109,6 +109,12 @@ def test_samples_of_an_order_are_compared_one_by_one() -> None:
     assert found["accuracy"] == (0.75, 1) and found["consistency"] == (0.5, 1)
 
 
+def test_a_logged_answer_has_its_own_score() -> None:
+    found = measures(BOTH[:2], [answer(FIRST), answer(SECOND), answer(FIRST), answer(SECOND)], num_samples=2,
+                     temperature=1.0)  # fmt: skip
+    assert [(row.completion, row.score) for row in found.samples] == [(answer(FIRST), 1.0), (answer(FIRST), 0.0)]
+
+
 def test_items_asked_in_one_order_have_no_consistency_and_are_counted() -> None:
     replies = [answer(FIRST), answer(SECOND), answer(FIRST)]
     assert measured(BOTH[:3], replies) == {

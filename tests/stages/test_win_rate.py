@@ -9,8 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from whet.config.evaluate import WinRateTask
-from whet.config.judge import Asking
+from whet.config.evaluate import JudgementTask, WinRateTask
 from whet.data.render import Renderer
 from whet.rewards.pairwise import Comparison, majority
 from whet.rollout.build import Answering
@@ -87,7 +86,7 @@ def test_a_judge_that_prefers_a_place_decides_nothing(monkeypatch, subject, prom
 
 
 def test_unreadable_verdicts_are_ties_and_counted(monkeypatch, subject, prompts):
-    values, _ = judged(monkeypatch, subject, prompts, lambda first, second: "hmm", judge=Asking(votes=3))
+    values, _ = judged(monkeypatch, subject, prompts, lambda first, second: "hmm", judge={"votes": 3})
     assert (values["win_rate"].value, values["unreadable"].value, values["consistency"].value) == (0.5, 1.0, 0.0)
 
 
@@ -113,3 +112,10 @@ def test_verdict_arithmetic():
     assert majority(["first", "second", "first", None]) == "first"
     assert majority(["first", "second"]) == "tie"
     assert majority([None, None]) is None
+
+
+def test_one_key_of_the_judge_leaves_the_others_at_this_tasks_defaults():
+    judge = WinRateTask(judge={"max_new_tokens": 8}).judge
+    assert (judge.model, judge.votes, judge.temperature) == ("base", 1, 0.0)
+    judge = JudgementTask(judge={"max_new_tokens": 8}).judge
+    assert (judge.model, judge.votes, judge.temperature) == ("self", 1, 0.0)

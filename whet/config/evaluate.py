@@ -61,16 +61,38 @@ class OverlapTask(_Generated):
     type: Literal["overlap"] = "overlap"
 
 
+class MatchJudge(Asking):
+    """Who compares the answers of two models, and how."""
+
+    model: Place = "base"
+    """Who judges: `base`, a stage's name, `self` (the model evaluated), or a checkpoint (directory or hub id)."""
+    votes: int = Field(1, ge=1)
+    """Judgements of a pair in each order; their majority decides."""
+    temperature: Temperature = 0.0
+    """0 takes the most likely token."""
+
+
+class SelfJudge(PointwiseForm):
+    """How the model under evaluation is asked for a score."""
+
+    model: Place = "self"
+    """`self`, the model under evaluation."""
+    votes: int = Field(1, ge=1)
+    """Judgements of an answer; those that can be read are put together."""
+    temperature: Temperature = 0.0
+    """0 takes the most likely token."""
+
+
 class WinRateTask(_Generated):
     """Pairwise wins against another model, judged in both orders; a disagreement between the orders is a tie."""
 
     type: Literal["win_rate"] = "win_rate"
     against: Place = "base"
-    """`base`, the name of an earlier stage, or a checkpoint directory."""
+    """`base`, the name of an earlier stage, or a checkpoint (directory or hub id)."""
     template: Place = "pairwise"
     """`pairwise`, or a text file with {instruction}, {first} and {second}."""
-    judge: Asking = Asking(votes=1, temperature=0.0, model="base")
-    """Who judges, and how. In this task `judge.model` may also be `self`, the model under evaluation."""
+    judge: MatchJudge = MatchJudge()
+    """Who judges, and how."""
     checker: Checker | None = None
     """Decides instead of a judge: the answer that it gives more wins."""
 
@@ -83,8 +105,8 @@ class JudgementTask(Section):
     """Name in tables; null takes the type."""
     data: Data = Data()
     """Answers with a label, good or bad: rows {prompt, completion, label}."""
-    judge: PointwiseForm = PointwiseForm(votes=1, temperature=0.0, model="self")
-    """How it is asked: a pointwise judge. `judge.model` is `self`, the model under evaluation."""
+    judge: SelfJudge = SelfJudge()
+    """How it is asked: a pointwise judge."""
     batch_size: int = Field(64, ge=1)
     """Judgements decoded at the same time."""
     seed: Seed = 42

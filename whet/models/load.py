@@ -91,6 +91,12 @@ def load_tokenizer(
     return tokenizer
 
 
+def template_of(ref: ModelRef) -> str | None:
+    """The chat template that was saved with an adapter: it may not be its checkpoint's own."""
+    saved = Path(ref.adapter) / "chat_template.jinja" if ref.adapter else None
+    return str(saved) if saved is not None and saved.is_file() else None
+
+
 def load_model(
     ref: ModelRef, config: Model, *, dtype: torch.dtype, trainable: bool = False, seed: int = 0,
     plain: bool = False,

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -22,7 +21,7 @@ from whet.data.rendered import RenderedGroup
 from whet.errors import DataError
 from whet.models.backbone import unwrapped
 from whet.models.four_bit import trained_on
-from whet.models.load import compute_dtype, load_tokenizer, pick_device
+from whet.models.load import compute_dtype, load_tokenizer, pick_device, template_of
 from whet.models.memory import token_budget
 from whet.models.placed import Placed
 from whet.models.reward import load_reward_model
@@ -69,7 +68,7 @@ class ModelReward:
             fall_back=config.device == "auto", what="the reward model",
         )  # fmt: skip
         self._placed.use(lambda loaded: loaded)
-        tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
+        tokenizer = load_tokenizer(ref.path, chat_template=template_of(ref))
         limits = vision or Vision()
         reader = picture_reader(ref.path, min_pixels=limits.min_pixels, max_pixels=limits.max_pixels)
         self._renderer = Renderer(tokenizer, reader=reader)
@@ -140,9 +139,3 @@ def _shared(groups: Mapping[int, RenderedGroup], budget: int) -> list[tuple[Rend
                 continue
         shared.append((group, [place]))
     return shared
-
-
-def _template_of(ref: ModelRef) -> str | None:
-    """The chat template that was saved with an adapter: it may not be its checkpoint's own."""
-    saved = Path(ref.adapter) / "chat_template.jinja" if ref.adapter else None
-    return str(saved) if saved is not None and saved.is_file() else None

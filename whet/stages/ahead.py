@@ -88,7 +88,7 @@ class _Look:
                 self._model(f"{place}.path", path)
                 self._adapter(f"{place}.adapter", adapter)
             case WinRateTask(against=against):
-                self._model(f"{place}.against", against, hub=False)
+                self._model(f"{place}.against", against)
             case Checker(path=str(path)) | Custom(path=path):
                 self._function(f"{place}.path", path)
             case Functions():
@@ -120,9 +120,9 @@ class _Look:
                     error.problem, file=error.file, line=error.line, field=key, found=error.found, fix=error.fix
                 ) from None
 
-    def _model(self, key: str, name: str, *, hub: bool = True) -> None:
+    def _model(self, key: str, name: str) -> None:
         """A name that is none of the plan's models is a directory, or, where it looks like one, a hub id."""
-        if name in ("start", "self", self.base, *self.models) or self._is_there(name) or (hub and is_hub_id(name)):
+        if name in ("start", "self", self.base, *self.models) or self._is_there(name) or is_hub_id(name):
             return
         near = nearest(name, self.models)
         raise ConfigError(

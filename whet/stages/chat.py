@@ -9,11 +9,13 @@ It reads lines from standard input, so it can be piped: `echo "2 plus 3?" | whet
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +28,19 @@ from whet.data.convert import writer_of
 from whet.data.decode import BadPicture, size_of
 from whet.data.picture_files import bytes_of
 from whet.data.render import Renderer
-from whet.errors import UserError
+from whet.errors import RunError, UserError, whole
 from whet.models.four_bit import trained_on
-from whet.models.load import compute_dtype, load_model, pick_device
+from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, template_of
 from whet.rollout.build import Answering, native_engine
 from whet.rollout.engine import Engine, answers
 from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
-from whet.runs.files import appending, json_line
+from whet.runs.files import json_line, writing
 from whet.schema.records import Conversation as Record
 from whet.schema.records import Message, Part
 from whet.schema.rollouts import Asked, Sampling
 from whet.stages.given import resolve
-from whet.stages.rendering import renderer_of
+from whet.stages.rendering import render_with
 
 HELP = """\
   exit, quit      leave
@@ -88,7 +90,7 @@ def chat(
         path=ref.path, adapter=ref.adapter, quantization=trained_on(ref.adapter), vision=vision or Vision()
     )  # fmt: skip
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
-    renderer = renderer_of(ref.path, config)
+    renderer = render_with(load_tokenizer(ref.path, chat_template=template_of(ref)), ref.path, config)
     speaker = Speaker(
         model=loaded,
         engine=native_engine(loaded, Answering.by(renderer, batch_size=1, exact=True)),
@@ -108,6 +110,8 @@ def served(server: str, model: str, token_env: str | None) -> Http:
 
 def lines() -> Iterator[str]:
     """What the person writes, line by line; with a prompt where a person sits at the other end."""
+    if isinstance(sys.stdin, TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # `Conversation.run` says which line is no text
     if not sys.stdin.isatty():
         yield from (line.rstrip("\n") for line in sys.stdin)
         return
@@ -182,7 +186,9 @@ class Conversation:
             text = line.strip()
             if text.lower() in ("exit", "quit"):
                 return
-            if text.startswith("/"):
+            if whole(text) != text:
+                print("(the line cannot be read as text and is left out; write it in UTF-8)")
+            elif text.startswith("/"):
                 print(self.command(text))
             elif text:
                 self.answer(text)
@@ -249,6 +255,18 @@ class Conversation:
         if not self.turns:
             return "There is nothing to save yet."
         row = writer_of("messages")(Record(messages=self.messages))
-        with appending(self.save) as handle:
-            handle.write(json_line(row))
+        try:
+            self._append(json_line(row))
+        except RunError as error:
+            return f"({error})"
         return f"Saved to {self.save}: {len(self.turns) // 2} exchange{'s' if len(self.turns) > 2 else ''}."
+
+    def _append(self, line: str) -> None:
+        """Add a line to the file, which may be the person's own: a last row without a line break stays."""
+        with writing(self.save):
+            self.save.parent.mkdir(parents=True, exist_ok=True)
+            with self.save.open("a+b") as file:
+                if file.tell():
+                    file.seek(-1, os.SEEK_END)
+                    line = line if file.read() == b"\n" else f"\n{line}"
+                file.write(line.encode())

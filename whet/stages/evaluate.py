@@ -20,7 +20,7 @@ from whet.errors import ConfigError, nearest
 from whet.rollout.build import Answering, Served, engine_of_another
 from whet.runs.files import write_json, write_jsonl
 from whet.runs.reader import SampleRow
-from whet.schema.artifacts import Measure, ModelRef, StageResult
+from whet.schema.artifacts import Measure, ModelRef, StageResult, is_hub_id
 from whet.stages.context import Context
 from whet.stages.measure.answers import Measured
 from whet.stages.measure.asked import models_asked
@@ -120,7 +120,7 @@ def load_subject(label: str, context: Context, engine: Engine, *, system: str | 
 def _ref(label: str, context: Context) -> ModelRef:
     if label in context.models:
         return context.models[label]
-    if Path(label).is_dir():
+    if Path(label).is_dir() or is_hub_id(label):
         return ModelRef(path=label)
     near = nearest(label, context.models)
     raise ConfigError(

@@ -15,7 +15,7 @@ from whet.config.reward import RewardHead
 from whet.config.stage import MergeStage
 from whet.errors import RunError
 from whet.models.four_bit import trained_on
-from whet.models.load import load_model, load_tokenizer, save_trained
+from whet.models.load import load_model, load_tokenizer, save_trained, template_of
 from whet.models.merge import (
     logprob_difference,
     merge_adapter,
@@ -54,7 +54,8 @@ def run(stage: MergeStage, context: Context) -> StageResult:
         )  # fmt: skip
     config, target = context.model, context.paths.model
     tokenizer = load_tokenizer(
-        context.start.path, chat_template=config.chat_template, trust_remote_code=config.trust_remote_code
+        context.start.path, chat_template=config.chat_template or template_of(context.start),
+        trust_remote_code=config.trust_remote_code,
     )
     probes = [tokenizer(text).input_ids for text in PROBES]
     scores = adapter_head(context.start.adapter) is not None

@@ -23,7 +23,7 @@ from whet.config.model import Model, Vision
 from whet.data.ledger import Ledger
 from whet.errors import DataError
 from whet.models.four_bit import trained_on
-from whet.models.load import load_tokenizer, pick_device
+from whet.models.load import load_tokenizer, pick_device, template_of
 from whet.runs.files import WrittenText, json_line, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import ModelRef
@@ -130,7 +130,7 @@ def score_file(
         }
     )
     scoring = Scoring(ref=ref, model=config, precision=precision, batch_tokens=batch_tokens)
-    tokenizer = load_tokenizer(ref.path, chat_template=_template_of(ref))
+    tokenizer = load_tokenizer(ref.path, chat_template=template_of(ref))
     renderer = render_with(tokenizer, ref.path, config, system=data.system)
     with _scorers(scoring, actors, address) as scorers:
         budget = scorers.budget()  # what is wrong with the model is said before a row is read
@@ -200,12 +200,6 @@ def _lines_of(out: Path | None) -> Iterator[IO[str]]:
         yield handle
     with writing(out):
         part.replace(out)
-
-
-def _template_of(ref: ModelRef) -> str | None:
-    """The chat template that was saved with an adapter: it may not be its checkpoint's own."""
-    saved = Path(ref.adapter) / "chat_template.jinja" if ref.adapter else None
-    return str(saved) if saved is not None and saved.is_file() else None
 
 
 def _most(problems: Counter[str]) -> str:

@@ -6,8 +6,9 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 from whet.config.evaluate import ExactTask
+from whet.config.rollout import Checker
 from whet.errors import DataError
-from whet.rewards.check import build_checker
+from whet.rewards.check import Check, build_checker
 from whet.schema.artifacts import Measure
 from whet.stages.measure.answers import Measured, answer_all, sample_rows
 from whet.stages.measure.interval import proportion
@@ -18,7 +19,9 @@ from whet.stages.measure.subject import Subject
 
 def measure_exact(ready: ReadyTask, task: ExactTask, subject: Subject, store: ReplyStore, num_logged: int) -> Measured:
     """`accuracy` over all prompts and, with `task.by`, `accuracy/GROUP` over each group. No answer, no point."""
-    check = build_checker(task.checker)
+    check = checker_of(task.checker, ready)
+    if task.by is not None:
+        _check_column(ready, task.by)
     answers = answer_all(ready, task, subject, store)
     scores = [
         [0.0 if reply.error else check(prompt, reply.text) for reply in replies]
@@ -33,9 +36,19 @@ def measure_exact(ready: ReadyTask, task: ExactTask, subject: Subject, store: Re
     return Measured(measures=measures, samples=samples, ledger=ready.ledger)
 
 
-def _by_group(ready: ReadyTask, column: str, shares: Sequence[float]) -> Mapping[str, list[float]]:
-    groups: defaultdict[str, list[float]] = defaultdict(list)
-    for prompt, share in zip(ready.prompts, shares, strict=True):
+def checker_of(config: Checker, ready: ReadyTask) -> Check:
+    """The task's checker. Raises CheckError for a row that a rule cannot check, before any model answers it; of what a
+    function of the user's needs nothing is known before it is called."""
+    check = build_checker(config)
+    if config.type != "custom":
+        for prompt in ready.prompts:
+            check(prompt, "")
+    return check
+
+
+def _check_column(ready: ReadyTask, column: str) -> None:
+    """Raises DataError for a row that is of no group, before any model answers it."""
+    for prompt in ready.prompts:
         if column not in prompt.columns:
             raise DataError(
                 f"no column {column!r}",
@@ -43,6 +56,11 @@ def _by_group(ready: ReadyTask, column: str, shares: Sequence[float]) -> Mapping
                 line=prompt.origin.line,
                 fix=f"tasks.{ready.name}.by names a column every row must have",
             )
+
+
+def _by_group(ready: ReadyTask, column: str, shares: Sequence[float]) -> Mapping[str, list[float]]:
+    groups: defaultdict[str, list[float]] = defaultdict(list)
+    for prompt, share in zip(ready.prompts, shares, strict=True):
         groups[str(prompt.columns[column])].append(share)
     return dict(sorted(groups.items()))
 

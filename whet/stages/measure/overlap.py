@@ -70,14 +70,20 @@ def rouge_scores(answers: Sequence[Sequence[Reply]], gold: Sequence[str]) -> NDA
 
 def corpus_bleu(answers: Sequence[Sequence[Reply]], gold: Sequence[str], *, seed: int) -> Interval:
     """Corpus BLEU: n-gram matches and lengths add up over sentences, so a resample is a weighted sum of them."""
-    tokenize = "zh" if any(re.search(f"[{CJK}]", text) for text in gold) else "13a"
-    bleu = BLEU(tokenize=tokenize, effective_order=True)
+    by_character = any(re.search(f"[{CJK}]", text) for text in gold)
+    bleu = BLEU(tokenize="zh" if by_character else "13a", effective_order=True)
+    written = _spaced if by_character else str
     counts = np.zeros((len(gold), 2 * BLEU_ORDER + 2))
     for row, replies, reference in zip(counts, answers, gold, strict=True):
         for reply in replies:
-            sentence = bleu.sentence_score(reply.text, [reference])
+            sentence = bleu.sentence_score(written(reply.text), [written(reference)])
             row += [*sentence.counts, *sentence.totals, sentence.sys_len, sentence.ref_len]
     return bootstrap(counts, _bleu, seed=seed)
+
+
+def _spaced(text: str) -> str:
+    """Kana and Hangul as words of one character each, which the Chinese tokenizer leaves together."""
+    return re.sub(f"([{CJK}])", r" \1 ", text)
 
 
 def _bleu(row: NDArray[np.float64]) -> float:

@@ -13,7 +13,7 @@ from whet.config.evaluate import PerplexityTask
 from whet.data.batch import collate_tokens
 from whet.data.ledger import Ledger
 from whet.data.render import Rendered, fit, render_records
-from whet.errors import DataError
+from whet.errors import DataError, ModelError
 from whet.models.scoring import TokenScorer
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import Measure
@@ -41,11 +41,22 @@ def measure_perplexity(ready: ReadyTask, task: PerplexityTask, subject: Subject)
         found = ledger.describe()
         raise DataError("fewer than 2 records with tokens to score", field=f"tasks.{ready.name}", found=found)
     totals, weights = zip(*records.values(), strict=True)
-    value, low, high = (math.exp(x) for x in ratio(totals, weights))
+    value, low, high = (_exp(x, subject.label, ready.name) for x in ratio(totals, weights))
     measure = Measure(
         stage=subject.label, task=ready.name, metric="perplexity", value=value, low=low, high=high, num=len(records)
     )
     return Measured(measures=[measure], ledger=ledger)
+
+
+def _exp(nll: float, label: str, task: str) -> float:
+    """Raises ModelError where the result is larger than any number."""
+    try:
+        return math.exp(nll)
+    except OverflowError:
+        raise ModelError(
+            f"{label} has no perplexity: it finds the records all but impossible", field=f"tasks.{task}",
+            found=f"{nll:.4g} nats a token", fix="its training may have diverged: measure an earlier checkpoint",
+        ) from None  # fmt: skip
 
 
 def _fitted(record: Conversation, task: PerplexityTask, subject: Subject, ledger: Ledger) -> list[Rendered]:

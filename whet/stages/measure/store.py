@@ -1,8 +1,8 @@
 """Replies as they come, so that a killed evaluation asks for none of them twice.
 
 One line of `replies.jsonl`: {"owner", "task", "key", "digest", "text", "num_tokens", "finish_reason", "error"}.
-`owner` is the model that spoke. The digest covers prompt ids, sampling and seed: a reply to another question is not
-taken for this one.
+`owner` is the model that spoke. The digest covers prompt ids, pictures, sampling and seed: a reply to another question
+is not taken for this one.
 """
 
 from __future__ import annotations
@@ -116,6 +116,7 @@ def _draw(owner: str, task: str, requests: Sequence[Request], engine: Engine) ->
 
 
 def digest(request: Request) -> str:
-    """Names what was asked: prompt ids, sampling, seed."""
-    asked = repr((request.prompt_ids, astuple(request.sampling), request.seed))
+    """Names what was asked: prompt ids, sampling, seed, and what the pictures show."""
+    pictures = (picture.digest for picture in request.pictures)
+    asked = repr((request.prompt_ids, astuple(request.sampling), request.seed, *pictures))
     return hashlib.sha256(asked.encode()).hexdigest()[:16]

@@ -39,7 +39,8 @@ def measure_verdicts(
 ) -> Measured:
     """`accuracy` over items, both orders (and `accuracy/GROUP`); `consistency`, the share of items whose two orders are
     answered with the same candidate; `first`, the share of decided verdicts (no ties) for the candidate shown first,
-    one half without bias where truths are balanced; `readable`, the share of answers with a verdict.
+    one half without bias where truths are balanced; `readable`, the share of answers with a verdict. Each is a mean
+    over items of the item's own share.
 
     An item that is asked in one order only has no consistency; the ledger's notes say how many there are."""
     items, groups = items_of(ready, task)
@@ -59,7 +60,7 @@ def measure_verdicts(
         if (shares := [mean(outcomes) for outcomes in per_item if outcomes])
         for value, low, high in [proportion(shares, sum(map(len, per_item)) / len(shares))]
     ]
-    samples = sample_rows(ready, subject.label, answers, [mean(one.right) for one in asked], num_logged)
+    samples = sample_rows(ready, subject.label, answers, [float(one.right[0]) for one in asked], num_logged)
     return Measured(measures=measures, samples=samples, ledger=ready.ledger)
 
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 
 from whet.config.evaluate import WinRateTask
-from whet.rewards.check import Check, build_checker
+from whet.rewards.check import Check
 from whet.rewards.pairwise import Comparison, majority, swapped
 from whet.rewards.parse import parse_verdict
 from whet.rewards.template import SHIPPED, fill, read_template
@@ -19,6 +19,7 @@ from whet.rewards.transcript import about, transcript
 from whet.schema.artifacts import Measure
 from whet.schema.rollouts import Sampling
 from whet.stages.measure.answers import ROUND, Measured, answer_all, sample_rows
+from whet.stages.measure.exact import checker_of
 from whet.stages.measure.interval import proportion
 from whet.stages.measure.ready import ReadyTask
 from whet.stages.measure.store import Reply, ReplyStore
@@ -32,14 +33,15 @@ def measure_win_rate(
     `consistency` (both orders, same verdict) and `unreadable` (a verdict could not be parsed in some order). Where a
     checker decides there is no judge, and its numbers are left out.
     """
+    check = None if task.checker is None else checker_of(task.checker, ready)
     ours = answer_all(ready, task, subject, store)
     subject.voice.close()  # two servers at a time may not fit the device
     against = load(task.against, None)
     with closing(against.voice):
         theirs = answer_all(ready, task, against, store)
     pairs = [(mine[0], other[0]) for mine, other in zip(ours, theirs, strict=True)]
-    if task.checker is not None:
-        points = checked(ready, build_checker(task.checker), pairs)
+    if check is not None:
+        points = checked(ready, check, pairs)
         samples = sample_rows(ready, subject.label, ours, points, num_logged)
         return Measured(measures=_shares(subject.label, ready.name, points), samples=samples, ledger=ready.ledger)
     judge = subject if task.judge.model == "self" else load(task.judge.model, task.judge.engine)
