@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
@@ -126,3 +127,12 @@ def test_keys_of_an_export_are_explained_though_no_plan_has_them() -> None:
     ]  # fmt: skip
     with pytest.raises(ConfigError, match=r"verl\.nodes: .* did you mean verl\.nnodes"):
         explain("verl.nodes")
+
+
+def test_sections_that_a_type_tells_apart_name_their_types_and_the_one_that_is_taken() -> None:
+    assert "  type      section, type one of native, http, vllm, ray\n" in explain("rollout.engine")
+    assert "  type      section, type one of native, http, vllm, ray or null\n" in explain("judge.engine")
+    assert "  default   local\n" in explain("launch.type")
+    assert "  default   required\n" in explain("reward.type")
+    assert "  default   sigmoid (dpo; online_dpo)\n" in explain("objective.type")
+    assert re.search(r"  type +native +native \| http \| vllm \| ray\n", explain("rollout.engine"))

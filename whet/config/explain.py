@@ -126,9 +126,9 @@ def _values(found: Sequence[Entry]) -> str:
 def _defaults(found: Sequence[Entry]) -> list[str]:
     """One line where all agree, else a line for each kind of stage or type that differs."""
     by_default: dict[str, list[str]] = {}
-    for entry in found:
+    for entry, default in _given(found):
         place = ", ".join(text for text in (entry.kind, f"type {entry.tag}" if entry.tag else "") if text)
-        by_default.setdefault(_default(entry), []).append(place)
+        by_default.setdefault(default, []).append(place)
     if len(by_default) == 1:
         return list(by_default)
     return [f"{default} ({'; '.join(dict.fromkeys(places))})" for default, places in by_default.items()]
@@ -148,21 +148,30 @@ def _table(rows: Iterable[Entry], *, strip: str = "") -> str:
         grouped.setdefault(entry.path, []).append(entry)
     lines = []
     for path, found in grouped.items():
-        text = " / ".join(dict.fromkeys(_text(entry) for entry in found if entry.info.description or found[0] is entry))
         is_section = bool(sections(found[0].info.annotation))
-        default = "" if is_section else " / ".join(dict.fromkeys(_default(entry) for entry in found))
+        told = [entry for entry in found if entry.info.description or entry is found[0]]
+        text = " / ".join(dict.fromkeys(entry.info.description or _meaning(found) for entry in told))
+        default = "" if is_section else " / ".join(dict.fromkeys(default for _, default in _given(found)))
         default = default if len(default) <= 30 else default[:27] + "..."
         meaning = textwrap.shorten(text, WIDTH, placeholder=" ...")
         lines.append(f"  {path.removeprefix(strip):<30} {default:<14} {meaning}".rstrip())
     return "\n".join(lines)
 
 
-def _text(entry: Entry) -> str:
-    """The key's own text; without one, what its section is, else which values it takes."""
-    if entry.info.description:
-        return entry.info.description
-    models = sections(entry.info.annotation)
-    return str(models[0].__doc__) if len(models) == 1 else _values([entry])
+def _meaning(found: Sequence[Entry]) -> str:
+    """Of a key without a text of its own: what its section is, else which values it takes."""
+    models = sections(found[0].info.annotation)
+    return str(models[0].__doc__) if len(models) == 1 else _values(found)
+
+
+def _given(found: Sequence[Entry]) -> list[tuple[Entry, str]]:
+    """Each entry with its default. A `type` that tells sections apart has that of the section where none is written;
+    its own in each of them is the type itself."""
+    if len({entry.tag for entry in found}) < 2 or any(entry.default != entry.tag for entry in found):
+        return [(entry, _default(entry)) for entry in found]
+    section = found[0].path.rpartition(".")[0]
+    chosen = [(entry, getattr(entry.default, "type", "required")) for entry in entries() if entry.path == section]
+    return chosen or [(entry, "required") for entry in found]
 
 
 def _default(entry: Entry) -> str:
@@ -188,17 +197,21 @@ def _type(annotation: Any, limits: Iterable[Any] = ()) -> str:
         return f"one of {', '.join(map(str, parts))}" if len(parts) > 1 else str(parts[0])
     if origin in (Union, UnionType):
         inner = [part for part in parts if part is not NoneType]
-        words = list(dict.fromkeys(_type(part, limits) for part in inner))
+        tagged = _tags(inner)
+        words = list(dict.fromkeys(tagged if sections(part) and tagged else _type(part, limits) for part in inner))
         return " or ".join(words + (["null"] if NoneType in parts else []))
     if origin is tuple:
         return f"list of {_type(parts[0])}" if parts[-1] is Ellipsis else f"list of {len(parts)}: {_type(parts[0])}"
     if origin is dict:
         return f"mapping of {_type(parts[0])} to {_type(parts[1])}"
-    models = sections(annotation)
-    tagged = [str(model.model_fields["type"].default) for model in models if "type" in model.model_fields]
-    if len(tagged) > 1:
-        return f"section, type one of {', '.join(tagged)}"
-    return "section"
+    return _tags([annotation]) or "section"
+
+
+def _tags(annotations: Iterable[Any]) -> str | None:
+    """Sections that their `type` tells apart; None where there are not several."""
+    models = [model for annotation in annotations for model in sections(annotation)]
+    types = dict.fromkeys(str(model.model_fields["type"].default) for model in models if "type" in model.model_fields)
+    return f"section, type one of {', '.join(types)}" if len(types) > 1 else None
 
 
 def _limits(limits: Iterable[Any]) -> list[str]:
