@@ -16,6 +16,8 @@ import torch
 
 from whet.cli import main
 from whet.config.load import load_plan
+from whet.config.stage import DpoStage, GrpoStage
+from whet.data.rendered import RenderedGroup
 from whet.data.tokens import load_tokenizer
 from whet.errors import ConfigError, ModelError, UserError
 from whet.estimate.memory import memory_of
@@ -245,8 +247,11 @@ def test_every_query_meets_the_keys_before_it(tiny_checkpoint: Path, folder: Pat
     long = [{"prompt": "Say it", "chosen": "the capital of France " * 120, "rejected": "of France " * 180}]
     Path("pairs.jsonl").write_text(json.dumps(long[0]) + "\n")
     made = load_plan(plan(tiny_checkpoint, {"kind": "dpo"}, data={"files": ["pairs.jsonl"], "max_length": 4096}))
-    lengths = lengths_of(made.stages[0], made.model, max_length=None)  # type: ignore[arg-type]
+    (stage,) = made.stages
+    assert isinstance(stage, DpoStage)
+    lengths = lengths_of(stage, made.model, max_length=None)
     row = lengths.rows[0]
+    assert isinstance(row, RenderedGroup)
     prompt, sizes = len(row.prompt_ids), [len(ids) for ids in row.response_ids]
     assert min(sizes) > 300
     met = sum(range(1, prompt + 1)) + sum(prompt + own for size in sizes for own in range(1, size + 1))
@@ -261,7 +266,9 @@ def test_a_probe_counts_whole_rounds(tiny_checkpoint: Path, folder: Path, monkey
 
     def run(command: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
         done = load_plan(command[-1])
-        taken.append(steps := done.stages[0].train.max_steps)  # type: ignore[union-attr]
+        (stage,) = done.stages
+        assert isinstance(stage, GrpoStage) and stage.train.max_steps is not None
+        taken.append(steps := stage.train.max_steps)
         folder = Path(done.run) / "stages" / "01-grpo"
         folder.mkdir(parents=True)
         seconds = [1.0 if step % 4 else 9.0 for step in range(steps)]
