@@ -18,7 +18,7 @@ from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from whet.ranks.life import code_told
 from whet.ranks.watchdog import FAILED, GO_ON, LAUNCHED
-from whet.rollout.cluster import num_cores
+from whet.runs.environment import num_cores
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.2

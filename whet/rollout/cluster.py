@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any
 
 from whet.errors import ConfigError, RunError, UserError
+from whet.runs.environment import num_cores
 
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -62,13 +63,6 @@ def environment() -> dict[str, str]:
         if Path(place).is_dir() and not any(Path(place).is_relative_to(known) for known in installed)
     ]  # fmt: skip
     return QUIET | {"PYTHONPATH": os.pathsep.join(places)}
-
-
-def num_cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def described(resources: dict[str, float]) -> str:
