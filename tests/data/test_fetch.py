@@ -172,7 +172,9 @@ def test_a_hub_out_of_reach_is_one_clear_line(capsys: pytest.CaptureFixture[str]
         (["alpaca", "--out", "there.json"], "there.json: exists already"),
         (["alpaca", "--out", "x" * 300], "cannot write (found File name too long)"),
         (["alpaca", "--out", "rows.csv"], "rows.csv: what is written are JSON lines"),
-        (["alpaca", "--from", "nowhere", "--out", "a.json"], "nowhere: cannot be had"),
+        (["alpaca", "--from", "nowhere", "--out", "a.json"], "--from: no such folder (found nowhere)"),
+        (["alpaca", "--from", "copy", "--split", "tset", "--out", "a.json"], "copy: cannot be read as a local copy"),
+        (["sharegpt", "--from", "copy", "--out", "a.json"], "copy: cannot be read as a local copy"),
     ],
 )
 def test_refused(
@@ -180,6 +182,8 @@ def test_refused(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("there.json").write_text("[]")
+    Path("copy").mkdir()
+    Path("copy/train.jsonl").write_text(json.dumps({"instruction": "a", "input": "", "output": "b"}) + "\n")
     assert _main(["data", "fetch", *words]) == 2
     assert message in capsys.readouterr().err
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from whet.errors import UserError
-from whet.ranks.group import ALONE, Ranks, refuse_other_number
+from whet.ranks.group import ALONE, Ranks, join_ranks, refuse_other_number
 
 
 def test_shares_are_all_there_is_and_even() -> None:
@@ -41,3 +41,11 @@ def test_another_number_of_processes_is_refused(monkeypatch: pytest.MonkeyPatch)
     refuse_other_number(2)
     with pytest.raises(UserError, match="found 4, and 2 were started"):
         refuse_other_number(4)
+
+
+@pytest.mark.parametrize(("name", "found"), [("WORLD_SIZE", "two"), ("RANK", "x"), ("MASTER_PORT", "²9")])
+def test_an_environment_without_numbers_is_one_line(monkeypatch: pytest.MonkeyPatch, name: str, found: str) -> None:
+    for variable, value in ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"} | {name: found}).items():
+        monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=rf"^{name}: is not a whole number \(found '{found}'\)"):
+        join_ranks()

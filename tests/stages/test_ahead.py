@@ -18,6 +18,8 @@ SFT: dict[str, Any] = {"kind": "sft", "data": {"files": ["here.jsonl"]}}
 
 def check(*later: dict[str, Any], fresh: bool = False) -> None:
     Path("here.jsonl").touch()
+    Path("nameless").mkdir(exist_ok=True)
+    Path("nameless/adapter_config.json").write_text("{}")
     plan = load_plan({"run": "r", "model": {"path": "m"}, "stages": [SFT, *later]})
     check_ahead(plan, plan.stages, RunPaths(Path("r")), fresh=fresh)
 
@@ -35,6 +37,7 @@ def stage(kind: str, **sections: Any) -> dict[str, Any]:
         ({"kind": "pair", "chosen": ["no.jsonl"], "rejected": ["here.jsonl"]}, "no.jsonl: pair.chosen: no such file"),
         (stage("dpo", reference={"model": "stf"}), "dpo.reference.model: no such model (found 'stf'); did you mean"),
         (stage("prepare", judge={"model": "nope"}), "prepare.judge.model: no such model (found 'nope'); give a dir"),
+        (stage("prepare", judge={"model": "nameless"}), "prepare.judge.model: does not say which checkpoint it was tr"),
         (stage("prepare", judge={"template": "addtive"}), "prepare.judge.template: no such template (found 'addtive')"),
         (stage("prepare", checker={"type": "custom", "path": "no.py:f"}), "prepare.checker.path: no such file"),
         (stage("grpo", reward={"type": "custom", "path": "no_such_module:f"}), "grpo.reward.path: no such module"),

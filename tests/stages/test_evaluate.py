@@ -25,6 +25,7 @@ from whet.schema.artifacts import ModelRef
 from whet.schema.rollouts import Completion
 from whet.stages import evaluate
 from whet.stages.context import Context
+from whet.stages.evaluate import load_subject
 from whet.stages.measure.asked import models_asked
 from whet.stages.measure.ready import ready_task
 from whet.stages.watch import watch
@@ -347,3 +348,13 @@ def test_everything_is_json(tiny_checkpoint, tmp_path, prompts, scripted):
     rows = read_json(tmp_path / "out" / "evaluation.json")
     assert [row["metric"] for row in rows] == ["rouge1", "rouge2", "rougeL", "bleu"]
     json.dumps(rows, allow_nan=False)
+
+
+def test_another_model_may_be_an_adapter_with_its_template(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    adapter, stage = tmp_path / "adapter", EvaluateStage(name="evaluate", models=("base",))
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(tiny_checkpoint)}))
+    template = "{% for turn in messages %}# {{ turn.content }}{{ eos_token }}{% endfor %}"
+    (adapter / "chat_template.jinja").write_text(template)
+    other = load_subject(str(adapter), context(tiny_checkpoint, tmp_path / "out", stage), Native(), system=None)
+    assert other.tokenizer.chat_template == template

@@ -110,7 +110,7 @@ def test_prompts_with_bad_pictures_are_counted(tmp_path: Path, tiny_vlm_checkpoi
     path = write(tmp_path / "p.jsonl", *({"problem": "Which?", "images": [name]} for name in ("a.png", "bomb.png")))
     data = Data(files=(path,), on_bad_row="drop")
     records, ledger = read_records(data, ("prompt",))
-    renderer = renderer_of(str(tiny_vlm_checkpoint), Model(path=str(tiny_vlm_checkpoint)))
+    renderer = renderer_of(ModelRef(path=str(tiny_vlm_checkpoint)), Model(path=str(tiny_vlm_checkpoint)))
     assert [fits(record, data, renderer, ledger) for record in records if isinstance(record, Prompt)] == [True, False]
     assert list(ledger.dropped) == ["the picture has more than 100,000,000 pixels"]
     with pytest.raises(DataError, match=r"p\.jsonl:2: images: the picture has more than"):

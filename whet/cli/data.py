@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from whet.errors import UserError
+from whet.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from whet.config.data import Data
@@ -31,6 +31,11 @@ Tokenizer = Annotated[str | None, typer.Option("--model", help="Checkpoint whose
 MinPixels = Annotated[int | None, typer.Option(min=1, help="Pixels of a picture, as a plan's model.vision.min_pixels.")]
 MaxPixels = Annotated[int | None, typer.Option(min=1, help="The same, model.vision.max_pixels.")]
 
+NAMED = ("files", "eval_files", "eval_fraction")
+"""Keys without a use where a file is named on the command line."""
+RENDERED = ("system", "max_length", "on_overlong")
+"""Keys of what is made of rows for a model."""
+
 
 @data_app.callback(invoke_without_command=True)
 def help_when_alone(context: typer.Context) -> None:
@@ -51,7 +56,8 @@ def check(
     """
     from whet.data import doctor
 
-    found = doctor.check(file, data_section(keys), model, _limits(model, min_pixels, max_pixels))
+    data = data_section(keys, (*NAMED, "num_samples"), "every row of FILE is read")
+    found = doctor.check(file, data, model, _limits(model, min_pixels, max_pixels))
     if as_json:
         print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
     else:
@@ -70,7 +76,8 @@ def preview(
     """Show rows as rendered, the trained tokens marked, and where pictures stand."""
     from whet.data.doctor import preview as show
 
-    show(file, data_section(keys), model, num, page=html, vision=_limits(model, min_pixels, max_pixels))
+    data = data_section(keys, NAMED, "FILE is what is shown")
+    show(file, data, model, num, page=html, vision=_limits(model, min_pixels, max_pixels))
 
 
 @data_app.command("convert")
@@ -85,7 +92,8 @@ def convert(
 
     if out is None:
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out rows.jsonl")
-    ledger = rewrite(file, data_section(keys), to, str(out))
+    data = data_section(keys, (*NAMED, *RENDERED), "rows of FILE are written as they are")
+    ledger = rewrite(file, data, to, str(out))
     print(f"{out}: {ledger.describe()}")
 
 
@@ -164,11 +172,15 @@ def fetch(
     print(fetched.describe())
 
 
-def data_section(keys: Sequence[str] | None) -> Data:
-    """The `data` section that `key=value` words make."""
+def data_section(keys: Sequence[str] | None, unused: Sequence[str] = (), why: str = "") -> Data:
+    """The `data` section that `key=value` words make. Raises ConfigError for a key without a use, saying why."""
     from whet.config.load import load_data
 
-    return load_data(list(keys or ()))
+    data = load_data(list(keys or ()))
+    for name in unused:
+        if name in data.model_fields_set:
+            raise ConfigError(f"has no meaning here: {why}", field=f"data.{name}", fix="leave it out")
+    return data
 
 
 def vision_section(min_pixels: int | None, max_pixels: int | None) -> Vision:

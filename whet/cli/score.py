@@ -7,12 +7,10 @@ from typing import Annotated, get_args
 
 import typer
 
-from whet.cli.data import DataFile, DataKeys, MaxPixels, MinPixels, data_section, vision_section
-from whet.errors import ConfigError, UserError
+from whet.cli.data import NAMED, DataFile, DataKeys, MaxPixels, MinPixels, data_section, vision_section
+from whet.errors import UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-UNUSED = ("files", "eval_files", "eval_fraction", "num_samples", "seed")
-"""Keys of `data` that choose among rows; scored are all."""
 
 
 def score(
@@ -48,11 +46,8 @@ def score(
     _check_choice("--device", device, get_args(Device))
     if address is not None and not actors:
         raise UserError("has no meaning without actors", field="--address", fix="add --actors N, or leave it out")
-    data = data_section(keys)
-    for name in UNUSED:
-        if name in data.model_fields_set:
-            raise ConfigError("has no meaning here: every row is scored", field=f"data.{name}", fix="leave it out")
-    from whet.stages.given import resolve
+    data = data_section(keys, (*NAMED, "num_samples", "seed"), "every row is scored")
+    from whet.runs.given import resolve
     from whet.stages.score import score_file
 
     score_file(

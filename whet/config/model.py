@@ -84,7 +84,7 @@ class Model(Section):
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention implementation of transformers."""
     chat_template: Place | None = None
-    """Jinja file to use instead of the checkpoint's own chat template."""
+    """Jinja file to use instead of the template that was saved with the adapter, or the checkpoint's own."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Off unless you trust its author."""
     device: Device = "auto"

@@ -94,6 +94,8 @@ def fetch(
     reached, a file that exists, or rows of which none could be used.
     """
     known = _known(name)
+    if source is not None and not Path(source).is_dir():
+        raise DataError("no such folder", field="--from", found=source, fix="name a copy in the hub's layout")
     target = out or Path(known.out)
     free_for_rows(target)
     commit = None if source else revision_of(known.hub, revision)
@@ -136,7 +138,6 @@ def stream(
     known: HubSet, *, source: str | None, split: str, revision: str | None, seed: int | None
 ) -> Iterator[dict[str, Any]]:
     """Rows of the data set, shuffled by the seed where there is one."""
-    place = source or known.hub
     try:
         import datasets
 
@@ -148,7 +149,7 @@ def stream(
         yield from rows
     except Exception as error:
         # `datasets` raises a dozen unrelated types (network, unknown split, broken files), all beyond this program.
-        raise _unreachable(place, error) from error
+        raise (_unreachable(known.hub, error) if source is None else _unreadable(source, error)) from error
 
 
 def _what_to_load(known: HubSet, source: str | None) -> tuple[str, str | None, str | None]:
@@ -163,9 +164,21 @@ def _what_to_load(known: HubSet, source: str | None) -> tuple[str, str | None, s
 
 def _unreachable(place: str, error: Exception) -> DataError:
     return DataError(
-        "cannot be had from the hub", file=place, found=" ".join(str(error).split())[:200],
-        fix="check the network and HF_HUB_OFFLINE (HF_TOKEN for a gated data set), or give a local copy: --from FOLDER",
+        "cannot be had from the hub", file=place, found=_said(error),
+        fix="check --split, the network and HF_HUB_OFFLINE (HF_TOKEN for a gated data set), or give a local copy: "
+        "--from FOLDER",
     )  # fmt: skip
+
+
+def _unreadable(folder: str, error: Exception) -> DataError:
+    return DataError(
+        "cannot be read as a local copy", file=folder, found=_said(error),
+        fix="see that it holds the hub's files, and the split that --split names",
+    )  # fmt: skip
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _converted(
@@ -178,7 +191,7 @@ def _converted(
     for line, values in enumerate(rows, start=1):
         if num is not None and fetched.records >= num:
             break
-        origin = Origin(file=f"{place}[{split}]", line=line)
+        origin = Origin(file=f"{place}[{split}]{'' if num is None else ', as drawn'}", line=line)
         try:
             records = read_row(Row(dict(values), origin), known.format, KIND[known.format])
             written = [row for record in records for row in write(record, values)]

@@ -139,7 +139,18 @@ def _silence() -> IO[str]:
 
 def among_ranks() -> bool:
     """Whether torchrun, or something that speaks as it does, has started this process as one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
+    return (os.environ.get("WORLD_SIZE") or "1") not in ("0", "1") and "RANK" in os.environ
+
+
+def _number(name: str, otherwise: int) -> int:
+    """A number of the environment. Raises UserError where something else stands there."""
+    found = os.environ.get(name) or str(otherwise)
+    if not (found.isascii() and found.isdigit()):
+        raise UserError(
+            "is not a whole number", field=name, found=repr(found),
+            fix="torchrun and its like set it: unset it in the environment, or start the ranks by them",
+        )  # fmt: skip
+    return int(found)
 
 
 def is_first() -> bool:
@@ -165,13 +176,14 @@ def join_ranks(watchdog: float | None = None, stacks: Path | None = None) -> Ran
     from torch import distributed
     from torch.distributed.rendezvous import rendezvous
 
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    local_world = os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE")  # torchrun; deepspeed
-    ranks = Ranks(rank=rank, world=world, local_world=int(local_world or 1))
+    rank, world = _number("RANK", 0), _number("WORLD_SIZE", 1)
+    local_world = _number("LOCAL_WORLD_SIZE", _number("LOCAL_SIZE", 1))  # torchrun; deepspeed
+    ranks = Ranks(rank=rank, world=world, local_world=local_world)
+    _number("MASTER_PORT", 0)  # torch reads it below, and would say less
     if not ranks.is_main:
         sys.stdout = _silence()
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+        torch.cuda.set_device(_number("LOCAL_RANK", 0) % torch.cuda.device_count())
     if distributed.is_initialized():  # by Ray Train, whose first rank holds the store
         os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     store, _, _ = next(rendezvous("env://"))
@@ -205,7 +217,7 @@ def leave_ranks() -> None:
 
 def refuse_other_number(processes: int) -> None:
     """Raises UserError where a plan asks for a number of processes, and there is another."""
-    world = int(os.environ["WORLD_SIZE"]) if among_ranks() else 1
+    world = _number("WORLD_SIZE", 1) if among_ranks() else 1
     if processes not in (1, world):
         raise UserError(
             "is not the number of processes that there are", field="launch.processes",

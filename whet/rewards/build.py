@@ -43,6 +43,7 @@ from whet.rewards.normalise import NormalisedReward, Running
 from whet.rewards.reward import Reward
 from whet.rewards.verdict import verdict_rule
 from whet.rollout.engine import Engine
+from whet.runs.given import ref_of
 from whet.schema.artifacts import ModelRef
 
 
@@ -106,7 +107,7 @@ def _plain(config: PlainReward, setting: RewardSetting) -> Reward:
         case RewardModel():
             from whet.rewards.model import ModelReward  # torch
 
-            ref = setting.models.get(config.path, ModelRef(path=config.path))
+            ref = ref_of(config.path, setting.models)
             ref = ref if config.adapter is None else replace(ref, adapter=config.adapter)
             model = ModelReward(config, ref, setting.vision if config.path in setting.models else None)
             return NormalisedReward(reward=model) if config.normalise == "running" else model

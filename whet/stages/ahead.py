@@ -24,8 +24,9 @@ from whet.config.rules import JsonSchema
 from whet.config.stage import MergeStage, OfflineStage, PairStage, RejectStage, Stage, TrainStage
 from whet.config.value import ModelValue
 from whet.data.locate import locate
-from whet.errors import ConfigError, DataError, nearest
+from whet.errors import ConfigError, DataError, ModelError, nearest
 from whet.rewards.template import SHIPPED
+from whet.runs.given import resolve
 from whet.runs.layout import RunPaths
 from whet.runs.ledger import read_status
 from whet.schema.artifacts import is_hub_id
@@ -122,7 +123,15 @@ class _Look:
 
     def _model(self, key: str, name: str) -> None:
         """A name that is none of the plan's models is a directory, or, where it looks like one, a hub id."""
-        if name in ("start", "self", self.base, *self.models) or self._is_there(name) or is_hub_id(name):
+        if name in ("start", "self", self.base, *self.models) or self._will_be_made(name):
+            return
+        if Path(name).exists():
+            try:
+                resolve(name)
+            except ModelError as error:
+                raise ConfigError(error.problem, field=key, found=error.found, fix=error.fix) from None
+            return
+        if is_hub_id(name):
             return
         near = nearest(name, self.models)
         raise ConfigError(

@@ -30,17 +30,17 @@ from whet.data.picture_files import bytes_of
 from whet.data.render import Renderer
 from whet.errors import RunError, UserError, whole
 from whet.models.four_bit import trained_on
-from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, template_of
+from whet.models.load import compute_dtype, load_model, pick_device
 from whet.rollout.build import Answering, native_engine
 from whet.rollout.engine import Engine, answers
 from whet.rollout.http import http_engine
 from whet.rollout.native import NativeEngine
 from whet.runs.files import json_line, writing
+from whet.runs.given import resolve
 from whet.schema.records import Conversation as Record
 from whet.schema.records import Message, Part
 from whet.schema.rollouts import Asked, Sampling
-from whet.stages.given import resolve
-from whet.stages.rendering import render_with
+from whet.stages.rendering import renderer_of
 
 HELP = """\
   exit, quit      leave
@@ -90,7 +90,7 @@ def chat(
         path=ref.path, adapter=ref.adapter, quantization=trained_on(ref.adapter), vision=vision or Vision()
     )  # fmt: skip
     loaded = load_model(ref, config, dtype=compute_dtype(precision, pick_device(config.device)))
-    renderer = render_with(load_tokenizer(ref.path, chat_template=template_of(ref)), ref.path, config)
+    renderer = renderer_of(ref, config)
     speaker = Speaker(
         model=loaded,
         engine=native_engine(loaded, Answering.by(renderer, batch_size=1, exact=True)),

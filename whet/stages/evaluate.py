@@ -19,6 +19,7 @@ from whet.data.ledger import Ledger
 from whet.errors import ConfigError, nearest
 from whet.rollout.build import Answering, Served, engine_of_another
 from whet.runs.files import write_json, write_jsonl
+from whet.runs.given import ref_of
 from whet.runs.reader import SampleRow
 from whet.schema.artifacts import Measure, ModelRef, StageResult, is_hub_id
 from whet.stages.context import Context
@@ -108,7 +109,7 @@ def loader(context: Context, engine: Engine, *, system: str | None) -> RefLoader
 
 def load_subject(label: str, context: Context, engine: Engine, *, system: str | None) -> Subject:
     config, ref = context.model, _ref(label, context)
-    renderer = renderer_of(ref.path, config, system=system)
+    renderer = renderer_of(ref, config, system=system)
     voice = Called(
         engine,
         Served(ref=ref, model=config, folder=context.paths.root),
@@ -118,10 +119,8 @@ def load_subject(label: str, context: Context, engine: Engine, *, system: str | 
 
 
 def _ref(label: str, context: Context) -> ModelRef:
-    if label in context.models:
-        return context.models[label]
-    if Path(label).is_dir() or is_hub_id(label):
-        return ModelRef(path=label)
+    if label in context.models or Path(label).is_dir() or is_hub_id(label):
+        return ref_of(label, context.models)
     near = nearest(label, context.models)
     raise ConfigError(
         "no such model",

@@ -21,6 +21,7 @@ from whet.config.value import ModelValue
 from whet.data.digest import file_hash
 from whet.data.locate import locate
 from whet.errors import DataError
+from whet.runs.given import ref_of
 from whet.runs.ledger import content_hash
 from whet.schema.artifacts import ModelRef
 from whet.stages.measure.asked import models_asked
@@ -58,11 +59,6 @@ def models_in(stage: Stage) -> Iterator[str]:
                 yield path
             case WinRateTask(against=against):
                 yield against
-
-
-def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
-    """The model of a name; any other name is a checkpoint directory."""
-    return models.get(name) or ModelRef(path=name)
 
 
 def files_in(section: Section, folders: Mapping[str, Path]) -> Iterator[tuple[str, str]]:

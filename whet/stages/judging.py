@@ -13,9 +13,9 @@ from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.judge import Judge, RewardAsJudge, build_judge
 from whet.rollout.build import Answering, Served, engine_of_another, open_engine
 from whet.rollout.engine import Engine
+from whet.runs.given import ref_of
 from whet.schema.artifacts import ModelRef
 from whet.stages.context import Context
-from whet.stages.inputs import ref_of
 from whet.stages.rendering import renderer_of
 
 
@@ -58,7 +58,7 @@ def judge_engine(judge: Asking, rollout: Rollout, context: Context, own: Engine 
 
 def judge_renderer(judge: Asking, context: Context) -> Renderer:
     """The judge is asked in its own words: a task's system message is part of what it judges, not of its role."""
-    return renderer_of(judge_ref(judge, context).path, context.model)
+    return renderer_of(judge_ref(judge, context), context.model)
 
 
 def judge_ref(judge: Asking, context: Context) -> ModelRef:

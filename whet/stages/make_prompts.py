@@ -124,7 +124,7 @@ class Maker:
         """New prompts, a batch of requests at a time. What a batch shows the model depends on the batches before it
         alone, and each has a file of its own: a killed stage reads those it has and goes on with the next."""
         config, context = self.config, self._context
-        renderer = renderer_of(context.start.path, context.model)
+        renderer = renderer_of(context.start, context.model)
         limit = config.max_requests or REQUESTS_PER_PROMPT * self.num
         at_once = max(1, CHUNK_BATCHES * config.rollout.batch_size // config.rollout.group_size)
         answering = Answering.by(renderer, batch_size=config.rollout.batch_size)

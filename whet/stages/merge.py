@@ -15,7 +15,7 @@ from whet.config.reward import RewardHead
 from whet.config.stage import MergeStage
 from whet.errors import RunError
 from whet.models.four_bit import trained_on
-from whet.models.load import load_model, load_tokenizer, save_trained, template_of
+from whet.models.load import load_model, save_trained
 from whet.models.merge import (
     logprob_difference,
     merge_adapter,
@@ -29,6 +29,7 @@ from whet.models.score_head import adapter_head
 from whet.runs.files import replacing_folder
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.context import Context
+from whet.stages.rendering import tokenizer_of
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -53,10 +54,7 @@ def run(stage: MergeStage, context: Context) -> StageResult:
             fix="start from a stage that trained one, or set model.adapter",
         )  # fmt: skip
     config, target = context.model, context.paths.model
-    tokenizer = load_tokenizer(
-        context.start.path, chat_template=config.chat_template or template_of(context.start),
-        trust_remote_code=config.trust_remote_code,
-    )
+    tokenizer = tokenizer_of(context.start, config)
     probes = [tokenizer(text).input_ids for text in PROBES]
     scores = adapter_head(context.start.adapter) is not None
     if config.quantization is None:

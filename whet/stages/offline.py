@@ -28,7 +28,7 @@ from whet.config.stage import (
 )
 from whet.models.activations import Activations
 from whet.models.backbone import unwrapped
-from whet.models.load import compute_dtype, load_model, load_tokenizer, pick_device, save_trained
+from whet.models.load import compute_dtype, load_model, pick_device, save_trained
 from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
 from whet.models.parts import Parts
 from whet.models.reward import load_reward_model, save_reward_model
@@ -41,6 +41,7 @@ from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
 from whet.stages.memory import memory_told
 from whet.stages.parts import check_parts, loaded_in_parts
+from whet.stages.rendering import tokenizer_of
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
 from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
@@ -70,9 +71,7 @@ def fit(stage: OfflineStage, context: Context) -> StageResult:
     dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
     check_parts(stage, parallel, adapter=trains_adapter(context))
-    tokenizer = load_tokenizer(
-        context.start.path, chat_template=context.model.chat_template, trust_remote_code=context.model.trust_remote_code
-    )
+    tokenizer = tokenizer_of(context.start, context.model)
     rows = context.ranks.main_first(partial(read_rows, stage, context, tokenizer), "the rows, rendered")
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)
     asked = train.micro_batch_tokens

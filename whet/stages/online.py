@@ -72,7 +72,7 @@ def train(stage: OnlineStage, context: Context, opened: ExitStack) -> StageResul
     dtype = compute_dtype(stage.train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
     check_parts(stage, parallel, adapter=context.model.lora is not None or context.start.adapter is not None)
-    renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
+    renderer = renderer_of(context.start, context.model, system=stage.data.system)
     tokenizer = renderer.template.tokenizer
     judges, stopped = list[Engine](), Event()
     reward = build_reward(stage.reward, setting=setting(stage, context, opened, judges, stopped))

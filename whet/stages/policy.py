@@ -34,8 +34,8 @@ from whet.models.value import (
     save_value_head,
 )
 from whet.ranks.pulse import beat
+from whet.runs.given import ref_of
 from whet.stages.context import Context
-from whet.stages.inputs import ref_of
 from whet.stages.result import artefact_name, resumed, saved_ref
 from whet.train.checkpoint import Checkpoints
 

@@ -54,7 +54,7 @@ from whet.stages.shares import claim_shares, put_aside, share_folder
 def run(stage: PrepareStage, context: Context) -> StageResult:
     """Generate, judge, pair, write. Raises RunError where no pair is left."""
     check = build_checker(stage.checker) if stage.checker is not None else None
-    renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
+    renderer = renderer_of(context.start, context.model, system=stage.data.system)
     judge = judge_of(stage.judge, context, seed=stage.rollout.seed)
     if stage.meta is not None and isinstance(judge, AskedJudge):
         build_meta_judge(stage.meta, judge)  # a bad template is found before anything is asked

@@ -11,10 +11,10 @@ from whet.config.stage import OfflinePolicyStage, PolicyStage, SftStage
 from whet.models.load import compute_dtype, load_model, pick_device
 from whet.models.reference import Scores, SecondModel, by_adapter
 from whet.models.scoring import TokenScorer
+from whet.runs.given import ref_of
 from whet.runs.ledger import content_hash
 from whet.schema.artifacts import ModelRef
 from whet.stages.context import Context
-from whet.stages.inputs import ref_of
 from whet.stages.rows import Rows
 from whet.train.parallel import Parallel
 from whet.train.reference import Reference, ReferenceCache, cached, measured, reference_key

@@ -54,7 +54,7 @@ def run(stage: RejectStage, context: Context) -> StageResult:
     folder = share_folder(root, ranks.rank, ranks.world)
     read = prompts_of(stage.data, context.folders, functions.read, functions.format)
     save = FunctionSave(functions.save) if functions.save is not None else None
-    renderer = renderer_of(context.start.path, context.model, system=stage.data.system)
+    renderer = renderer_of(context.start, context.model, system=stage.data.system)
     with ExitStack() as stack:
         engines = stack.enter_context(RejectEngines(stage, context, renderer, folder))
         reward = build_reward(stage.reward, setting=engines.setting())

@@ -9,15 +9,19 @@ from transformers import PreTrainedTokenizerBase
 from whet.config.model import Model
 from whet.data.pictures import PictureReader, picture_reader
 from whet.data.render import Renderer
-from whet.models.load import load_tokenizer
+from whet.models.load import load_tokenizer, template_of
+from whet.schema.artifacts import ModelRef
 
 
-def renderer_of(path: str, model: Model, *, system: str | None = None) -> Renderer:
-    """For the checkpoint at `path`, by the plan's model section. Raises ModelError where it cannot be written for."""
-    tokenizer = load_tokenizer(
-        path, chat_template=model.chat_template, trust_remote_code=model.trust_remote_code
-    )  # fmt: skip
-    return render_with(tokenizer, path, model, system=system)
+def renderer_of(ref: ModelRef, model: Model, *, system: str | None = None) -> Renderer:
+    """For a model, by the plan's model section. Raises ModelError where it cannot be written for."""
+    return render_with(tokenizer_of(ref, model), ref.path, model, system=system)
+
+
+def tokenizer_of(ref: ModelRef, model: Model) -> PreTrainedTokenizerBase:
+    """The checkpoint's, with the template that the plan names, that was saved with the adapter, or its own."""
+    template = model.chat_template or template_of(ref)
+    return load_tokenizer(ref.path, chat_template=template, trust_remote_code=model.trust_remote_code)
 
 
 def render_with(

@@ -23,12 +23,12 @@ from whet.config.model import Model, Vision
 from whet.data.ledger import Ledger
 from whet.errors import DataError
 from whet.models.four_bit import trained_on
-from whet.models.load import load_tokenizer, pick_device, template_of
+from whet.models.load import pick_device
 from whet.runs.files import WrittenText, json_line, writing
 from whet.runs.sinks import Progress
 from whet.schema.artifacts import ModelRef
 from whet.stages.measure.interval import wilson
-from whet.stages.rendering import render_with
+from whet.stages.rendering import renderer_of
 from whet.stages.score_actors import ScoreActors
 from whet.stages.score_rows import ScoreRow, read_rows, windows
 from whet.stages.scorer import Scorer, Scores, Scoring
@@ -130,8 +130,7 @@ def score_file(
         }
     )
     scoring = Scoring(ref=ref, model=config, precision=precision, batch_tokens=batch_tokens)
-    tokenizer = load_tokenizer(ref.path, chat_template=template_of(ref))
-    renderer = render_with(tokenizer, ref.path, config, system=data.system)
+    renderer = renderer_of(ref, config, system=data.system)
     with _scorers(scoring, actors, address) as scorers:
         budget = scorers.budget()  # what is wrong with the model is said before a row is read
         summary, notes, started = Summary(), Ledger(), time.monotonic()

@@ -36,6 +36,7 @@ from whet.launch.verl.spec import Spec, check_served, reward_settings, served_mo
 from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.gold import gold_check
 from whet.runs.files import write_json, write_text, writing
+from whet.schema.artifacts import ModelRef
 from whet.schema.records import Prompt
 from whet.stages.build import build_model
 from whet.stages.context import Context
@@ -78,7 +79,7 @@ def _of_stage(plan: Plan, stage: OnlinePolicyStage, context: Context, options: V
     start = whole_start(context)
     _check_reference(stage, context, start)
     reward, served = served_model(stage.reward, lambda name: named(context, name))
-    renderer = renderer_of(start, plan.model, system=stage.data.system)
+    renderer = renderer_of(ModelRef(path=start), plan.model, system=stage.data.system)
     asked = _rewarded(read_prompts(stage.data, context, renderer, hold_out=True), reward, stage)
     everything = (*asked.prompts, *asked.held_out)
     check_prompts(everything, renderer, stage.data.system)

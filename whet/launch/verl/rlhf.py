@@ -125,7 +125,7 @@ def _exported(file: Rlhf, algorithm: Algorithm, options: Verl, out: Path) -> Exp
         columns={} if online.prompt_key == "prompt" else {"prompt": online.prompt_key},
         max_length=online.max_prompt_length,
     )  # fmt: skip
-    renderer = renderer_of(_place(tokenizer), model)
+    renderer = renderer_of(ModelRef(path=_place(tokenizer)), model)
     asked = read_prompts(data, _context(data, model, start, out), renderer, hold_out=True)
     print(f"{algorithm}: {asked.ledger.describe()}")
     check_prompts((*asked.prompts, *asked.held_out), renderer, None)

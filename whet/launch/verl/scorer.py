@@ -30,6 +30,7 @@ from whet.rewards.build import RewardSetting, build_reward
 from whet.rewards.reward import Reward
 from whet.rollout.engine import Engine
 from whet.rollout.http import http_engine
+from whet.schema.artifacts import ModelRef
 from whet.schema.records import Prompt
 from whet.schema.rollouts import Completion, Score
 
@@ -102,13 +103,13 @@ class Scoring:
             engine = Http(urls=(f"http://{_known(router)}/v1",), model=judge.model, concurrency=256)
         from whet.stages.rendering import renderer_of  # torch
 
-        return http_engine(engine), renderer_of(judge.model, self.spec.model)
+        return http_engine(engine), renderer_of(ModelRef(path=judge.model), self.spec.model)
 
     def _served(self, config: RewardModel, router: str | None) -> Reward:
         from whet.launch.verl.classify import ServedReward
         from whet.stages.rendering import renderer_of  # torch
 
-        renderer = renderer_of(config.path, self.spec.model.model_copy(update={"chat_template": None}))
+        renderer = renderer_of(ModelRef(path=config.path), self.spec.model.model_copy(update={"chat_template": None}))
         return ServedReward(
             url=f"http://{_known(router)}", model=config.path, engine=self.spec.engine, renderer=renderer
         )

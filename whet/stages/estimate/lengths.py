@@ -18,6 +18,7 @@ from whet.data.render import Renderer
 from whet.data.sources import read_records, split_records
 from whet.data.tokenise import tokenise
 from whet.errors import DataError, ModelError
+from whet.schema.artifacts import ModelRef
 from whet.schema.records import Prompt
 from whet.stages.rendering import renderer_of
 from whet.stages.rows import record_kinds
@@ -47,7 +48,7 @@ def lengths_of(stage: OfflineStage | OnlineStage, model: Model, *, max_length: i
     if missing is not None:
         return _assumed(stage.data.max_length, f"{missing} is not there yet: rows of data.max_length")
     try:
-        renderer = renderer_of(model.path, model, system=stage.data.system)
+        renderer = renderer_of(ModelRef(path=model.path, adapter=model.adapter), model, system=stage.data.system)
     except ModelError:
         return _assumed(stage.data.max_length, "no tokenizer to count with: rows of data.max_length")
     if isinstance(stage, OnlineStage):

@@ -1,7 +1,8 @@
-"""A model as a person names it on the command line: a checkpoint, an adapter's directory, or the folder of a stage."""
+"""A model as a person names it: a checkpoint, an adapter's directory, or the folder of a stage."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from whet.errors import ModelError, RunError
@@ -11,7 +12,12 @@ from whet.runs.ledger import read_status
 from whet.schema.artifacts import ModelRef
 
 
-def resolve(model: str, adapter: str | None) -> ModelRef:
+def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
+    """One of the plan's models; any other name is resolved."""
+    return models.get(name) or resolve(name)
+
+
+def resolve(model: str, adapter: str | None = None) -> ModelRef:
     """What the words stand for. An adapter's directory means the checkpoint it was trained on, with it.
 
     Raises ModelError for the folder of a stage that has made no model.
