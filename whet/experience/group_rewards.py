@@ -52,5 +52,6 @@ def first_complaint(groups: Sequence[Group]) -> str:
 
 
 def differ(group: Group) -> bool:
-    """Whether the group's rewards say which of its completions are better."""
-    return len({score.value for score in group.scores if score.value is not None}) > 1
+    """Whether the group's rewards say which of its completions are better, among those that are trained on."""
+    scored = zip(group.completions, group.scores, strict=True)
+    return len({score.value for one, score in scored if score.value is not None and one.is_trainable}) > 1

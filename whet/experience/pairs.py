@@ -171,8 +171,9 @@ def _extremes(usable: Sequence[Candidate], rho: float) -> tuple[Candidate, Candi
     """
     scores = [candidate.score for candidate in usable]
     highest, lowest = max(scores), min(scores)
-    top = [one for one in usable if one.score >= (1 - rho) * highest + rho * lowest]
-    bottom = [one for one in usable if one.score <= (1 - rho) * lowest + rho * highest]
+    # Rounded, an edge may lie beyond the scores; the best and the worst are in their tiers all the same.
+    top = [one for one in usable if one.score >= min(highest, (1 - rho) * highest + rho * lowest)]
+    bottom = [one for one in usable if one.score <= max(lowest, (1 - rho) * lowest + rho * highest)]
     if not rho:
         return top[0], bottom[0]
     return min(top, key=_by_length), max(bottom, key=_by_length)

@@ -1,9 +1,9 @@
 """Advantages of responses: their rewards against a baseline. [R] rewards and [R] prompts in, [R] out, no gradient.
 
 A reward that is NaN or infinite could not be had: it stands in no mean and no deviation, and its advantage is 0.
-`groups` [R] int64 says which prompt a response answers, 0 to G - 1. Responses to a prompt that all have the same reward
-have the advantage 0 exactly, whatever rounding makes of their mean. So has one that nothing can be compared with: the
-only known reward of its prompt, which verl takes as it is and TRL sets to 0.
+`groups` [R] int64 says which prompt a response answers, 0 to G - 1. Against a mean, responses to a prompt that all have
+the same reward have the advantage 0 exactly, whatever rounding makes of that mean. So has one that nothing can be
+compared with: the only known reward of its prompt, which verl takes as it is and TRL sets to 0.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ the KL the other way round, KL(reference || policy).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -69,7 +70,9 @@ class AdaptiveKl:
     which would turn it negative for a step of many responses."""
 
     def updated(self, kl: float, num: int) -> AdaptiveKl:
-        """The weight for the next step, after `num` responses with the mean `kl`."""
+        """The weight for the next step, after `num` responses with the mean `kl`; the same where that is no number."""
+        if not math.isfinite(kl):
+            return self
         error = min(max((kl - self.target) / self.target, -0.2), 0.2)
         return replace(self, weight=self.weight * (1.0 + error * num / max(self.horizon, num)))
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from whet.objectives.advantages import EPSILON, group_advantages
+from whet.objectives.kl import LIMIT
 from whet.objectives.loss import Loss, Total
 
 
@@ -37,9 +39,6 @@ class ScoredLogprobs:
 
 Signal = Callable[[ScoredLogprobs], Tensor]
 """From stored rows to the number that each response's log-prob is multiplied by, [R]."""
-
-EPSILON = 1e-6
-"""Added to standard deviations."""
 
 
 def reward_weighted(rows: ScoredLogprobs, *, advantage: Signal, kl_weight: float, by_length: bool) -> Loss:
@@ -78,13 +77,8 @@ def raw_reward(rows: ScoredLogprobs) -> Tensor:
 
 
 def group_advantage(rows: ScoredLogprobs, *, divide_by_std: bool) -> Tensor:
-    """A = R - mean of the prompt's rewards [over their standard deviation]; 0 where a prompt has one response."""
-    prompts = Prompts.of(rows.groups)
-    centred = rows.values - prompts.mean(rows.values)[prompts.index]
-    if not divide_by_std:
-        return centred
-    variance = prompts.sum(centred.square()) / (prompts.sizes - 1).clamp(min=1)
-    return centred / (variance.sqrt()[prompts.index] + EPSILON)
+    """A = R - mean of the prompt's rewards [over their standard deviation]; 0 where they are all the same, or one."""
+    return group_advantages(rows.values, rows.groups, divide_by_std=divide_by_std)
 
 
 def dataset_advantage(rows: ScoredLogprobs, *, divide_by_std: bool) -> Tensor:
@@ -153,7 +147,7 @@ def _with_penalty(
     metrics["logps"] = Total(rows.policy.detach().sum(), float(len(rows.policy)))
     if rows.reference is None:
         return Loss(losses.sum(), metrics)
-    d = (rows.reference - rows.policy) / rows.lengths
+    d = ((rows.reference - rows.policy) / rows.lengths).clamp(-LIMIT, LIMIT)
     penalty = prompts.mean(torch.expm1(d) - d)
     metrics["kl"] = Total(penalty.detach().sum(), float(prompts.num))
     return Loss((losses + kl_weight * penalty).sum(), metrics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 from whet.config.judge import PointwiseForm
@@ -49,7 +50,7 @@ def _mean(judgements: Sequence[Judgement]) -> Score:
     parts = {f"vote_{vote}": one.reading[0] for vote, one in enumerate(judgements) if one.reading is not None}
     votes = tuple(one.reply for one in judgements)
     if parts:
-        return Score(value=sum(parts.values()) / len(parts), parts=parts, votes=votes)
+        return Score(value=fmean(parts.values()), parts=parts, votes=votes)  # in any order: equal votes are a tie
     return Score(value=None, votes=votes, error=no_reading(judgements, "score"))
 
 

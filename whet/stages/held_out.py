@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -50,4 +51,5 @@ def held_out_reward(
         "eval/completions/mean_length": [float(completion.num_tokens) for completion in answered],
         "eval/completions/clipped_ratio": [float(completion.finish_reason == "length") for completion in answered],
     } | parts
-    return {name: sum(values) / len(values) for name, values in measured.items() if values}
+    # A metric that names the best checkpoint stays one where nothing could be had this time.
+    return {name: sum(values) / len(values) if values else math.nan for name, values in measured.items()}

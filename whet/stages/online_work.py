@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from whet.config.stage import OnlineDpoStage, OnlinePolicyStage, OnlineStage
 from whet.data.render import Renderer
@@ -69,6 +72,8 @@ def online_work(stage: OnlineStage, ground: OnlineGround) -> OnlineWork:
 def _advantages(stage: OnlinePolicyStage, ground: OnlineGround) -> OnlineWork:
     objective = stage.objective
     order = _order(stage, ground, objective.passes * objective.minibatches, replace_equal=objective.replaces_equal)
+    if order.steps_per_round > 1:
+        _warn_of_dropout(ground.policy.model)
     learning = policy_learning(objective, max_new_tokens=stage.rollout.max_new_tokens)
     feed = OnlineFeed(
         order, ground.renderer, objective, learning, _measuring(stage, ground, learning, order),
@@ -79,6 +84,16 @@ def _advantages(stage: OnlinePolicyStage, ground: OnlineGround) -> OnlineWork:
         learning, temperature=stage.rollout.temperature, entropy_gradient=objective.entropy_weight > 0
     )
     return OnlineWork(learner=learner, feed=feed, order=order)
+
+
+def _warn_of_dropout(model: torch.nn.Module) -> None:
+    """A round's log-probs are measured without it: with it no ratio is 1 before anything has been learnt."""
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
+        warnings.warn(
+            "dropout moves the ratios that clipping goes by, where a round has several steps: set model.lora.dropout to 0, "
+            "or objective.minibatches (of ppo epochs too) to 1",
+            stacklevel=2,
+        )
 
 
 def _pairs(stage: OnlineDpoStage, ground: OnlineGround) -> OnlineWork:

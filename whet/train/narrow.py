@@ -86,14 +86,19 @@ class NarrowWeights:
         """Weights and gradients of the part that is being updated."""
         self._held = [_hold(parameter, inner, self._scratch, master=master) for parameter in parameters]
 
-    def wide_gradients(self) -> list[Tensor]:
-        """The step's gradients in fp32, zeros where there are none; what is written to them is what `step` takes."""
-        wide = []
+    def fill_gradients(self) -> None:
+        """Zeros where the step has no gradient."""
         for held in self._held:
             if held.gradient is None:
                 held.gradient = torch.zeros_like(held.parameter)
-            held.gradient = held.gradient.float()
-            wide.append(held.gradient)
+
+    def wide_gradients(self) -> list[Tensor]:
+        """The step's gradients in fp32, where there are any; what is written to them is what `step` takes."""
+        wide = []
+        for held in self._held:
+            if held.gradient is not None:
+                held.gradient = held.gradient.float()
+                wide.append(held.gradient)
         return wide
 
     @property

@@ -174,15 +174,18 @@ class Parallel:
         if self._holding is not None:
             self.meet()
             return self._holding.step(limit)
+        # A weight that no rank has a gradient for decays and drifts all the same, as it does in parts.
         match optimizer:
             case NarrowWeights():
+                optimizer.fill_gradients()
                 if self.world > 1:
                     self._add_up(optimizer.wide_gradients())
                 norm = optimizer.clip(limit)
                 optimizer.step()
             case torch.optim.Optimizer():
+                gradients = [_gradient(parameter) for parameter in parameters]
                 if self.world > 1:
-                    self._add_up([_gradient(parameter) for parameter in parameters])
+                    self._add_up(gradients)
                 self._scaler.unscale_(optimizer)
                 norm = clip(optimizer, limit)
                 self._scaler.step(optimizer)
