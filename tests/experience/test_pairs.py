@@ -148,6 +148,12 @@ def test_length_control_measures_the_margin_of_what_it_chose() -> None:
     assert select_pairs([RANGED], Pairs(length_control=0.2, min_margin=3.8))[0] == ["below_margin"]
 
 
+def test_tiers_of_scores_that_are_nearly_one_hold_the_best_and_the_worst() -> None:
+    """At this rho the edge of the top tier is rounded above the highest score."""
+    outcomes, _ = select_pairs([group(("a", 6.8), ("b", 6.799999999999999))], Pairs(length_control=0.17981983816923555))
+    assert isinstance(outcomes[0], tuple) and outcomes[0][0].chosen.text == "a"
+
+
 def test_length_control_between_equal_lengths_takes_the_first() -> None:
     outcomes, _ = select_pairs([group(("aa", 4.9), ("bb", 5.0), ("cc", 0.0))], Pairs(length_control=0.1))
     assert isinstance(outcomes[0], tuple) and outcomes[0][0].chosen.text == "aa"

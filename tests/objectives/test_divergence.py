@@ -68,3 +68,10 @@ def test_far_responses_do_not_overflow() -> None:
         assert bool(torch.isfinite(value).all())
         (gradient,) = torch.autograd.grad(value.sum(), r)
         assert bool(torch.isfinite(gradient).all())
+
+
+@pytest.mark.parametrize("slope", [forward_kl, partial(alpha_divergence, alpha=0.5)], ids=["forward_kl", "alpha"])
+def test_far_away_the_norm_of_a_gradient_is_finite_in_fp32(slope: Slope) -> None:
+    r = torch.arange(-120.0, 0.0, 0.5, requires_grad=True)
+    (gradient,) = torch.autograd.grad(slope(r).sum(), r)
+    assert torch.isfinite(torch.linalg.vector_norm(gradient)) and gradient.abs().max() > 1e5

@@ -42,6 +42,11 @@ def test_k3_far_away_is_finite_and_pulls_nowhere() -> None:
     assert torch.autograd.grad(found.sum(), policy)[0].tolist() == [0.0, 0.0]
 
 
+def test_a_kl_that_is_no_number_leaves_the_weight() -> None:
+    controller = AdaptiveKl(weight=0.2, target=6.0, horizon=1000.0)
+    assert controller.updated(math.nan, 100) == controller.updated(math.inf, 100) == controller
+
+
 def test_adaptive_by_hand() -> None:
     controller = AdaptiveKl(weight=0.2, target=6.0, horizon=1000.0)
     # a tenth above: e = 0.1, 0.2 (1 + 0.1 * 100 / 1000); far off: e = 0.2 either way

@@ -64,6 +64,23 @@ def test_equal_rewards_teach_a_group_nothing() -> None:
         assert loss.total.item() == pytest.approx(0.0, abs=1e-12)
 
 
+@pytest.mark.parametrize(("num", "value"), [(7, 6.42), (16, 7.16), (8, 1000.1)])
+def test_equal_rewards_are_equal_in_fp32_too(num: int, value: float) -> None:
+    """Their mean in fp32 is one rounding off, and so is their deviation: the quotient would be a half."""
+    equal = torch.full((num,), value)
+    batch = ScoredLogprobs(
+        policy=-equal, reference=None, lengths=torch.ones(num), groups=torch.zeros(num, dtype=torch.int64), values=equal
+    )
+    assert group_advantage(batch, divide_by_std=True).tolist() == [0.0] * num
+
+
+def test_a_policy_far_from_the_reference_has_a_finite_penalty() -> None:
+    batch = rows(reference=(-20000.0, 20000.0, -2.0, -5.0))
+    loss = reward_weighted(batch, advantage=raw_reward, kl_weight=0.1, by_length=False).total
+    loss.backward()
+    assert torch.isfinite(loss) and batch.policy.grad is not None and torch.isfinite(batch.policy.grad).all()
+
+
 def test_no_baseline_and_mean_tokens() -> None:
     # (4 * 2 + 1 * 2 + 1 * 1) / 3 + 3 * 1
     loss = reward_weighted(rows(), advantage=raw_reward, kl_weight=0.0, by_length=True)

@@ -94,6 +94,13 @@ def test_the_score_is_the_mean_of_readable_votes(renderer: Renderer) -> None:
     assert judged.judgements[0] == Judgement(shown=(0,), reply="Good. Score: 4", reading=(4.0,), num_tokens=1)
 
 
+def test_the_same_votes_in_another_order_are_the_same_score(renderer: Renderer) -> None:
+    """Added up one after the other, they give 21.599999999999998 or 21.6, by where one begins."""
+    votes = [completion(f"Score: {vote}") for vote in (7.1, 8.2, 6.3)]
+    ready = judge(renderer, votes=3, low=0, high=10)
+    assert score(ready, votes).value == score(ready, votes[::-1]).value == pytest.approx(7.2)
+
+
 def test_score_first_reads_the_first(renderer: Renderer) -> None:
     reply = [completion("Score: 4\nA Score: 1 would be wrong.")]
     assert score(judge(renderer, template="score_first", votes=1), reply).value == 4.0

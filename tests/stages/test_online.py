@@ -27,6 +27,12 @@ REWARD = """
 def letters(prompt, completion, **columns):
     return sum(map(str.isalpha, completion)) / max(1, len(completion))
 
+def unsure(prompt, completion, place, **columns):
+    if place < 2:
+        raise ValueError("nobody knows")
+    return float(len(completion))
+
+
 async def failing(prompt, completion, place, **columns):
     if place % 2:
         raise ValueError("odd place")
@@ -159,6 +165,26 @@ def test_held_out_prompts_are_measured_by_the_reward_and_name_the_best(tiny_chec
     assert metrics["kept_step"] == best["step"] and metrics["eval/reward"] == best["eval/reward"]
     trained = {row["prompt"] for row in read_jsonl(Path("run/stages/01-grpo/completions.jsonl"))}
     assert len(trained) == 6, "two prompts are held out"
+
+
+def test_an_evaluation_without_a_reward_names_no_best_and_ends_nothing(tiny_checkpoint: Path, folder: Path) -> None:
+    rows = Path("prompts.jsonl").read_text().splitlines(keepends=True)
+    Path("held.jsonl").write_text("".join(rows[:2]))
+    Path("prompts.jsonl").write_text("".join(rows[2:]))
+    summary = run(
+        tiny_checkpoint, {"kind": "grpo", "reward": {"type": "custom", "path": "reward.py:unsure"}},
+        train={"batch_size": 3, "precision": "fp32", "max_steps": 2, "eval_every": 1, "best_metric": "eval/reward"},
+        data={"files": ["prompts.jsonl"], "eval_files": ["held.jsonl"]},
+    )  # fmt: skip
+    evaluations = [row for row in read_jsonl(Path("run/stages/01-grpo/metrics.jsonl")) if "loss" not in row]
+    assert [(row["step"], row["eval/reward"]) for row in evaluations] == [(0, None), (1, None), (2, None)]
+    assert summary["stages"][0]["metrics"]["kept_step"] == 2
+
+
+def test_dropout_between_the_steps_of_a_round_is_warned_of(tiny_checkpoint: Path, folder: Path) -> None:
+    model = {"path": str(tiny_checkpoint), "device": "cpu", "lora": {"rank": 4, "dropout": 0.1}}
+    with pytest.warns(UserWarning, match="dropout moves the ratios"):
+        run(tiny_checkpoint, {"kind": "gspo", "objective": {"minibatches": 2}}, model=model)
 
 
 @pytest.mark.parametrize(

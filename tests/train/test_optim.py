@@ -89,3 +89,25 @@ def test_what_stands_apart_is_clipped_by_itself(weights: str) -> None:
     assert torch.equal(together.words.weight, alone.words.weight)
     # 20 numbers of 1 and 15 of 1000
     assert norms == pytest.approx([20**0.5, (20 + 15e6) ** 0.5], rel=1e-3)
+
+
+@pytest.mark.parametrize("weights", ["fp32", "bf16_master"])
+def test_a_weight_without_a_gradient_moves_as_with_one_of_zero(weights: str) -> None:
+    """Several ranks have to add something up for it; one process takes the same step."""
+    torch.manual_seed(0)
+    without, with_zeros = Small(), Small()
+    with_zeros.load_state_dict(without.state_dict())
+    for model in (without, with_zeros):
+        optimizer = build_optimizer(model, Train(weights=weights, weight_decay=0.5))
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1
+        model.layer.weight.backward(torch.ones_like(model.layer.weight))
+        if model is with_zeros:
+            model.words.weight.backward(torch.zeros_like(model.words.weight))
+            model.layer.bias.backward(torch.zeros_like(model.layer.bias))
+        dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+        before = model.words.weight.detach().clone()
+        Parallel(torch.device("cpu"), dtype).step(optimizer, [p for p in model.parameters() if p.requires_grad], None)
+        assert not torch.equal(model.words.weight, before)
+    for one, other in zip(without.parameters(), with_zeros.parameters(), strict=True):
+        assert torch.equal(one, other)

@@ -90,8 +90,8 @@ def _warn_of_dropout(model: torch.nn.Module) -> None:
     """A round's log-probs are measured without it: with it no ratio is 1 before anything has been learnt."""
     if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
         warnings.warn(
-            "dropout moves the ratios that clipping goes by, where a round has several steps: set model.lora.dropout to 0, "
-            "or objective.minibatches (of ppo epochs too) to 1",
+            "dropout moves the ratios that clipping goes by, where a round has several steps: leave model.lora.dropout "
+            "at 0, or set objective.minibatches (of ppo epochs too) to 1",
             stacklevel=2,
         )
 
