@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }  # fmt: skip
 RANK, ACTOR = "ray::RayTrainWorker", "ray::Answerer"
 """How the processes of a cluster are called."""
+PROMPTS, STEPS = 32, 6
 PATIENCE = 1800.0
 """Seconds after which a run that does not end is a failure."""
 
@@ -88,8 +89,8 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     write_jsonl(folder / "demonstrations.jsonl", playground.demonstrations(192, 0))
     write_jsonl(folder / "judge_examples.jsonl", examples)
-    write_jsonl(folder / "prompts.jsonl", playground.prompts("train", 48, 0))
-    write_jsonl(folder / "held_out.jsonl", playground.prompts("heldout", 64, 0))
+    write_jsonl(folder / "prompts.jsonl", playground.prompts("train", PROMPTS, 0))
+    write_jsonl(folder / "held_out.jsonl", playground.prompts("heldout", 48, 0))
     write_text(folder / "judge.txt", playground.JUDGE_PROMPT + "\n")
     rollout = {"max_new_tokens": 24, "batch_size": 32, "group_size": 4}
     train = {"batch_size": 8, "learning_rate": 1e-4}
@@ -105,7 +106,7 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {"kind": "dpo", "data": {"files": ["@prepare/dpo_training.jsonl"]}, "train": train | {"epochs": 1}},
         {
             "kind": "grpo", "data": prompts(str(folder / "prompts.jsonl")), "reward": CHECKER, "rollout": rollout,
-            "objective": {"type": "grpo", "kl_weight": 0.0}, "train": train | {"max_steps": 8, "save_every": 2},
+            "objective": {"type": "grpo", "kl_weight": 0.0}, "train": train | {"max_steps": STEPS, "save_every": 2},
         },
         {
             "kind": "evaluate", "models": ["sft", "dpo", "grpo"],
@@ -172,12 +173,12 @@ def pids(title: str) -> list[int]:
 def assert_whole(run: Ran) -> None:
     """Every step once, every answer once, every round's completions once."""
     steps = [row["step"] for row in run.file("04-grpo/metrics.jsonl") if "loss" in row]
-    assert steps == list(range(1, 9))
+    assert steps == list(range(1, STEPS + 1))
     stores = [run.file(f"02-prepare/rank-{rank}/rollouts.jsonl") for rank in range(2)]
     answers = Counter(row["key"] for rows in stores for row in rows)
-    assert len(answers) == 48 * 4 and set(answers.values()) == {1}
+    assert len(answers) == PROMPTS * 4 and set(answers.values()) == {1}
     rounds = run.file("04-grpo/completions.jsonl")
-    assert len(rounds) == 8 * 8 * 4
+    assert len(rounds) == STEPS * 8 * 4
 
 
 def test_the_plan_ends_as_without_ray(plan: Path, plain: Ran, address: str, tmp_path: Path) -> None:
@@ -187,7 +188,7 @@ def test_the_plan_ends_as_without_ray(plan: Path, plain: Ran, address: str, tmp_
     assert ran.evaluation == plain.evaluation
     assert ran.file("03-dpo/metrics.jsonl")[-1]["loss"] == plain.file("03-dpo/metrics.jsonl")[-1]["loss"]
     assert_whole(ran)
-    assert "grpo  8/8 100%" in ran.said and ran.said.count("grpo  8/8 100%") == 1
+    assert ran.said.count(f"grpo  {STEPS}/{STEPS} 100%") == 1
     assert not pids(RANK) and not pids(ACTOR)
 
 

@@ -114,6 +114,14 @@ def test_adamw_by_hand(sft, make_model) -> None:
         torch.testing.assert_close(p.double(), theta[name], rtol=1e-5, atol=1e-7)
 
 
+def test_a_step_is_surveyed_without_dropout(sft, monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[bool] = []
+    monkeypatch.setattr(TokenLearner, "survey", lambda self, score, batches, parallel: modes.append(score.training))
+    loop = sft(train={"max_steps": 2})
+    loop.fit()
+    assert modes == [False, False] and loop.model.training
+
+
 def test_clipping_logs_the_norm_before(sft) -> None:
     free = sft(train={"max_steps": 1, "max_grad_norm": None}, folder="free")
     cut = sft(train={"max_steps": 1, "max_grad_norm": 1e-3}, folder="cut")

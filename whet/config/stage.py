@@ -198,7 +198,10 @@ class PrepareStage(_Stage):
             raise ValueError("pairs.select=right_wrong needs a checker, which says what is right")
         server = not isinstance(served_by(self.rollout.engine), Native)
         if isinstance(self.judge, Pointwise) and self.judge.needs_probabilities and server and not self.judge.engine:
-            raise ValueError("judge.scores=expectation needs an engine inside this process: set judge.engine=native")
+            raise ValueError(
+                "judge.scores=expectation asks how likely given scores are: set judge.engine=native, or vllm where no "
+                "adapter answers"
+            )
         if self.meta is not None and not (isinstance(self.judge, Pointwise) and self.judge.votes > 1):
             raise ValueError("meta compares the votes on one answer: it needs judge.type=pointwise and judge.votes > 1")
         return self

@@ -20,6 +20,7 @@ import torch
 
 from whet.config.train import Train
 from whet.errors import RunError
+from whet.models.mode import evaluating
 from whet.objectives.loss import Total
 from whet.ranks.pulse import beat
 from whet.runs.sinks import MetricsFile, Progress
@@ -115,7 +116,7 @@ class Loop(Generic[B]):
             group["lr"] = rate * group["pace"]
         logged = Totals()
         self.parallel.begin(len(batches))
-        with self.parallel.forward():
+        with evaluating(self.model), self.parallel.forward():  # what the reference is compared with has no dropout
             surveyed = self.learner.survey(self.model, batches, self.parallel)
         for batch in batches:
             with self.parallel.forward():
