@@ -75,6 +75,7 @@ def train(model: PreTrainedModel, pairs: list[Pair], args: argparse.Namespace) -
     rng, done, steps = Random(args.seed), 0, args.epochs * -(-len(pairs) // args.batch_size)
     for epoch in range(args.epochs):
         order = rng.sample(range(len(pairs)), len(pairs))
+        total, ahead = 0.0, 0
         for start in range(0, len(order), args.batch_size):
             indices = order[start : start + args.batch_size]
             chosen, rejected = logprobs(model, [pairs[i] for i in indices])
@@ -87,8 +88,9 @@ def train(model: PreTrainedModel, pairs: list[Pair], args: argparse.Namespace) -
             optimizer.step()
             optimizer.zero_grad()
             done += 1
-        preferred = (margins > 0).float().mean().item()
-        print(f"  epoch {epoch + 1}   loss {loss.item():.3f}   chosen ahead of rejected {preferred:.0%}", flush=True)
+            total, ahead = total + loss.item() * len(indices), ahead + int((margins > 0).sum())
+        loss_mean, preferred = total / len(pairs), ahead / len(pairs)  # over the epoch
+        print(f"  epoch {epoch + 1}   loss {loss_mean:.3f}   chosen ahead of rejected {preferred:.0%}", flush=True)
 
 
 def logprobs(model: PreTrainedModel, pairs: list[Pair]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -74,6 +74,8 @@ def trust(rows: list[dict], answers: list[str], scores: list[int | None]) -> Non
         for row, answer, score in zip(rows, answers, scores, strict=True)
         if score is not None
     ]
+    if not judged:
+        raise SystemExit(f"none of {len(scores)} reviews has a score: teach judging longer (sft.py --judge-examples)")
     agreement = sum(said == true for said, true in judged) / len(judged)
     right = sum(true for _, true in judged) / len(judged)
     print(

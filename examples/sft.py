@@ -28,8 +28,8 @@ def main() -> None:
     args = arguments()
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(BASE, padding_side="left")  # answers start where prompts end
-    # LoRA: every weight matrix W of the base stays as it is; what is trained is B A, of rank 32, added to it. B starts
-    # at zero, so training starts exactly from the base model.
+    # LoRA: every weight matrix W of the base stays as it is; what is trained is B A, of rank 32, added to it scaled by
+    # alpha / rank, here 2. B starts at zero, so training starts exactly from the base model.
     lora = LoraConfig(r=args.rank, lora_alpha=2 * args.rank, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32), lora)
     model.print_trainable_parameters()
@@ -65,8 +65,8 @@ def train(model: PreTrainedModel, examples: list[tuple[list[int], list[int]]], a
     starts = range(0, len(order), args.batch_size)
     model.train()
     for step, start in enumerate(starts):
-        progress = step / len(starts)
-        rate = args.learning_rate * min(1.0, progress / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))
+        warm = min(1.0, (step + 1) / (0.05 * len(starts)))
+        rate = args.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / len(starts)))
         optimizer.param_groups[0]["lr"] = rate
         ids, labels = collate([examples[i] for i in order[start : start + args.batch_size]])
         # Right padding needs no attention mask in a causal model: no real token ever looks to its right.

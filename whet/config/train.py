@@ -67,7 +67,8 @@ class Train(Section):
     """Metric that names the best checkpoint, e.g. `eval/loss` or `watch/exact/accuracy`; null with
     evaluation data is `eval/loss`."""
     best_mode: Literal["min", "max"] | None = None
-    """Which end of the metric is best; null decides by its name (`loss`, `perplexity`: min, else max)."""
+    """Which end of the metric is best; null decides by its name (`loss`, `perplexity`, `ece`, `brier`, and shares that
+    `failed` or were `clipped`: min, else max)."""
     keep: Literal["best", "last"] = "best"
     """Which checkpoint becomes the stage's result. `best` is `last` where nothing is measured."""
     log_every: int = Field(1, ge=1)
