@@ -5,7 +5,8 @@ the same once more instead of keeping it. So the numbers are those of a plain la
 every device and for any number of rows: bitsandbytes' own layer takes other kernels for one row, and on some CPUs
 bf16 for everything.
 
-The LM head, embeddings, norms, a reward head, and the vision tower and projector of a vision-language model stay what they are.
+The LM head, embeddings, norms, a reward head, and the vision tower and projector of a vision-language model stay what
+they are.
 """
 
 from __future__ import annotations
