@@ -52,9 +52,9 @@ CASES = [
         "answers away",
     ),
     (
-        alarms.watched_falling(watched(0.3, 0.6, 0.2), "watch/exact/accuracy"),
+        alarms.watched_falling(watched(0.303, 0.601, 0.202), "watch/exact/accuracy"),
         alarms.watched_falling(watched(0.3, 0.6, 0.58), "watch/exact/accuracy"),
-        "exact/accuracy fell from 0.6 (step 1) to 0.2",
+        "exact/accuracy fell from 0.601 (step 1) to 0.202 (step 2)",
     ),
     (alarms.parse_failures({"parse_failure_rate": 0.3}), alarms.parse_failures({"parse_failure_rate": 0.1}), "30%"),
     (alarms.many_ties({"tie_rate": 0.6}), alarms.many_ties({"tie_rate": 0.4}), "60%"),
@@ -89,3 +89,20 @@ def test_fires_and_stays_silent(fired, silent, words):
 
 def test_a_failed_answer_is_always_said():
     assert "2 of 100 answers failed" in alarms.poor_answers({"replies": 100, "replies_cut": 0, "replies_failed": 2})
+
+
+def test_what_should_fall_fires_where_it_rises_and_details_of_a_win_rate_never():
+    def rows(name, *values):
+        return [{"step": 10 * n, name: value} for n, value in enumerate(values)]
+
+    for part in ("loss", "unreadable", "tie", "win", "consistency", "first", "unscored"):
+        name = f"watch/match/{part}"
+        assert alarms.watched_falling(rows(name, 0.9, 0.5, 0.1), name) is None
+    name = "watch/text/perplexity"
+    assert alarms.watched_falling(rows(name, 900, 50, 10), name) is None
+    assert alarms.watched_falling(rows(name, 10, 10.5, 10.9), name) is None
+    assert alarms.watched_falling(rows(name, 10, 9, 30), name) == (
+        "text/perplexity rose from 9 (step 10) to 30 (step 20)."
+    )
+    name = "watch/perplexity of poems/accuracy"
+    assert "fell" in alarms.watched_falling(rows(name, 0.901, 0.5, 0.1), name)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from whet.errors import RunError
 from whet.report.charts import training_charts
 from whet.runs.layout import StagePaths
 from whet.runs.reader import StageView
@@ -21,3 +22,51 @@ def test_accuracy_is_a_share_of_what_the_stage_learns_from(kind: str, unit: str)
     (panel,) = chart.figure.panels  # type: ignore[union-attr]
     assert panel.ylabel == f"share of {unit}" and chart.about.startswith(f"Share of {unit} ")
     assert f"too few {unit}" in chart.alarms[0]
+
+
+def stage(kind: str, *rows: dict) -> StageView:
+    return StageView(paths=StagePaths(Path(kind)), name=kind, kind=kind, status="done", rows=rows)
+
+
+def step(number: int, **more: object) -> dict:
+    return {"step": number, "loss": 0.5, "learning_rate": 1e-5, "step_seconds": 1.0, "tokens": 9, **more}
+
+
+@pytest.mark.parametrize("task", ["maths", "maths/hard", "a/b/c", "perplexity/task"])
+@pytest.mark.parametrize("online", [False, True])
+def test_a_watched_task_may_have_any_name(task: str, online: bool) -> None:
+    """Its breakdowns stay out, whatever the name."""
+    more = {"frac_reward_failed": 0.0, "reward": 1.0} if online else {}
+    names = f"watch/{task}/accuracy", f"watch/{task}/accuracy/sums"
+    watched = [
+        {"step": 10 * n, names[0]: value, names[1]: 0.5, "watch/text/perplexity": 2.0}
+        for n, value in enumerate((0.901, 0.5, 0.1))
+    ]
+    steps = [step(number, **more) for number in (1, 2)]
+    charts = {chart.name: chart for chart in training_charts(stage("sft", *steps, *watched))}
+    assert charts["reward" if online else "watch"].alarms == (
+        f"{task}/accuracy fell from 0.901 (step 0) to 0.1 (step 20).",
+    )
+    panels = [panel for name in ("reward", "watch") if name in charts for panel in charts[name].figure.panels]  # type: ignore[union-attr]
+    shown = [series.label for panel in panels for series in panel.series if series.label.startswith("watch/")]
+    assert shown == [names[0], "watch/text/perplexity"]
+
+
+@pytest.mark.parametrize("bad", [{"loss": 1.0}, {"step": None, "loss": 1.0}, {"epoch": 1.0, "watch/t/accuracy": 0.5}])
+def test_a_row_without_a_step_is_damage_in_one_line(bad: dict) -> None:
+    with pytest.raises(RunError, match=r"metrics.jsonl: is damaged .*a row without a step"):
+        training_charts(stage("sft", step(1), bad))
+
+
+@pytest.mark.parametrize("lost", ["seconds/score", "seconds/generate", "step_seconds", "tokens"])
+@pytest.mark.parametrize("missing", [False, True])
+def test_times_that_were_not_measured_leave_the_others(lost: str, missing: bool) -> None:
+    online = {"frac_reward_failed": 0.0, "seconds/generate": 0.5, "seconds/score": 0.25}
+    rows = [step(number, **online) | {lost: None} for number in (1, 2)]
+    if missing:
+        rows = [{name: value for name, value in row.items() if name != lost} for row in rows]
+    charts = {chart.name: chart for chart in training_charts(stage("grpo", *rows))}
+    assert ("seconds" in charts) == (lost != "seconds/generate")
+    if lost == "seconds/score":
+        (panel,) = charts["seconds"].figure.panels  # type: ignore[union-attr]
+        assert [list(series.y) for series in panel.series] == [[0.5, 0.5], [0.0, 0.0], [0.5, 0.5]]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from tests.report.online_run import completion, completions, round_row, step_row
 from tests.report.playground import write_lines
-from whet.report.completions import LONGEST, ROWS_A_PROMPT, read_browser
+from whet.report.completions import ROWS_A_PROMPT, read_browser
+from whet.report.words import LONGEST
 from whet.runs.layout import StagePaths
 from whet.runs.reader import StageView
 
@@ -46,7 +47,7 @@ def test_large_groups_show_best_and_worst_and_long_texts_their_beginning(tmp_pat
         str(n) for n in (*range(19, 13, -1), *range(5, -1, -1))
     ]
     assert shown.num_hidden == 20 - ROWS_A_PROMPT
-    assert shown.rows[0].text.endswith("x […7 more characters]")
+    assert shown.rows[0].text.endswith("x\n[…7 more characters]")
 
 
 def test_equal_rewards_and_none_are_said(tmp_path):

@@ -145,7 +145,7 @@ def test_names_of_parts_are_no_formulas(tmp_path):
 
 def test_completions_stand_behind_the_charts(online_page):
     html = online_page.read_text()
-    grpo = html.split('<section id="grpo">')[1].split("</section>")[0]
+    grpo = html.split('<section id="stage-grpo">')[1].split("</section>")[0]
     assert grpo.index("Reward and truth") < grpo.index("<h3>Completions</h3>") < grpo.index("Step 1 · round 0")
     assert "Step 21 · round 10" in grpo
     assert "Step 39 · round 19" in grpo

@@ -17,13 +17,13 @@ def kl_of_the_reward(values, length):
     return [row | {"completions/mean_length": length} for row in steps("objective/kl", values)]
 
 
-RISING, RISE_AND_FALL = (0.1, 0.4, 0.6, 0.9), (0.2, 0.5, 0.4, 0.3)
+RISING, RISE_AND_FALL = (0.1, 0.4, 0.6, 0.9), (0.201, 0.503, 0.4, 0.297)
 JUMP = curve(0.01, 0.05, 20) + curve(0.1, 3.0, 20)
 CASES = [
     (
         alarms.over_optimised([], both(RISING, RISE_AND_FALL), "watch/maths/accuracy"),
         alarms.over_optimised([], both(RISING, RISING), "watch/maths/accuracy"),
-        "reward rose from 0.4 to 0.9 while maths/accuracy fell from 0.5 (step 10) to 0.3 (step 30)",
+        "reward rose from 0.4 to 0.9 while maths/accuracy fell from 0.503 (step 10) to 0.297 (step 30)",
     ),
     (
         alarms.over_optimised(steps("reward", curve(0, 1)), both([None] * 4, RISE_AND_FALL), "watch/maths/accuracy"),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import pytest
 import yaml
 
 from whet.errors import RunError
+from whet.report import fonts
 from whet.report.page import write_report
 
 BROKEN = "[...document.images].filter(image => !image.complete || !image.naturalWidth).length"
 WIDTH = "document.documentElement.scrollWidth"
+STAGES = ("stage-sft", "stage-prepare", "stage-dpo")
 
 
 def keep_only(run, *names):
@@ -39,11 +42,50 @@ def test_what_a_model_wrote_is_only_text(page, browser):
     assert "<script>console.error" not in page.read_text()
 
 
+def test_a_text_ends_what_it_turns_round(finished_run, browser):
+    """An Arabic prompt, or a sign that turns letters round, leaves what stands beside it."""
+    keep_only(finished_run, "04-evaluate")
+    samples = finished_run / "stages" / "04-evaluate" / "samples.jsonl"
+    rows = [json.loads(line) | {"prompt": "\u202eabc\nxyz", "reference": "\u202eabc"} for line in samples.open()]
+    samples.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    browser.open(write_report(finished_run), 1280)
+    left = """(() => { const text = document.querySelector(SELECTOR).firstChild, range = document.createRange();
+        const places = [...text.data].map((_, n) => (range.setStart(text, n), range.setEnd(text, n + 1),
+            range.getBoundingClientRect().left));
+        return [places[1] > places[3], places[5] < places[7]] })()"""
+    assert browser.ask(left.replace("SELECTOR", "'.prompt .text'")) == [True, True]
+    for selector in (".prompt .text", ".answer .text", ".reference span"):
+        style = f"getComputedStyle(document.querySelector('{selector}')).unicodeBidi"
+        assert browser.ask(style) == "plaintext"
+
+
+@pytest.mark.parametrize("name", ["data", "plan", "answers", "evaluation", "alarms"])
+def test_a_stage_may_be_called_like_a_section(finished_run, name):
+    keep_only(finished_run, "03-dpo", "04-evaluate")
+    file = finished_run / "stages" / "03-dpo" / "status.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"name": name}))
+    html = write_report(finished_run).read_text()
+    ids = re.findall(r' id="([^"]*)"', html)
+    assert len(ids) == len(set(ids)) and f"stage-{name}" in ids
+    assert set(re.findall(r'href="#([^"]*)"', html)) <= set(ids)
+
+
+def test_missing_glyphs_are_said_once_in_words(finished_run, monkeypatch):
+    monkeypatch.setattr(fonts.font_manager, "get_font_names", lambda: ["DejaVu Sans"])
+    keep_only(finished_run, "04-evaluate")
+    file = finished_run / "stages" / "04-evaluate" / "evaluation.json"
+    file.write_text(file.read_text().replace('"sampled"', '"\u6570"').replace('"greedy"', '"\u5b66"'))
+    with pytest.warns(UserWarning) as said:
+        html = write_report(finished_run).read_text()
+    assert [str(one.message).split(":")[0] for one in said] == ["The charts have boxes in place of 数 学"]
+    assert "boxes in place of 数 学" in html
+
+
 def test_evaluation_comes_first_with_its_sentence_and_the_judge(page):
     html = page.read_text()
     assert "sampled accuracy rose from 0.362 [0.324, 0.400] for sft to 0.608 [0.569, 0.647] for dpo" in html
     assert "the judge scores a right answer above a wrong one with chance 0.84" in html
-    places = [html.index(f'id="{name}"') for name in ("evaluation", "answers", "sft", "prepare", "dpo", "data", "plan")]
+    places = [html.index(f'id="{name}"') for name in ("evaluation", "answers", *STAGES, "data", "plan")]
     assert places == sorted(places)
 
 
@@ -90,7 +132,7 @@ def test_a_run_that_is_not_finished_shows_what_it_has(finished_run, browser, kep
     assert browser.complaints() == []
     assert (browser.ask(BROKEN), browser.ask(WIDTH)) == (0, 390)
     html = page.read_text()
-    assert [f'<section id="{name[3:]}"' in html for name in ("01-sft", "02-prepare", "03-dpo")] == [
+    assert [f'<section id="stage-{name[3:]}"' in html for name in ("01-sft", "02-prepare", "03-dpo")] == [
         name in kept for name in ("01-sft", "02-prepare", "03-dpo")
     ]
     assert ('id="evaluation"' in html) == ("04-evaluate" in kept)

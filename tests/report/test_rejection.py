@@ -104,7 +104,7 @@ def test_on_the_page(tmp_path: Path) -> None:
     for text in ("What became of the answers", "right and kept", "pass@k", "Length of right and of wrong answers",
                  "prompts with all answers", "no answer: status 500", "&lt;script&gt;"):  # fmt: skip
         assert text in html, text
-    assert "<script>" not in html and 'id="reject"' in html
+    assert "<script>" not in html and 'id="stage-reject"' in html
     assert {path.name for path in page.parent.glob("*.png")} == {
         "01-reject-pass_at_k.png", "01-reject-accept_rate.png", "01-reject-lengths.png"
     }  # fmt: skip

@@ -139,7 +139,8 @@ def test_charts(section: RoundsSection) -> None:
 
 def test_on_the_page(run: Path) -> None:
     html = write_report(run).read_text()
-    assert 'href="#rounds-round"' in html and 'href="#prepare-2"' in html and "no gain beyond the interval" in html
+    assert 'href="#rounds-round"' in html and 'href="#stage-prepare-2"' in html
+    assert "no gain beyond the interval" in html
     assert read_run(run).status == "done"
     assert "left out" in html
     assert (run / "report" / "00-round-rounds.png").exists()

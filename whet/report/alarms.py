@@ -5,13 +5,17 @@ Every function returns the sentence, or None where nothing is wrong or too littl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 
-from whet.report.evaluation import PERCENT
-from whet.report.series import finite, smoothed
+from whet.report.evaluation import DETAIL, LOWER_IS_BETTER, PERCENT
+from whet.report.evidence import apart, average_error, luck, part, watched_turn
+from whet.report.series import SMOOTHING, finite, smoothed
 from whet.runs.reader import Row
 
 ENOUGH_STEPS = 10
+WORSE = 0.1
+"""Loss of a watched share, and rise of a watched perplexity in proportion, that count as such."""
 
 
 def fired(found: Iterable[str | None]) -> tuple[str, ...]:
@@ -49,12 +53,16 @@ def wild_gradient(steps: Sequence[Row]) -> str | None:
 
 
 def margin_falling(steps: Sequence[Row]) -> str | None:
-    margins = smoothed(steps, "rewards/margins")
+    """The moving average falls from its peak, further than the noise of single steps carries it."""
+    raw, margins = [y for _, y in finite(steps, "rewards/margins")], smoothed(steps, "rewards/margins")
     if len(margins) < ENOUGH_STEPS:
         return None
-    peak_step, peak = max(margins[ENOUGH_STEPS // 2 :], key=lambda point: point[1])
-    last = margins[-1][1]
-    if peak > 0 and last < 0.7 * peak:
+    place = max(range(ENOUGH_STEPS - 1, len(margins)), key=lambda number: margins[number][1])
+    (peak_step, peak), (_, last) = margins[place], margins[-1]
+    errors = [average_error(raw, SMOOTHING, num) for num in (place + 1, len(raw))]
+    # Averages of neighbouring steps are alike: five of them are about one look.
+    by_chance = luck(len(raw) / 5) * math.hypot(*errors) / math.sqrt(2)
+    if peak > 0 and last < 0.7 * peak and peak - last > by_chance:
         return (
             f"The reward margin fell from {peak:.3g} (step {peak_step:g}) to {last:.3g}: "
             "chosen and rejected drift together."
@@ -70,29 +78,30 @@ def coarse_accuracy(steps: Sequence[Row], unit: str) -> str | None:
 
 
 def chosen_collapse(steps: Sequence[Row]) -> str | None:
-    points = smoothed(steps, "logps/chosen")
+    """The first and the last part are compared: a single batch says more of its answers' lengths than of the policy."""
+    points = finite(steps, "logps/chosen")
     if len(points) < ENOUGH_STEPS:
         return None
-    first, last = points[0][1], points[-1][1]
-    if last < first - max(10.0, 0.5 * abs(first)):
+    size = min(max(len(points) // 5, 10), len(points) // 2)
+    first, last = part(points[:size]), part(points[-size:])
+    if first.mean - last.mean > max(10.0, 0.5 * abs(first.mean)) and apart(first, last):
         return (
-            f"The log-probability of chosen answers fell from {first:.4g} to {last:.4g}: training pushes the good "
-            "answers away too. A lower learning rate or a larger beta holds them."
+            f"The log-probability of chosen answers fell from {first.mean:.4g} to {last.mean:.4g} (means of the first "
+            f"and the last {size} steps): training pushes the good answers away too. A lower learning rate or a larger "
+            "beta holds them."
         )
     return None
 
 
 def watched_falling(evaluations: Sequence[Row], name: str) -> str | None:
-    """A watched number ends clearly below its best while nothing in the loss would show it."""
-    points = finite(evaluations, name)
-    if len(points) < 3:
+    """A watched number ends clearly worse than its best while nothing in the loss would show it."""
+    metric = name.rpartition("/")[2]
+    if metric in DETAIL:
         return None
-    best_step, best = max(points, key=lambda point: point[1])
-    last = points[-1][1]
-    scale = 100 if name.rpartition("/")[2] in PERCENT else 1
-    if last < best - 0.1 * scale:
-        return f"{name.removeprefix('watch/')} fell from {best:.3g} (step {best_step:g}) to {last:.3g} at the end."
-    return None
+    lower = metric in LOWER_IS_BETTER
+    least = math.log1p(WORSE) if lower else WORSE * (100 if metric in PERCENT else 1)
+    turn = watched_turn(finite(evaluations, name), metric, least=least)
+    return f"{name.removeprefix('watch/')} {'rose' if lower else 'fell'} {turn.words}." if turn else None
 
 
 def parse_failures(metrics: Mapping[str, float]) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from whet.report.pictures import thumbnails
+from whet.report.words import cut
 from whet.runs.reader import SampleRow
 
 
@@ -64,11 +65,12 @@ def _compare(rows: Sequence[SampleRow], order: Sequence[str]) -> Comparison:
     latest = {row.model: row for row in rows}
     places = {name: place for place, name in enumerate(order)}
     models = sorted(latest, key=lambda name: places.get(name, len(places)))
-    answers = tuple(Answer(model=m, text=latest[m].completion, score=latest[m].score) for m in models)
+    answers = tuple(Answer(model=m, text=cut(latest[m].completion), score=latest[m].score) for m in models)
     first, last = answers[0].score or 0.0, answers[-1].score or 0.0
     change = "unchanged" if first == last else "gained" if last > first else "lost"
+    prompt, reference = rows[0].prompt, rows[0].reference
     return Comparison(
-        prompt=rows[0].prompt, reference=rows[0].reference, answers=answers, change=change,
+        prompt=cut(prompt), reference=None if reference is None else cut(reference), answers=answers, change=change,
         pictures=thumbnails(rows[0].images),
     )  # fmt: skip
 

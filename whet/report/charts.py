@@ -6,7 +6,7 @@ from whet.report import alarms
 from whet.report.figures import Chart, Lines, Panel, Series
 from whet.report.online import Marks, is_online, online_charts, truths
 from whet.report.policy import memory_panels
-from whet.report.series import column, eval_series, has, names, step_series
+from whet.report.series import check_steps, column, eval_series, has, number, step_series, watched_numbers
 from whet.runs.reader import StageView
 
 LOG_2 = 0.6931
@@ -19,6 +19,7 @@ def training_charts(stage: StageView) -> list[Chart]:
     """Rewards, loss, watched tasks, optimiser, throughput: those the stage has numbers for."""
     if not stage.steps:
         return []
+    check_steps(stage)
     marks = _best(stage)
     charts = [
         *online_charts(stage, marks),
@@ -62,12 +63,12 @@ def _loss(stage: StageView, marks: Marks) -> Chart:
 def _watched(stage: StageView, marks: Marks) -> Chart | None:
     """One panel for each watched task's main numbers; breakdowns by group and what stands beside a reward stay out."""
     shown = truths(stage) if is_online(stage) else []
-    watched = [n for n in names(stage.evaluations, "watch/") if n.count("/") == 2 and n not in shown]
+    watched = [name for name in watched_numbers(stage.evaluations) if name not in shown]
     if not watched:
         return None
     panels = tuple(
         Panel(
-            ylabel=name.removeprefix("watch/").replace("/", "\n"),
+            ylabel="\n".join(name.removeprefix("watch/").rsplit("/", 1)),
             series=(eval_series(stage.evaluations, name, name, "eval"),),
         )
         for name in watched
@@ -77,12 +78,10 @@ def _watched(stage: StageView, marks: Marks) -> Chart | None:
         title="Held-out tasks during training",
         about=(
             "Real answers measured while training went on. This is what the loss stands for: healthy is a rise that "
-            "stays. Red flag: the task gets worse while the loss still improves."
+            "stays, of a perplexity a fall. Red flag: the task gets worse while the loss still improves."
         ),
         figure=Lines(panels=panels, marks=marks),
-        alarms=alarms.fired(
-            alarms.watched_falling(stage.evaluations, name) for name in watched if "perplexity" not in name
-        ),
+        alarms=alarms.fired(alarms.watched_falling(stage.evaluations, name) for name in watched),
     )
 
 
@@ -171,11 +170,11 @@ def _optimiser(stage: StageView) -> Chart:
 
 
 def _throughput(stage: StageView) -> Chart | None:
-    rows = [row for row in stage.steps if row.get("step_seconds") and row.get("tokens")]
+    rows = [row for row in stage.steps if number(row, "step_seconds") > 0 and number(row, "tokens") > 0]
     if not rows:
         return None
     x = [float(row["step"]) for row in rows]
-    rate = [row["tokens"] / row["step_seconds"] for row in rows]
+    rate = [number(row, "tokens") / number(row, "step_seconds") for row in rows]
     weight = step_series(rows, "tokens", "", "train").smooth
     panels = [
         Panel(ylabel="tokens / s", series=(Series("speed", x, rate, "train", smooth=weight),), bounds=(0, None)),

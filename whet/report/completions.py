@@ -8,13 +8,12 @@ from statistics import mean
 
 from whet.report.pictures import thumbnails
 from whet.report.series import finite
+from whet.report.words import cut
 from whet.runs.completions import CompletionRow, index_rounds, read_round
 from whet.runs.reader import StageView
 
 PROMPTS_A_ROUND = 4
 ROWS_A_PROMPT = 12
-LONGEST = 4000
-"""Characters of a text that are shown."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +92,7 @@ def _prompt(rows: Sequence[CompletionRow]) -> ShownPrompt:
         order = order[: ROWS_A_PROMPT // 2] + order[-ROWS_A_PROMPT // 2 :]
     parts = list(dict.fromkeys(name for row in rows for name in row.parts))
     return ShownPrompt(
-        prompt=_cut(rows[0].prompt),
+        prompt=cut(rows[0].prompt),
         summary=f"{len(rows)} completions, {_rewards(known)}",
         columns=("reward", *parts, "advantage", "tokens", "end"),
         rows=tuple(_shown(row, parts) for row in order),
@@ -105,7 +104,7 @@ def _prompt(rows: Sequence[CompletionRow]) -> ShownPrompt:
 def _shown(row: CompletionRow, parts: Sequence[str]) -> Shown:
     advantage = row.advantage or 0.0
     return Shown(
-        text=_cut(row.completion),
+        text=cut(row.completion),
         numbers=(
             ("reward", _number(row.reward)),
             *((name, _number(row.parts.get(name))) for name in parts),
@@ -113,7 +112,7 @@ def _shown(row: CompletionRow, parts: Sequence[str]) -> Shown:
             ("tokens", f"{row.num_tokens:,}"),
             ("end", {"stop": "ended", "length": "cut"}.get(row.finish_reason, row.finish_reason)),
         ),
-        error=row.error or "",
+        error=cut(row.error or ""),
         trend="up" if advantage > 0 else "down" if advantage < 0 else "",
     )
 
@@ -132,8 +131,3 @@ def _number(value: float | None) -> str:
 
 def _signed(value: float | None) -> str:
     return "–" if value is None else f"{value:+.2f}" if value else "0"
-
-
-def _cut(text: str) -> str:
-    """Long texts by their beginning, and said so."""
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]} […{len(text) - LONGEST:,} more characters]"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from whet.report import alarms
 from whet.report.evaluation import Verdict
 from whet.report.figures import Chart, Histogram
+from whet.report.words import cut
 from whet.runs.files import read_json, read_jsonl
 from whet.runs.reader import Row, StageView
 
@@ -197,7 +198,7 @@ def _group(row: Row) -> ScoredGroup:
     roles = {"chosen": row["chosen"], "rejected": row["rejected"]}
     rank = {place: number for number, place in enumerate(places, start=1)}
     return ScoredGroup(
-        prompt=row["instruction"],
+        prompt=cut(row["instruction"]),
         candidates=tuple(_candidate(row["candidates"][place], roles) for place in places),
         dropped=REASONS.get(row.get("dropped", ""), ""),
         compared=tuple(_compared(one, rank) for one in row.get("judgements", ())),
@@ -214,7 +215,7 @@ def _compared(one: Row, rank: Mapping[int, int]) -> Compared:
         said = "a tie" if 0.5 in one["reading"] else f"#{shown[one['reading'].index(1.0)]} is better"
     else:
         said = f"ranked {', '.join(f'{number:g}' for number in one['reading'])}"
-    return Compared(title=f"{title}: {said}", judge=one["reply"] or one.get("error", ""))
+    return Compared(title=f"{title}: {said}", judge=cut(one["reply"] or one.get("error", "")))
 
 
 def _candidate(one: Row, roles: dict[str, str | None]) -> Candidate:
@@ -223,4 +224,4 @@ def _candidate(one: Row, roles: dict[str, str | None]) -> Candidate:
     if role:
         roles[role] = None
     score = "no score" if one["score"] is None else f"{one['score']:.2g}"
-    return Candidate(text=one["response"], score=score, role=role, judge=one.get("judge_output", ""))
+    return Candidate(text=cut(one["response"]), score=score, role=role, judge=cut(one.get("judge_output", "")))

@@ -11,7 +11,7 @@ from textwrap import wrap
 from whet.report import alarms, online_alarms
 from whet.report.figures import Chart, Lines, Panel, Series
 from whet.report.policy import policy_charts
-from whet.report.series import eval_series, finite, has, names, step_series
+from whet.report.series import eval_series, finite, has, names, step_series, watched_numbers
 from whet.runs.reader import StageView
 
 Marks = tuple[tuple[float, str], ...]
@@ -26,7 +26,7 @@ def is_online(stage: StageView) -> bool:
 
 def truths(stage: StageView) -> list[str]:
     """Watched accuracies: what the reward is hoped to stand for. Breakdowns by group stay out."""
-    return [name for name in names(stage.evaluations, "watch/", "/accuracy") if name.count("/") == 2]
+    return [name for name in watched_numbers(stage.evaluations) if name.endswith("/accuracy")]
 
 
 def online_charts(stage: StageView, marks: Marks) -> list[Chart]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import mean, median
 
+from whet.report.evidence import watched_turn
 from whet.report.series import finite, smoothed
 from whet.runs.reader import Row
 
@@ -31,20 +32,18 @@ def over_optimised(steps: Sequence[Row], evaluations: Sequence[Row], truth: str)
 
     The held-out reward is compared where there is one, else that of the completions trained on.
     """
-    true, held_out = finite(evaluations, truth), finite(evaluations, "eval/reward")
+    held_out = finite(evaluations, "eval/reward")
     rewards = held_out if len(held_out) >= 3 else smoothed(steps, "reward")
-    if len(true) < 3 or len(rewards) < 3:
+    turn = watched_turn(finite(evaluations, truth), truth.rpartition("/")[2], least=NOTICED)
+    if turn is None or len(rewards) < 3:
         return None
-    best_step, best = max(true, key=lambda point: point[1])
-    last_step, last = true[-1]
-    then, now = (min(rewards, key=lambda point: abs(point[0] - step))[1] for step in (best_step, last_step))
+    then, now = (min(rewards, key=lambda point: abs(point[0] - step))[1] for step, _ in (turn.best, turn.last))
     values = [value for _, value in rewards]
-    if last > best - NOTICED or now <= then + NOTICED * (max(values) - min(values)):
+    if now <= then + NOTICED * (max(values) - min(values)):
         return None
     return (
-        f"The reward rose from {then:.3g} to {now:.3g} while {truth.removeprefix('watch/')} fell from {best:.3g} (step "
-        f"{best_step:g}) to {last:.3g} (step {last_step:g}): the policy pleases the reward and not the truth behind "
-        "it. Stop earlier, raise kl_weight, or mend the reward."
+        f"The reward rose from {then:.3g} to {now:.3g} while {truth.removeprefix('watch/')} fell {turn.words}: the "
+        "policy pleases the reward and not the truth behind it. Stop earlier, raise kl_weight, or mend the reward."
     )
 
 

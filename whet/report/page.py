@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import base64
 import struct
+import warnings
 from dataclasses import dataclass
 from importlib.resources import files
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from whet.report.answers import side_by_side
 from whet.report.charts import training_charts
 from whet.report.completions import Browser, read_browser
 from whet.report.figures import Chart
+from whet.report.fonts import lacking
 from whet.report.header import header
 from whet.report.plots import DARK, LIGHT, draw
 from whet.report.rounds import RoundsSection, read_rounds
@@ -96,19 +99,26 @@ def render(run: RunView, folder: Path) -> str:
     )
     told = told_apart(run)
     chart = evaluation.intervals_chart(told.evaluation, order)
+    intervals = _drawn(chart, folder, "00") if chart else None
     sections = [_section(number, stage, folder) for number, stage in enumerate(run.stages, start=1)]
+    rounds = [
+        DrawnRounds(section=one, charts=[_drawn(chart, folder, f"00-{one.name}") for chart in one.charts])
+        for one in read_rounds(run)
+    ]
+    drawn = chain([intervals] if intervals else [], *(one.charts for one in rounds), *(one.charts for one in sections))
+    boxes = lacking(one.chart.figure for one in drawn)
+    if boxes:
+        warnings.warn(boxes, stacklevel=3)
     context: dict[str, Any] = {
         "css": files("whet.report").joinpath("templates", "page.css").read_text(encoding="utf-8"),
         "run": run,
         "header": header(run),
         "table": evaluation.table(told.evaluation, order) if told.evaluation else None,
         "verdicts": [*evaluation.verdicts(told.evaluation, order), *judging.verdicts(run.stages)],
-        "intervals": _drawn(chart, folder, "00") if chart else None,
+        "intervals": intervals,
+        "boxes": boxes,
         "alarms": [(section.stage.name, alarm) for section in sections for alarm in section.alarms],
-        "rounds": [
-            DrawnRounds(section=one, charts=[_drawn(chart, folder, f"00-{one.name}") for chart in one.charts])
-            for one in read_rounds(run)
-        ],
+        "rounds": rounds,
         "answers": side_by_side([row for stage in told.stages for row in stage.samples], order),
         "sections": [section for section in sections if section.charts or section.judging or section.rejection],
         "ledgers": [row for stage in run.stages for row in ledger_rows(stage)],

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+import math
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import assert_never
 
 import matplotlib
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure as Canvas
@@ -17,19 +18,12 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from whet.report.figures import Figure, Histogram, Intervals, Lines, Panel, Role, Series
-from whet.report.series import moving_average
+from whet.report.fonts import families
+from whet.report.series import LARGEST, moving_average
 
 WIDTH = 5.2
 """Inches; a chart is shown at 100 CSS pixels an inch and drawn twice as fine."""
 DOTS_PER_INCH = 200
-CJK_FONTS = (
-    "Noto Sans CJK SC",
-    "Noto Sans CJK JP",
-    "Source Han Sans SC",
-    "PingFang SC",
-    "Microsoft YaHei",
-    "WenQuanYi Zen Hei",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +71,9 @@ def draw(figure: Figure, theme: Theme = LIGHT) -> bytes:
 def _png(canvas: Canvas) -> bytes:
     """The picture in 64 colours: a third of the bytes, and no eye sees the difference in line art."""
     agg = FigureCanvasAgg(canvas)
-    agg.draw()  # type: ignore[no-untyped-call]
+    with warnings.catch_warnings():  # a warning for every character and every picture: `fonts.lacking` says it once
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
+        agg.draw()  # type: ignore[no-untyped-call]
     picture = Image.fromarray(np.asarray(agg.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
     buffer = io.BytesIO()
     picture.quantize(64, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE).save(buffer, format="png")
@@ -97,9 +93,8 @@ def _axes(canvas: Canvas, num: int, *, left: float = 0.8, top: float = 0.08) -> 
 
 
 def _style(theme: Theme) -> dict[str, object]:
-    installed = set(font_manager.get_font_names())
     return {
-        "font.family": ["DejaVu Sans", *(name for name in CJK_FONTS if name in installed)],
+        "font.family": [*families()],
         "font.size": 10,
         "text.parse_math": False,
         "text.color": theme.ink,
@@ -169,17 +164,22 @@ def _plain(value: float, place: float) -> str:
 
 
 def _series(ax: Axes, series: Series, theme: Theme) -> None:
-    colour = theme.roles[series.role]
+    colour, values = theme.roles[series.role], _drawable(series.y)
     if series.smooth is not None:
-        ax.plot(series.x, series.y, color=colour, alpha=0.28, linewidth=1)
-        ax.plot(series.x, moving_average(series.y, series.smooth), color=colour, label=series.label)
+        ax.plot(series.x, values, color=colour, alpha=0.28, linewidth=1)
+        ax.plot(series.x, moving_average(values, series.smooth), color=colour, label=series.label)
     elif series.markers:
         ax.plot(
-            series.x, series.y, color=colour, label=series.label, marker="o", markersize=5.5, markeredgewidth=1.4,
+            series.x, values, color=colour, label=series.label, marker="o", markersize=5.5, markeredgewidth=1.4,
             markeredgecolor=theme.paper, linewidth=1.2,
         )  # fmt: skip
     else:
-        ax.plot(series.x, series.y, color=colour, label=series.label, linewidth=1.4)
+        ax.plot(series.x, values, color=colour, label=series.label, linewidth=1.4)
+
+
+def _drawable(values: Sequence[float]) -> list[float]:
+    """With a gap where a value is beyond fp32: the axes themselves would overflow."""
+    return [value if abs(value) <= LARGEST else math.nan for value in values]
 
 
 def _histogram(figure: Histogram, theme: Theme) -> Canvas:

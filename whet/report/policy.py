@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 from whet.report import alarms, online_alarms
 from whet.report.figures import Chart, Lines, Panel, Role, Series
-from whet.report.series import finite, has, step_series
+from whet.report.series import finite, has, number, step_series
 from whet.runs.reader import Row, StageView
 
 MOVED = 1e-9
@@ -141,7 +143,7 @@ def memory_panels(steps: Sequence[Row]) -> list[Panel]:
     if not any(row.get("peak_memory_bytes") for row in steps):
         return []
     x = [float(row["step"]) for row in steps]
-    memory = [(row.get("peak_memory_bytes") or 0) / 2**30 for row in steps]
+    memory = [_known(row, "peak_memory_bytes") / 2**30 for row in steps]
     return [Panel(ylabel="peak GiB", series=(Series("peak memory", x, memory, "neutral"),), bounds=(0, None))]
 
 
@@ -151,13 +153,16 @@ def _rounds(stage: StageView, beside: bool) -> Iterator[tuple[float, dict[str, f
     A round that was drawn `beside` training, or read from disk by a resumed run, cost its steps no generation.
     """
     steps = stage.steps  # made anew whenever it is asked for
-    starts = [place for place, row in enumerate(steps) if row.get("seconds/generate") is not None]
-    for start, end in zip(starts, [*starts[1:], len(steps)], strict=True):
+    starts = [place for place, row in enumerate(steps) if math.isfinite(number(row, "seconds/generate"))]
+    for start, end in pairwise([*starts, len(steps)]):
         first: Row = steps[start]
-        drawn = first["seconds/generate"] + first.get("seconds/score", 0.0)
-        spent = sum(row["step_seconds"] for row in steps[start:end])
-        train = spent - drawn if not beside and first["step_seconds"] >= drawn else spent
-        yield (
-            float(first["step"]),
-            {"generate": first["seconds/generate"], "score": first.get("seconds/score", 0.0), "train": train},
-        )
+        generate, score = number(first, "seconds/generate"), _known(first, "seconds/score")
+        drawn, spent = generate + score, sum(_known(row, "step_seconds") for row in steps[start:end])
+        train = spent - drawn if not beside and _known(first, "step_seconds") >= drawn else spent
+        yield float(first["step"]), {"generate": generate, "score": score, "train": train}
+
+
+def _known(row: Row, name: str) -> float:
+    """0 where it was not measured."""
+    value = number(row, name)
+    return value if math.isfinite(value) else 0.0

@@ -9,6 +9,7 @@ from typing import Any
 
 from whet.report.figures import Bar, Chart, Intervals, Lines, Panel, Series
 from whet.report.pictures import thumbnails
+from whet.report.words import cut
 from whet.runs.files import read_json, read_jsonl
 from whet.runs.reader import Row, StageView
 
@@ -195,8 +196,8 @@ def _group(row: Row) -> ShownGroup:
     order = list(FATES)
     answers = sorted(row["answers"], key=lambda one: order.index(one["fate"]))
     return ShownGroup(
-        prompt="\n\n".join(_words(message) for message in row["messages"]),
-        reference=row.get("reference"),
+        prompt=cut("\n\n".join(_words(message) for message in row["messages"])),
+        reference=None if (reference := row.get("reference")) is None else cut(reference),
         answers=tuple(_answer(one) for one in answers),
         pictures=thumbnails(_pictures(row["messages"])),
     )
@@ -217,9 +218,9 @@ def _words(message: Row) -> str:
 
 def _answer(one: Row) -> Shown:
     return Shown(
-        text=one["text"],
+        text=cut(one["text"]),
         score="no score" if one["score"] is None else f"{one['score']:.3g}",
         role=MARKS[one["fate"]][0],
         mark=MARKS[one["fate"]][1],
-        error=one.get("error", ""),
+        error=cut(one.get("error", "")),
     )

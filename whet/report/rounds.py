@@ -67,7 +67,7 @@ def _section(run: RunView, loop: Mapping[str, Any], plan: Mapping[str, Any]) -> 
         RoundRow(
             name=f"M{one.number}", model=one.model, kept=one.model == loop["kept"],
             cells=tuple(_cell(column, rounds, index) for column in columns),
-            links=tuple((stage.name, f"#{stage.name}") for stage in one.stages.values() if _has_section(stage)),
+            links=tuple((stage.name, f"#stage-{stage.name}") for stage in one.stages.values() if _has_section(stage)),
         )
         for index, one in enumerate(rounds)
     ]  # fmt: skip

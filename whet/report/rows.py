@@ -43,8 +43,8 @@ def ledger_rows(stage: StageView) -> list[LedgerRow]:
 
 
 def _ledgers(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """A stage writes one ledger, or one for each split or task."""
-    if "read" in data:
+    """A stage writes one ledger, or one for each split or task, which may itself be called `read`."""
+    if isinstance(data.get("read"), int):
         yield "", data
     else:
         yield from data.items()

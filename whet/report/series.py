@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
+from whet.errors import RunError
 from whet.report.figures import Numbers, Role, Series
-from whet.runs.reader import Row
+from whet.runs.reader import Row, StageView
 
 SMOOTHING = 0.9
+LARGEST = 3.4e38
+"""What fp32 holds: sums of more overflow, and no training has it."""
 
 
 def column(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
@@ -17,9 +20,23 @@ def column(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     return [float(row["step"]) for row in having], [_number(row[name]) for row in having]
 
 
+def check_steps(stage: StageView) -> None:
+    """Raises RunError where a row of a stage does not say its step, which no kill brings about."""
+    if not all(isinstance(row.get("step"), int | float) for row in stage.rows):
+        raise RunError(
+            "is damaged", file=str(stage.paths.metrics), found="a row without a step",
+            fix="restore it, or begin anew with --fresh",
+        )  # fmt: skip
+
+
+def number(row: Row, name: str) -> float:
+    """A value of a row; NaN where it is missing or no number."""
+    return _number(row.get(name))
+
+
 def finite(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    """(step, value) of the rows where `name` is a finite number."""
-    return [(x, y) for x, y in zip(*column(rows, name), strict=True) if math.isfinite(y)]
+    """(step, value) of the rows where `name` is a finite number that fp32 holds."""
+    return [(x, y) for x, y in zip(*column(rows, name), strict=True) if abs(y) <= LARGEST]
 
 
 def has(rows: Sequence[Row], name: str) -> bool:
@@ -32,11 +49,23 @@ def names(rows: Sequence[Row], prefix: str, suffix: str = "") -> list[str]:
     return [name for name in found if name.startswith(prefix) and name.endswith(suffix)]
 
 
+def watched_numbers(rows: Sequence[Row]) -> list[str]:
+    """Columns `watch/TASK/METRIC`, whatever slashes a task's name has; `watch/TASK/METRIC/GROUP`, the breakdown of
+    another column, stays out."""
+    found = names(rows, "watch/")
+    known = set(found)
+    return [name for name in found if known.isdisjoint(_beginnings(name))]
+
+
+def _beginnings(name: str) -> Iterator[str]:
+    """What a column may break down: its name before any slash."""
+    return (name[:place] for place, letter in enumerate(name) if letter == "/")
+
+
 def smoothed(rows: Sequence[Row], name: str) -> list[tuple[float, float]]:
-    """(step, moving average) where every value is a finite number, else the finite values as they are."""
+    """(step, moving average) of the rows where `name` is a finite number."""
     points = finite(rows, name)
-    x, y = column(rows, name)
-    return list(zip(x, moving_average(y, SMOOTHING), strict=True)) if len(points) == len(x) else points
+    return [(x, y) for (x, _), y in zip(points, moving_average([y for _, y in points], SMOOTHING), strict=True)]
 
 
 def step_series(rows: Sequence[Row], name: str, label: str, role: Role) -> Series:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from whet.report.pictures import thumbnails
+from whet.report.words import cut
 from whet.runs.files import read_jsonl
 from whet.runs.reader import Row, StageView
 
@@ -32,4 +33,4 @@ def read_shown_rows(stage: StageView) -> list[ShownRow]:
 
 def _piece(piece: Row) -> ShownPiece:
     small = thumbnails((piece["picture"],)) if piece.get("picture") else ()
-    return ShownPiece(text=piece["text"], trained=piece.get("trained", False), thumbnail=next(iter(small), None))
+    return ShownPiece(text=cut(piece["text"]), trained=piece.get("trained", False), thumbnail=next(iter(small), None))
