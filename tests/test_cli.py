@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -14,7 +15,9 @@ from pathlib import Path
 import pytest
 
 from whet.cli import INTERRUPTED, main
+from whet.cli.output import print_json
 from whet.config.stage import STAGE_KINDS
+from whet.runs.files import json_line
 
 ROW = {"instruction": "What is the capital of France?", "input": "", "output": "Paris"}
 SFT = ("sft", "model.path=m", "data.files=a")
@@ -140,6 +143,8 @@ def test_every_kind_of_stage_has_a_verb(whet: Whet) -> None:
         (["data", "pair", "a.jsonl", "", "--out", "o.jsonl"], "which file? an empty name was given"),
         (["data", "pair", "a.jsonl", "b.jsonl", "--also-chosen", "", "--out", "o.jsonl"], "which file? an empty name"),
         (["data", "fetch", "alpaca", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["status", ""], "which run? an empty name was given"),
+        (["report", ""], "which run? an empty name was given"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line_and_exit_code_2(whet: Whet, args: list[str], message: str) -> None:
@@ -266,6 +271,99 @@ def test_what_a_terminal_cannot_write_is_a_question_mark(whet: Whet, monkeypatch
         patched.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii", write_through=True))
         assert whet("data", "preview", "rows.jsonl").code == 0
         assert b"??" in written.getvalue()
+
+
+def under(encoding: str, *words: str) -> bytes:
+    """What the command writes where standard output has this encoding."""
+    done = subprocess.run(
+        [sys.executable, "-m", "whet", *words], capture_output=True, check=True,
+        env=os.environ | {"PYTHONIOENCODING": encoding, "PYTHONPATH": str(Path(__file__).parents[1])},
+    )  # fmt: skip
+    return done.stdout
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "gbk", "utf-8"])
+def test_json_loses_no_character_whatever_the_encoding(in_tmp: Path, encoding: str) -> None:
+    """`é` is a letter of Latin-1 and `好` one of GBK, and neither is then UTF-8."""
+    Path("好é🙂.jsonl").write_text('{"prompt": "a", "completion": "b"}\n')
+    Path("wrong.jsonl").write_text('{"prompt": "a", "completion": "d"}\n')
+    checked = under(encoding, "data", "check", "好é🙂.jsonl", "--json")
+    assert "好é🙂.jsonl" in json.dumps(json.loads(checked), ensure_ascii=False)
+    assert checked.isascii() == (encoding != "utf-8")
+    paired = under(encoding, "data", "pair", "好é🙂.jsonl", "wrong.jsonl", "--out", "pairs.jsonl", "--json")
+    assert "好é🙂.jsonl" in json.dumps(json.loads(paired), ensure_ascii=False)
+
+
+def test_json_escapes_what_no_encoding_writes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of a character is JSON as an escape, and stays what it was."""
+    for encoding in ("utf-8", "ascii"):
+        out = io.BytesIO()
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding=encoding, errors="replace"))
+        print_json({"text": "a\ud83d 你🙂"})
+        sys.stdout.flush()
+        assert json.loads(out.getvalue().decode("utf-8")) == {"text": "a\ud83d 你🙂"}
+
+
+def test_scores_on_standard_output_are_json_too(whet: Whet, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.BytesIO()
+    monkeypatch.setattr("whet.stages.score.score_file", lambda *_, **__: sys.stdout.write(json_line({"file": "好é"})))
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "stdout", io.TextIOWrapper(out, encoding="latin-1", write_through=True))
+        assert whet("score", "rows.jsonl", "--model", "owner/name").code == 0
+        assert json.loads(out.getvalue().decode("utf-8")) == {"file": "好é"}
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("key", ["train.epochs", "train"])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_disk_behind_standard_output_is_one_line(key: str, unbuffered: str) -> None:
+    """It shows when the last is flushed, or earlier."""
+    words, env = [sys.executable, "-m", "whet", "explain", key], os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False, env=env)
+    assert done.returncode == 2
+    assert done.stderr == "error: cannot write the output (found No space left on device); free space where it goes\n"
+
+
+def test_an_error_of_the_work_is_no_error_of_standard_output(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("whet.config.load.load_plan", broken)
+    with pytest.raises(OSError, match="Input/output error"):
+        main(["sft"])
+
+
+def test_a_key_is_explained_as_it_is_written_elsewhere(whet: Whet) -> None:
+    plain = whet("explain", "train.epochs").out
+    assert plain.startswith("train.epochs")
+    for word in (" train.epochs", "train.epochs=3", "train.epochs = 3 "):
+        assert whet("explain", word).out == plain
+
+
+@pytest.mark.parametrize(
+    "words", [("data", "check", "\udcff.jsonl"), ("run", "\udcff.yaml"), ("sft", "data.files=\udcff")]
+)
+def test_a_name_that_is_no_text_is_one_line(whet: Whet, words: tuple[str, ...]) -> None:
+    result = whet(*words)
+    assert result.code == 2 and "Traceback" not in result.err
+    assert result.error.startswith(r"error: not UTF-8 text on the command line (found '") and "udcff" in result.error
+
+
+def test_an_adapter_that_is_nowhere_asks_no_hub(whet: Whet, tiny_checkpoint: Path) -> None:
+    result = whet("chat", str(tiny_checkpoint), "--adapter", "nope")
+    assert result.code == 2 and result.err == "error: adapter: no such directory (found 'nope'); check the path\n"
+
+
+def test_a_stage_that_was_stopped_is_said_to_be(sft: Whet, whet: Whet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("whet.stages.pipeline.work_on", stopped)
+        assert sft().code == INTERRUPTED
+    assert "interrupted" in whet("status", "r").out and _states("r") == ["interrupted"]
+    assert sft().code == 0 and _states("r") == ["done"]
 
 
 @pytest.mark.parametrize(

@@ -55,3 +55,13 @@ def test_a_line_cut_short_by_a_kill_is_left_out(tmp_path):
     path = written(tmp_path / "c.jsonl", [row(0, 0)], tail='{"step": 5, "round": 1, "ke')
     assert list(index_rounds(path)) == [0]
     assert index_rounds(tmp_path / "absent.jsonl") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"), [({"new": 1}, "does not know .found new"), ({"key": ...}, "found without key")]
+)
+def test_a_line_with_other_keys_is_one_line(tmp_path, change, says):
+    line = {name: value for name, value in (row(0, 0) | change).items() if value is not ...}
+    path = written(tmp_path / "c.jsonl", [line])
+    with pytest.raises(RunError, match=says):
+        read_round(path, index_rounds(path)[0], prompts=1)

@@ -62,3 +62,12 @@ def test_an_adapter_that_does_not_say_what_it_was_trained_on(adapter: Path, text
     (adapter / "adapter_config.json").write_text(text)
     with pytest.raises(ModelError, match=r"^model: does not say which checkpoint it was trained on"):
         resolve(str(adapter))
+
+
+def test_an_adapter_that_is_nowhere_is_refused_at_once(tmp_path: Path, adapter: Path) -> None:
+    """The hub is asked only about what looks like OWNER/NAME."""
+    for name in ("nope", str(tmp_path / "nope"), "./nope"):
+        with pytest.raises(ModelError, match=r"adapter: no such directory \(found .*nope'\)"):
+            resolve("base", name)
+    assert resolve("base", "owner/name").adapter == "owner/name"
+    assert resolve("base", str(adapter)).adapter == str(adapter)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import os
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from whet.errors import RunError
 from whet.runs import ledger
-from whet.runs.files import read_jsonl
+from whet.runs.files import read_jsonl, write_json, write_jsonl, write_text
 from whet.runs.layout import RunPaths, StagePaths
-from whet.runs.ledger import Status, content_hash, first_difference, read_status, record_event, write_status
+from whet.runs.ledger import (
+    Status,
+    content_hash,
+    first_difference,
+    read_status,
+    record_event,
+    seconds_so_far,
+    write_status,
+)
 from whet.schema.artifacts import Measure, ModelRef
 
 
@@ -157,3 +167,44 @@ def test_how_a_server_is_asked_is_no_difference() -> None:
     # a reward's own limit decides which calls fail
     custom = {"type": "custom", "timeout": 1.0, "concurrency": 4}
     assert first_difference(custom, {**custom, "timeout": 2.0}) is not None
+
+
+def test_seconds_of_processes_before(tmp_path: Path) -> None:
+    """A process that ended has written its seconds; one that was killed worked until its last line or checkpoint."""
+    paths = StagePaths(tmp_path / "01-sft")
+
+    def left(status: Literal["running", "interrupted"], seconds: float | None) -> float:
+        state = Status(name="s", kind="sft", status=status, config={}, inputs={}, started="x", seconds=seconds)
+        write_status(paths, state)
+        os.utime(paths.status, (1000, 1000))
+        return seconds_so_far(paths, state)
+
+    assert left("running", None) == 0.0, "killed before it wrote anything"
+    write_jsonl(paths.metrics, [])
+    os.utime(paths.metrics, (1012.5, 1012.5))
+    assert left("running", None) == 12.5
+    assert left("running", 30.0) == 42.5
+    assert left("interrupted", 30.0) == 30.0
+    write_text(paths.checkpoints / "step-000002" / "state.json", "{}")
+    os.utime(paths.checkpoints / "step-000002" / "state.json", (1020, 1020))
+    assert left("running", 30.0) == 50.0
+    for path in (paths.metrics, paths.checkpoints / "step-000002" / "state.json"):
+        os.utime(path, (900, 900))
+    assert left("running", 30.0) == 30.0, "lines of an earlier process, which is counted"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"later": 1}, r"has keys that this version of whet does not know \(found later\)"),
+        ({"kind": None, "name": ...}, r"is damaged \(found without name\)"),
+        ({"evaluation": [{"stage": "base"}]}, r"is damaged \(found without task"),
+        ({"evaluation": None}, r"is damaged \(found no list but NoneType\)"),
+    ],
+)
+def test_a_status_with_other_keys_is_one_line(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    paths = StagePaths(tmp_path)
+    status = asdict(Status(name="s", kind="sft", status="done", config={}, inputs={}, started="x")) | change
+    write_json(paths.status, {key: value for key, value in status.items() if value is not ...})
+    with pytest.raises(RunError, match=rf"status\.json: {says}"):
+        read_status(paths)

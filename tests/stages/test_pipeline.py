@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,8 +17,11 @@ import pytest
 
 from whet.config.plan import Plan
 from whet.errors import ConfigError, DataError, RunError
+from whet.ranks.group import Ended, Ranks
+from whet.ranks.pulse import pulse
 from whet.runs.files import read_json, read_jsonl, write_text
 from whet.runs.layout import RunPaths
+from whet.runs.reader import read_run
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 from whet.stages import pipeline
 from whet.stages.claim import archive
@@ -299,6 +303,98 @@ def test_killed_after_the_old_plan_was_archived_the_directory_is_still_the_runs(
     assert len(ran) == 6
 
 
+def killed_where(name: str, monkeypatch: pytest.MonkeyPatch, act: Callable[[], object]) -> None:
+    """Do something in which the process is killed as a file is about to get this name."""
+
+    class Killed(BaseException):
+        pass
+
+    def replace(path: Path, target: Any) -> Path:
+        if Path(target).name.endswith(name):
+            raise Killed
+        return rename(path, target)
+
+    rename = Path.replace
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "replace", replace)
+        with pytest.raises(Killed):
+            act()
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("name", ["environment.json", "plan.yaml"])
+def test_killed_as_it_took_the_directory(
+    name: str, fresh: bool, work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the files that say whose it is some are not there yet, or went to the archive."""
+    if fresh:
+        run_plan(plan(work))
+        write_text(work / "run" / "notes.txt", "precious")
+        (work / "run" / "ledger.jsonl").unlink()
+    killed_where(name, monkeypatch, lambda: run_plan(plan(work), fresh=fresh))
+    assert not list((work / "run").glob("*-plan.yaml"))
+    ran.clear()
+    run_plan(plan(work), fresh=fresh)
+    assert ran == ["sft", "dpo", "evaluate"]
+
+
+@pytest.mark.parametrize("last", ["001-stages", "002-summary.json", "003-plan.yaml", "004-environment.json"])
+def test_killed_between_two_parts_that_go_to_the_archive(
+    last: str, work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_plan(plan(work))
+    write_text(work / "run" / "notes.txt", "precious")
+    (work / "run" / "ledger.jsonl").unlink()  # a run killed as it began has none
+    killed_where(last, monkeypatch, lambda: run_plan(plan(work), fresh=True))
+    run_plan(plan(work), fresh=True)
+    assert len(ran) == 6
+
+
+OWN = "# mine, with a comment\nrun: .\n"
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("beside", [{}, {"ledger.jsonl": '{"amount": 3}\n', "environment.json": '{"values": []}'}])
+def test_a_plan_alone_makes_no_run_directory(
+    beside: dict[str, str], fresh: bool, work: Path, ran: list[str]
+) -> None:  # fmt: skip
+    """The user's own, in the directory that it names: neither it nor what lies beside it is touched."""
+    files = {"plan.yaml": OWN, "report/index.html": "mine", "data.jsonl": "[1]", **beside}
+    for name, text in files.items():
+        write_text(work / "run" / name, text)
+    with pytest.raises(RunError, match="in use, but not by a run; choose another `run`"):
+        run_plan(plan(work), fresh=fresh)
+    assert ran == [] and tree(work / "run") == {".lock": b"", **{name: text.encode() for name, text in files.items()}}
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("text", [OWN, "run: .\nstages:\n- kind: sft\n", "steps: [a, b]\n"])
+def test_a_plan_that_whet_did_not_write_stays_as_it_is(text: str, fresh: bool, work: Path, ran: list[str]) -> None:
+    """Put where a run has begun, by a person."""
+    root = work / "run"
+    write_text(root / "environment.json", '{"packages": {}}')
+    write_text(root / "plan.yaml", text)
+    with pytest.raises(RunError, match=r"plan.yaml: was not written by whet, and .*; choose another `run`"):
+        run_plan(plan(work), fresh=fresh)
+    assert ran == [] and (root / "plan.yaml").read_text() == text and not (root / "archive").exists()
+
+
+def test_comments_in_the_plan_of_a_run_are_kept(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    file = work / "run" / "plan.yaml"
+    file.write_text("# the good one\n" + file.read_text())
+    (work / "sft.json").write_text("[4]")
+    run_plan(plan(work))
+    assert len(ran) == 6 and file.read_text().startswith("# the good one\n")
+
+
+def test_fresh_leaves_a_report_folder_that_is_not_whets(work: Path, ran: list[str]) -> None:
+    run_plan(plan(work))
+    write_text(work / "run/report/paper.tex", "precious")
+    run_plan(plan(work), fresh=True)
+    assert (work / "run/report/paper.tex").read_text() == "precious"
+
+
 def test_stacks_alone_make_no_directory_anothers(work: Path, ran: list[str]) -> None:
     """The watchdog of a run that hung before it wrote its plan."""
     write_text(work / "run" / "stacks" / "rank-0.txt", "")
@@ -353,6 +449,113 @@ def test_a_defect_keeps_its_traceback_and_can_be_resumed(
     run_plan(plan(work))
     assert ran == ["sft", "dpo", "evaluate"]
     assert ("resumed", "dpo") in events(work)
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "says"),
+    [
+        (ZeroDivisionError("no\nmore"), "failed", "ZeroDivisionError: no"),
+        (KeyboardInterrupt(), "interrupted", None),
+        (SystemExit(143), "interrupted", None),
+    ],
+)
+def test_whatever_ends_a_stage_is_written_down(
+    error: BaseException, state: str, says: str | None, work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = pipeline.dispatch
+
+    def broken(stage: Any, context: Context) -> StageResult:
+        if stage.name == "dpo":
+            raise error
+        return good(stage, context)
+
+    monkeypatch.setattr(pipeline, "dispatch", broken)
+    with pytest.raises(type(error)):
+        run_plan(plan(work))
+    status = read_json(work / "run/stages/02-dpo/status.json")
+    assert (status["status"], status["error"]) == (state, says) and status["finished"] and status["seconds"] is not None
+    assert [s["status"] for s in read_json(work / "run/summary.json")["stages"]] == ["done", state, "waiting"]
+    assert events(work)[-1] == (state, "dpo")
+    assert read_run(work / "run").status == state
+    monkeypatch.setattr(pipeline, "dispatch", good)
+    assert [s["status"] for s in run_plan(plan(work))["stages"]] == ["done"] * 3
+    assert events(work)[-4:-2] == [("resumed", "dpo"), ("done", "dpo")]
+
+
+def test_what_another_rank_says_is_not_said_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    state_after, first, second = pipeline.state_after, Ranks(rank=0, world=2), Ranks(rank=1, world=2)
+    assert state_after(Ended(), first) is None
+    assert state_after(ZeroDivisionError(), second) == "failed"
+    assert (state_after(KeyboardInterrupt(), first), state_after(KeyboardInterrupt(), second)) == ("interrupted", None)
+    monkeypatch.setattr(pulse, "lost", "the gradients")
+    assert state_after(RuntimeError("connection closed by peer"), first) is None
+    assert state_after(DataError("no such file"), second) == "failed"
+
+
+def test_seconds_are_those_of_all_processes(work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    good, clock = pipeline.dispatch, [0.0]
+    monkeypatch.setattr(pipeline.time, "perf_counter", lambda: clock[0])
+
+    def stopped(stage: Any, context: Context) -> StageResult:
+        clock[0] += 100.0
+        raise KeyboardInterrupt
+
+    def slow(stage: Any, context: Context) -> StageResult:
+        clock[0] += 7.0
+        return good(stage, context)
+
+    monkeypatch.setattr(pipeline, "dispatch", stopped)
+    for seconds in (100.0, 200.0):
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan(work))
+        assert read_json(work / "run/stages/01-sft/status.json")["seconds"] == seconds
+    monkeypatch.setattr(pipeline, "dispatch", slow)
+    summary = run_plan(plan(work))
+    assert [stage["seconds"] for stage in summary["stages"]] == [207.0, 7.0, 7.0]
+    assert next(row["seconds"] for row in read_jsonl(work / "run/ledger.jsonl") if row["event"] == "done") == 207.0
+    (work / "sft.json").write_text("[6]")
+    assert run_plan(plan(work))["stages"][0]["seconds"] == 7.0, "made again, it is another"
+
+
+def test_seconds_of_a_killed_process_count(work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing itself; its last line does."""
+
+    def killed(stage: Any, context: Context) -> StageResult:
+        write_text(context.paths.metrics, "")
+        os.utime(context.paths.status, (1000, 1000))
+        os.utime(context.paths.metrics, (1050, 1050))
+        monkeypatch.setattr(pipeline, "state_after", lambda *_: None)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pipeline, "dispatch", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_plan(plan(work))
+    assert read_json(work / "run/stages/01-sft/status.json")["status"] == "running"
+    assert 50.0 <= run_plan(plan(work))["stages"][0]["seconds"] < 60.0
+
+
+def test_a_stage_renamed_before_it_made_anything_leaves_nothing_behind(
+    work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = pipeline.dispatch
+
+    def broken(stage: Any, context: Context) -> StageResult:
+        raise DataError("no such file")
+
+    monkeypatch.setattr(pipeline, "dispatch", broken)
+    with pytest.raises(DataError):
+        run_plan(plan(work))
+    write_text(work / "run/stages/01-sft/notes.txt", "precious")
+    write_text(work / "run/stages/9-mine/notes.txt", "not whet's")
+    monkeypatch.setattr(pipeline, "dispatch", good)
+    first, *_ = plan(work).model_dump(mode="json")["stages"]
+    run_plan(plan(work, stages=[{**first, "name": "renamed"}]))
+    run = read_run(work / "run")
+    assert run.status == "done" and {p.name for p in (work / "run/stages").iterdir()} == {"01-renamed", "9-mine"}
+    assert (work / "run/archive/001-01-sft/notes.txt").read_text() == "precious"
+    assert "sft: the plan does not name it any more; its folder is in" in capsys.readouterr().out
+    assert ("stale", "sft") in events(work)
 
 
 def test_a_directory_of_something_else_is_left_alone(work: Path, ran: list[str]) -> None:

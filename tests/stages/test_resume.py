@@ -144,8 +144,9 @@ def expected(whole: Path) -> dict[str, object]:
 
 
 MOMENTS = [
+    ("os.rename /environment.json", 1, "nothing says whose directory it is"),
     ("os.rename /plan.yaml", 1, "the plan is on its way to its name"),
-    ("os.rename /environment.json", 1, "the run is claimed, nothing begun"),
+    ("open /ledger.jsonl", 1, "the run is claimed, nothing begun"),
     ("os.rename /stages/01-sft/status.json", 1, "a stage folder without its status"),
     ("line 01-sft", 3, "two steps, no checkpoint yet"),
     ("os.rename /stages/01-sft/checkpoints/.step-000002.tmp/state.json", 1, "inside the first checkpoint"),

@@ -5,7 +5,6 @@ A mistake of the user's is one line on stderr and exit code 2; a defect of whet 
 
 from __future__ import annotations
 
-import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -19,7 +18,9 @@ from whet import __version__
 from whet.cli.data import MaxPixels, MinPixels, data_app, help_when_alone, vision_section
 from whet.cli.estimate import estimate
 from whet.cli.export import export_app
+from whet.cli.output import for_people, written
 from whet.cli.score import score
+from whet.cli.words import check_words, existing_run, key_of
 from whet.errors import UserError
 from whet.ranks.group import Ended, among_ranks, is_first, leave_ranks
 
@@ -52,11 +53,12 @@ def main(args: Sequence[str] | None = None) -> None:
 def _main(args: Sequence[str] | None) -> int:
     # peft imports it where it is installed, and it says which kernels it misses; whet does not use them.
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # a terminal without Chinese shows ? for it
-        sys.stdout.reconfigure(errors="replace")
+    for_people()
     words = [word for word in (sys.argv[1:] if args is None else args) if not _is_launchers(word)]
     try:
-        code = app(words, prog_name="whet", standalone_mode=False)
+        check_words(words)
+        with written():
+            code = app(words, prog_name="whet", standalone_mode=False)
     except UserError as error:
         return _complain(str(error), 2)
     except Ended as ended:
@@ -219,24 +221,24 @@ def judge_template(
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
+def status(run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
     """Show where a run stands."""
     from whet.report.status import print_status
 
-    print_status(_existing_run(run))
+    print_status(existing_run(run))
 
 
 @app.command()
-def report(run: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
+def report(run: Annotated[str, typer.Argument(metavar="RUN", help="Run directory.")]) -> None:
     """Write a run's report: one self-contained HTML page."""
     from whet.report.page import write_report
 
-    print(write_report(_existing_run(run)))
+    print(write_report(existing_run(run)))
 
 
 @app.command()
 def chat(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint directory or hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Checkpoint, adapter, stage's folder or hub id.")],
     adapter: Annotated[str | None, typer.Option(help="Adapter directory.")] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Answer with and without the adapter.")] = False,
     system: Annotated[str | None, typer.Option(help="System message.")] = None,
@@ -253,8 +255,8 @@ def chat(
 ) -> None:
     """Talk to a model.
 
-    `exit` or `quit` leaves, `/reset` forgets, `/system TEXT` sets the system message, `/save` adds a training row.
-    """
+    `exit` or `quit` leaves, `/reset` forgets, `/system TEXT` sets the system message, `/image PATH` shows a picture
+    with the next message, `/save` adds a training row, `/help` lists the commands."""
     if precision not in ("auto", "bf16", "fp16", "fp32"):
         raise UserError("must be one of auto, bf16, fp16, fp32", field="--precision", found=repr(precision))
     if token_env is not None and server is None:
@@ -277,7 +279,7 @@ def explain(key: Annotated[str | None, typer.Argument(metavar="[KEY]", help="e.g
     """Say what a key of the plan means; without a key, list all."""
     from whet.config.explain import explain as text_for
 
-    print(text_for(key))
+    print(text_for(key_of(key)))
 
 
 @app.command()
@@ -342,9 +344,3 @@ def _run(
     run_plan(resolved, fresh=fresh, until=until)
     leave_ranks()
     return Path(resolved.run)
-
-
-def _existing_run(run: Path) -> Path:
-    if not (run / "plan.yaml").is_file():
-        raise UserError("not a run directory", file=str(run), fix="name a folder that `whet run` made, e.g. runs/first")
-    return run

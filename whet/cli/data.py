@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from whet.cli.output import print_json
 from whet.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def check(
     data = data_section(keys, (*NAMED, "num_samples"), "every row of FILE is read")
     found = doctor.check(file, data, model, _limits(model, min_pixels, max_pixels))
     if as_json:
-        print(json.dumps(doctor.to_json(found), ensure_ascii=False, indent=2))
+        print_json(doctor.to_json(found))
     else:
         doctor.print_report(found)
     if not found.usable:
@@ -124,7 +124,10 @@ def pair(
         raise UserError("where to?", field="--out", fix="name the file to write, e.g. --out pairs.jsonl")
     right, wrong = Data(files=(chosen, *(also_chosen or ()))), Data(files=(rejected, *(also_rejected or ())))
     found = join(right, wrong, out, num=num)
-    print(json.dumps(found.to_json(), ensure_ascii=False, indent=2) if as_json else f"{out}: {found.describe()}")
+    if as_json:
+        print_json(found.to_json())
+    else:
+        print(f"{out}: {found.describe()}")
 
 
 @data_app.command("compare")

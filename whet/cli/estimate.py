@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from typing import Annotated
 
 import typer
 
+from whet.cli.output import print_json
 from whet.errors import UserError
 from whet.estimate.setting import SHARDINGS, Sharding
 
@@ -54,7 +54,10 @@ def estimate(
         from whet.stages.estimate.probe import with_probe
 
         found = with_probe(found, plan, steps=probe)
-    print(json.dumps(to_json(found), indent=2) if as_json else "\n\n".join(map(table, found)))
+    if as_json:
+        print_json(to_json(found))
+    else:
+        print("\n\n".join(map(table, found)))
     if not all(one.fits for one in found):
         raise typer.Exit(1)
 

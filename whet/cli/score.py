@@ -8,6 +8,7 @@ from typing import Annotated, get_args
 import typer
 
 from whet.cli.data import NAMED, DataFile, DataKeys, MaxPixels, MinPixels, data_section, vision_section
+from whet.cli.output import for_json
 from whet.errors import UserError
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -47,6 +48,8 @@ def score(
     if address is not None and not actors:
         raise UserError("has no meaning without actors", field="--address", fix="add --actors N, or leave it out")
     data = data_section(keys, (*NAMED, "num_samples", "seed"), "every row is scored")
+    if out is None:
+        for_json()
     from whet.runs.given import resolve
     from whet.stages.score import score_file
 

@@ -22,6 +22,9 @@ def print_status(root: Path) -> None:
     for stage in run.stages:
         numbers = "  ".join(f"{name} {value:.4g}" for name, value in list(stage.metrics.items())[:4])
         seconds = f"{stage.seconds:.1f}" if stage.seconds is not None else ""
-        cells = (stage.name, stage.kind, stage.status, seconds, stage.error or numbers)
+        state, result = stage.status, stage.error or numbers
+        if not stage.planned:
+            state, result = "leftover", f"the plan names no such stage; it was {stage.status}"
+        cells = (stage.name, stage.kind, state, seconds, result)
         table.add_row(*map(Text, cells))
     Console().print(table)

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from whet.runs.files import reading
+from whet.runs.files import reading, typed
 
 Span = tuple[int, int]
 """First byte, and the one behind the last."""
@@ -78,7 +78,7 @@ def read_round(path: Path, spans: list[Span], *, prompts: int) -> list[list[Comp
     groups: dict[str, list[CompletionRow]] = {}
     with reading(path):
         for line in _lines(path, spans):
-            row = CompletionRow(**json.loads(line))
+            row = typed(CompletionRow, json.loads(line), path)
             if row.group in groups or len(groups) < prompts:
                 groups.setdefault(row.group, []).append(row)
     return list(groups.values())

@@ -10,14 +10,17 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import MISSING, fields
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Any, BinaryIO, TypeVar, cast
 
 import yaml
 from safetensors import SafetensorError
 
 from whet.errors import RunError, first_line
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -179,6 +182,30 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     except ValueError as error:
         raise _damaged(path, error, number) from error
     return rows
+
+
+def typed(kind: type[T], row: Any, path: Path, line: int | None = None) -> T:
+    """A dataclass of what stands in a file. Raises RunError where the keys are not its own."""
+    if not isinstance(row, Mapping):
+        raise _damaged(path, TypeError(f"no keys and values but {type(row).__name__}"), line)
+    known = fields(cast(Any, kind))
+    needed = [each.name for each in known if each.default is MISSING and each.default_factory is MISSING]
+    if lacking := [name for name in needed if name not in row]:
+        raise _damaged(path, ValueError(f"without {', '.join(lacking)}"), line)
+    if unknown := sorted(row.keys() - {each.name for each in known}):
+        raise RunError(
+            "has keys that this version of whet does not know", file=str(path), line=line, found=", ".join(unknown),
+            fix="a newer one may have written it: use that, or begin anew with --fresh",
+        )  # fmt: skip
+    return kind(**row)
+
+
+def typed_all(kind: type[T], rows: Any, path: Path) -> tuple[T, ...]:
+    """The same for the rows of a file, or of a list in it."""
+    if not isinstance(rows, list | tuple):
+        raise _damaged(path, TypeError(f"no list but {type(rows).__name__}"))
+    line = path.suffix == ".jsonl"
+    return tuple(typed(kind, row, path, number if line else None) for number, row in enumerate(rows, start=1))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from whet.errors import ModelError, RunError
 from whet.runs.files import read_json
 from whet.runs.layout import StagePaths
 from whet.runs.ledger import read_status
-from whet.schema.artifacts import ModelRef
+from whet.schema.artifacts import ModelRef, is_hub_id
 
 
 def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
@@ -20,8 +20,10 @@ def ref_of(name: str, models: Mapping[str, ModelRef]) -> ModelRef:
 def resolve(model: str, adapter: str | None = None) -> ModelRef:
     """What the words stand for. An adapter's directory means the checkpoint it was trained on, with it.
 
-    Raises ModelError for the folder of a stage that has made no model.
+    Raises ModelError for the folder of a stage that has made no model, and for an adapter that is nowhere.
     """
+    if adapter is not None and not Path(adapter).exists() and not is_hub_id(adapter):
+        raise ModelError("no such directory", field="adapter", found=repr(adapter), fix="check the path")
     folder = Path(model)
     described = folder / "adapter_config.json"
     if adapter is None and described.is_file():

@@ -101,6 +101,11 @@ class RunPaths:
         return self.root / "report" / "index.html"
 
     @property
+    def lock(self) -> Path:
+        """Locked by the process that works here: see `whet.runs.lock`."""
+        return self.root / ".lock"
+
+    @property
     def inputs(self) -> Path:
         """Data made for this run before it starts (the demo's)."""
         return self.root / "inputs"

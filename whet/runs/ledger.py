@@ -9,13 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-from whet.runs.files import appending, json_line, read_json, reading, write_json
+from whet.runs.files import appending, json_line, read_json, typed, typed_all, write_json
 from whet.runs.layout import RunPaths, StagePaths
 from whet.schema.artifacts import Measure, ModelRef, StageResult
 
@@ -33,13 +33,15 @@ class Status:
 
     name: str
     kind: str
-    status: Literal["running", "done", "failed"]
+    status: Literal["running", "done", "failed", "interrupted"]
+    """`running` is also what a process leaves that was killed: see `whet.runs.lock`."""
     config: Mapping[str, Any]
     inputs: Mapping[str, str]
     """Content hash of everything the stage reads, by the name the plan gives it."""
     started: str
     finished: str | None = None
     seconds: float | None = None
+    """Of every process that worked on it; while one does, those of the processes before."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     model: Mapping[str, str | None] | None = None
     evaluation: tuple[Mapping[str, Any], ...] = ()
@@ -99,13 +101,28 @@ def _short(value: Any) -> str:
 def read_status(paths: StagePaths) -> Status | None:
     if not paths.status.exists():
         return None
-    raw = read_json(paths.status)
-    with reading(paths.status):
-        return Status(**{**raw, "evaluation": tuple(raw["evaluation"])})
+    status = typed(Status, read_json(paths.status), paths.status)
+    evaluation = tuple(asdict(measure) for measure in typed_all(Measure, status.evaluation, paths.status))
+    return replace(status, evaluation=evaluation)
 
 
 def write_status(paths: StagePaths, status: Status) -> None:
     write_json(paths.status, asdict(status))
+
+
+PROGRESS = ("*.jsonl", "*/*.jsonl", "checkpoints/*/state.json")
+"""What stages write as they get on."""
+
+
+def seconds_so_far(paths: StagePaths, earlier: Status) -> float:
+    """How long earlier processes worked on a stage. One that was killed wrote nothing about itself; it worked from its
+    status to the last line or checkpoint that it wrote."""
+    seconds = earlier.seconds or 0.0
+    if earlier.status == "running":
+        begun = paths.status.stat().st_mtime
+        written = [path.stat().st_mtime for name in PROGRESS for path in paths.root.glob(name)]
+        seconds += max(0.0, max(written, default=begun) - begun)
+    return round(seconds, 2)
 
 
 def record_event(paths: RunPaths, event: str, **details: str | float | None) -> None:

@@ -8,14 +8,15 @@ Reading never needs a finished run: what is not there yet is None or empty.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from whet.errors import RunError
-from whet.runs.files import read_json, read_jsonl, read_yaml
+from whet.runs.files import read_json, read_jsonl, read_yaml, reading, typed_all
 from whet.runs.layout import RunPaths, StagePaths
+from whet.runs.lock import is_held
 from whet.schema.artifacts import Measure
 
 Row = Mapping[str, Any]
@@ -47,7 +48,10 @@ class StageView:
     name: str
     kind: str
     status: str
-    """`waiting`, `running`, `done`, `failed`, `stale`, or `left out`: of a round that was not made."""
+    """`waiting`, `running`, `done`, `failed`, `interrupted` (whoever worked on it is gone), or `left out`: of a round
+    that was not made."""
+    planned: bool = True
+    """False for a folder that the plan names no more."""
     seconds: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the stage reported at its end."""
@@ -94,8 +98,9 @@ class RunView:
 
     @property
     def status(self) -> str:
-        """`done` when every stage is, but those left out; else the first state that keeps the run from it."""
-        return next((stage.status for stage in self.stages if stage.status not in ("done", "left out")), "done")
+        """`done` when every stage of the plan is, but those left out; else the first state that keeps it from that."""
+        states = [stage.status for stage in self.stages if stage.planned]
+        return next((state for state in states if state not in ("done", "left out")), "done")
 
 
 def read_run(root: Path) -> RunView:
@@ -107,38 +112,52 @@ def read_run(root: Path) -> RunView:
         raise RunError("not a run directory", file=str(root), found=found, fix=fix)
     plan = read_yaml(paths.plan) if paths.plan.exists() else {}
     plan_text = paths.plan.read_text(encoding="utf-8") if plan else ""
-    summary = _json(paths.summary)
+    summary = _mapping(paths.summary)
+    stages = _with_summary(_stages(paths, plan), paths, summary or {})
     return RunView(
         paths=paths,
         plan=plan,
         plan_text=plan_text,
-        environment=_json(paths.environment) or {},
+        environment=_mapping(paths.environment) or {},
         summary=summary,
-        stages=tuple(_left_out(stage, summary or {}) for stage in _stages(paths, plan)),
+        stages=_with_lock(stages, paths),
     )
 
 
-def _left_out(stage: StageView, summary: Row) -> StageView:
+def _with_summary(stages: Sequence[StageView], paths: RunPaths, summary: Row) -> tuple[StageView, ...]:
     """A stage without a folder may be one that the rounds ended before."""
-    states = {known["name"]: known["status"] for known in summary.get("stages", ())}
-    return replace(stage, status="left out") if states.get(stage.name) == "left out" else stage
+    with reading(paths.summary):
+        left_out = {known["name"] for known in summary.get("stages", ()) if known["status"] == "left out"}
+    return tuple(replace(stage, status="left out") if stage.name in left_out else stage for stage in stages)
+
+
+def _with_lock(stages: Sequence[StageView], paths: RunPaths) -> tuple[StageView, ...]:
+    """A killed process leaves `running` behind: nothing runs where nobody holds the run, nor what no plan names."""
+    if not any(stage.status == "running" for stage in stages):
+        return tuple(stages)
+    held = is_held(paths)
+    gone = [stage.status == "running" and (held is False or not stage.planned) for stage in stages]
+    return tuple(replace(s, status="interrupted") if is_gone else s for s, is_gone in zip(stages, gone, strict=True))
 
 
 def _stages(paths: RunPaths, plan: Row) -> tuple[StageView, ...]:
     """The plan's stages in order, each with its folder where it has one; folders the plan does not name come last."""
     folders = sorted(path for path in paths.stages.glob("[0-9]*-*") if path.is_dir())
-    planned = [
-        (paths.stage(number, stage.get("name") or stage["kind"]), stage["kind"])
-        for number, stage in enumerate(plan.get("stages", ()), start=1)
-    ]
-    known = {stage.root for stage, _ in planned}
-    extra = [(StagePaths(folder), "") for folder in folders if folder not in known]
-    return tuple(read_stage(stage, kind) for stage, kind in [*planned, *extra])
+    with reading(paths.plan):
+        named = [
+            (paths.stage(number, stage.get("name") or stage["kind"]), stage["kind"])
+            for number, stage in enumerate(plan.get("stages", ()), start=1)
+        ]
+    known = {stage.root for stage, _ in named}
+    others = [read_stage(StagePaths(folder)) for folder in folders if folder not in known]
+    if plan:  # without one nothing is left over
+        others = [replace(stage, planned=False) for stage in others]
+    return (*(read_stage(stage, kind) for stage, kind in named), *others)
 
 
 def read_stage(paths: StagePaths, kind: str = "") -> StageView:
     """Read one stage's folder, finished or not, or not even begun."""
-    status = _json(paths.status) or {}
+    status = _mapping(paths.status) or {}
     config = read_yaml(paths.config) if paths.config.exists() else {}
     return StageView(
         paths=paths,
@@ -149,12 +168,27 @@ def read_stage(paths: StagePaths, kind: str = "") -> StageView:
         metrics=status.get("metrics") or {},
         error=status.get("error"),
         config=config,
-        rows=tuple(read_jsonl(paths.metrics)),
-        data=_json(paths.data),
-        evaluation=tuple(Measure(**row) for row in _json(paths.evaluation) or ()),
-        samples=tuple(SampleRow(**row) for row in read_jsonl(paths.samples)),
+        rows=_rows(paths.metrics),
+        data=_mapping(paths.data),
+        evaluation=typed_all(Measure, read_json(paths.evaluation), paths.evaluation) if paths.evaluation.exists() else (),
+        samples=typed_all(SampleRow, read_jsonl(paths.samples), paths.samples),
     )
 
 
-def _json(path: Path) -> Any:
-    return read_json(path) if path.exists() else None
+def _rows(path: Path) -> tuple[Row, ...]:
+    """Lines of `metrics.jsonl`, which all have their step."""
+    rows = read_jsonl(path)
+    with reading(path):
+        for number, row in enumerate(rows, start=1):
+            if not isinstance(row, dict) or "step" not in row:
+                raise ValueError(f"line {number} without step")
+    return tuple(rows)
+
+
+def _mapping(path: Path) -> dict[str, Any] | None:
+    """Keys and values of a file that may not be there yet. Raises RunError where it holds something else."""
+    found = read_json(path) if path.exists() else None
+    with reading(path):
+        if found is not None and not isinstance(found, dict):
+            raise TypeError(f"no keys and values but {type(found).__name__}")
+    return found

@@ -1,10 +1,9 @@
-"""Taking hold of a run directory: one plan's, one process's, and nothing in it overwritten."""
+"""Taking hold of a run directory: one plan's, and nothing in it overwritten that is not the run's."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ import yaml
 
 from whet.config.load import dump_plan
 from whet.config.plan import Plan
+from whet.config.source import to_yaml
 from whet.errors import RunError
 from whet.runs.environment import describe_environment
 from whet.runs.files import read_json, read_yaml, reading, sweep, write_json, write_text, writing
 from whet.runs.layout import RunPaths
-from whet.runs.ledger import first_difference
+from whet.runs.ledger import first_difference, record_event
 
 
 def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
@@ -25,22 +25,50 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
     text = dump_plan(plan)
     if not is_ours(paths) and any(is_foreign(path) for path in paths.root.iterdir()):
         raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
+    theirs = paths.plan.exists() and not is_written_by_whet(paths.plan)
+    if fresh and theirs:
+        raise _not_whets(paths, "--fresh would move it")
     sweep(paths.root, deep=False)
     if fresh:
-        # The plan goes last: a kill before that leaves a directory that is still this run's.
-        for part in (paths.stages, paths.summary, paths.environment, paths.report.parent, paths.plan):
-            if part.exists():
-                archive(paths, part)
-    if paths.plan.exists() and holds_work(paths):
+        _archive_all(paths)
+    if paths.plan.exists():
         difference = first_difference(_without_launch(read_yaml(paths.plan)), _without_launch(yaml.safe_load(text)))
-        if difference:
+        if difference and holds_work(paths):
             raise RunError(
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-    write_text(paths.plan, text)
+        if difference and theirs:
+            raise _not_whets(paths, "it would be overwritten")
+    _archive_leftovers(paths, plan)
+    # The plan goes last: a kill before that leaves a directory that says whose it is.
     if not paths.environment.exists():
         write_json(paths.environment, describe_environment(sys.argv))
+    if not theirs:
+        write_text(paths.plan, text)
+
+
+def _not_whets(paths: RunPaths, what: str) -> RunError:
+    return RunError(f"was not written by whet, and {what}", file=str(paths.plan), fix="choose another `run`")
+
+
+def _archive_all(paths: RunPaths) -> None:
+    """Move what the run made out of the way. The environment goes last: a kill before that, and the archive after it,
+    leave a directory that is still this run's."""
+    report = [paths.report.parent] if paths.report.exists() else []  # without whet's page the folder is theirs
+    for part in (paths.stages, paths.summary, *report, paths.plan, paths.environment):
+        if part.exists():
+            archive(paths, part)
+
+
+def _archive_leftovers(paths: RunPaths, plan: Plan) -> None:
+    """Move folders of stages that the plan does not name, as one that failed and was renamed since."""
+    named = {paths.stage(number, stage.name).root for number, stage in enumerate(plan.stages, start=1)}
+    for status in sorted(paths.stages.glob("[0-9]*-*/status.json")):
+        if status.parent not in named:
+            place, name = archive(paths, status.parent), status.parent.name.partition("-")[2]
+            record_event(paths, "stale", stage=name, why="the plan does not name it", archived=str(place))
+            print(f"{name}: the plan does not name it any more; its folder is in {place}")
 
 
 def _without_launch(plan: Mapping[str, Any]) -> dict[str, Any]:
@@ -62,9 +90,34 @@ def _is_done(status: Path) -> bool:
 
 
 def is_ours(paths: RunPaths) -> bool:
-    """Whether a run has worked here: its plan is there, or went to the archive. What others put beside it is theirs,
-    and no obstacle."""
-    return paths.plan.exists() or any((paths.root / "archive").glob("*-plan.yaml"))
+    """Whether a run has worked here; what others put beside it is theirs, and no obstacle. A `plan.yaml` alone says
+    nothing: people call their own so, and other programs write an `environment.json`."""
+    known = ((paths.environment, b'"packages"'), (paths.ledger, b'"event"'))
+    if any(path.is_file() and mark in path.read_bytes() for path, mark in known):
+        return True
+    archived = (f"{'[0-9]' * 3}-{path.name}" for path in (paths.plan, paths.environment))
+    return any(any((paths.root / "archive").glob(name)) for name in archived) or any(
+        paths.stages.glob("[0-9]*-*/status.json")
+    )
+
+
+def is_written_by_whet(plan: Path) -> bool:
+    """Whether a plan has every key where whet writes it, and nothing else, such as comments. What is no plan any more
+    counts: a disk has damaged it, and nobody runs it."""
+    try:
+        text = plan.read_text(encoding="utf-8")
+        found = yaml.safe_load(text)
+    except (ValueError, yaml.YAMLError):
+        return True
+    return not isinstance(found, dict) or (_is_resolved(found) and to_yaml(found) == text)
+
+
+def _is_resolved(plan: Mapping[str, Any]) -> bool:
+    stages = plan.get("stages")
+    return (
+        {"run", "model", "stages"} <= plan.keys() and isinstance(stages, list)
+        and all(isinstance(stage, dict) and {"kind", "name", "start"} <= stage.keys() for stage in stages)
+    )  # fmt: skip
 
 
 def is_foreign(path: Path) -> bool:
@@ -82,27 +135,3 @@ def archive(run: RunPaths, path: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         path.replace(target)
     return target
-
-
-@contextmanager
-def only_one_process(paths: RunPaths) -> Iterator[None]:
-    """Hold the run directory; a second process is refused instead of writing into the same files."""
-    with writing(paths.root):
-        paths.root.mkdir(parents=True, exist_ok=True)
-        handle = (paths.root / ".lock").open("w")
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; two processes in one run directory are then the user's care.
-        with handle:
-            yield
-        return
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(
-                "another process is working in this run directory",
-                file=str(paths.root),
-                fix="wait for it, or choose another `run`",
-            ) from error
-        yield

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, Literal, assert_never
 
 import yaml
 
@@ -33,17 +33,18 @@ from whet.config.stage import (
     Stage,
     TrainStage,
 )
-from whet.errors import ConfigError, RunError, UserError, nearest
-from whet.ranks.group import ALONE, Ranks, join_ranks, refuse_other_number
-from whet.ranks.pulse import beat
+from whet.errors import ConfigError, RunError, UserError, first_line, nearest
+from whet.ranks.group import ALONE, Ended, Ranks, join_ranks, refuse_other_number
+from whet.ranks.pulse import beat, pulse
 from whet.ranks.together import together
 from whet.runs.files import sweep, write_json, write_text, writing
 from whet.runs.layout import RunPaths
-from whet.runs.ledger import Status, now, read_status, record_event, write_status
+from whet.runs.ledger import Status, now, read_status, record_event, seconds_so_far, write_status
+from whet.runs.lock import only_one_process
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.ahead import check_ahead
 from whet.stages.build import build_model
-from whet.stages.claim import archive, claim, only_one_process
+from whet.stages.claim import archive, claim
 from whet.stages.context import Context
 from whet.stages.inputs import files_in, input_hashes, models_in
 from whet.stages.loops import Outcome, ended_round, judge_rounds, stopped_before, tell_stopped
@@ -173,7 +174,10 @@ def begin_stage(run: RunPaths, stage: Stage, context: Context) -> Status:
         print(f"{stage.name}: made again, {stale}; the earlier result is in {place}")
     resumed = earlier is not None and context.paths.root.exists()
     record_event(run, "resumed" if resumed else "started", stage=stage.name)
-    status = Status(name=stage.name, kind=stage.kind, status="running", config=config, inputs=inputs, started=now())
+    status = Status(
+        name=stage.name, kind=stage.kind, status="running", config=config, inputs=inputs, started=now(),
+        seconds=seconds_so_far(context.paths, earlier) if earlier is not None and resumed else None,
+    )  # fmt: skip
     with writing(context.paths.root):
         context.paths.root.mkdir(parents=True, exist_ok=True)
     sweep(context.paths.root)
@@ -191,18 +195,25 @@ def has_model(status: Status) -> bool:
 def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) -> Status:
     """Run the stage and write how it ended. The rank that fails writes it: the first may be ended before it knows."""
     started = time.perf_counter()
+
+    def seconds() -> float:
+        return round((status.seconds or 0.0) + time.perf_counter() - started, 2)
+
     try:
         result = work_on(stage, context)
-    except UserError as error:
-        seconds = round(time.perf_counter() - started, 2)
-        write_status(context.paths, replace(status, status="failed", finished=now(), seconds=seconds, error=str(error)))
-        record_event(run, "failed", stage=stage.name, error=str(error))
+    except BaseException as error:
+        if (state := state_after(error, context.ranks)) is not None:
+            why = what_happened(error)
+            with suppress(RunError):  # on a full disk the error itself says more
+                failed = replace(status, status=state, finished=now(), seconds=seconds(), error=why)
+                write_status(context.paths, failed)
+                record_event(run, state, stage=stage.name, **({"error": why} if why else {}))
         raise
 
     def ended() -> Status:
         done = replace(
-            status, status="done", finished=now(), seconds=round(time.perf_counter() - started, 2),
-            metrics=dict(result.metrics), model=asdict(result.model) if result.model else None,
+            status, status="done", finished=now(), seconds=seconds(), metrics=dict(result.metrics),
+            model=asdict(result.model) if result.model else None,
             evaluation=tuple(asdict(measure) for measure in result.evaluation),
         )  # fmt: skip
         write_status(context.paths, done)
@@ -210,6 +221,24 @@ def finish_stage(run: RunPaths, stage: Stage, context: Context, status: Status) 
         return done
 
     return context.ranks.on_main(ended)
+
+
+def state_after(error: BaseException, ranks: Ranks) -> Literal["failed", "interrupted"] | None:
+    """How this error leaves a stage; None where another rank says it, which has failed or cannot be reached."""
+    if isinstance(error, UserError):
+        return "failed"
+    if isinstance(error, Ended) or pulse.lost:
+        return None
+    if isinstance(error, Exception):
+        return "failed"
+    return "interrupted" if ranks.is_main else None
+
+
+def what_happened(error: BaseException) -> str | None:
+    """The error in one line: a defect with its type. Nothing where a person stopped it."""
+    if isinstance(error, UserError):
+        return str(error)
+    return f"{type(error).__name__}: {first_line(error)}" if isinstance(error, Exception) else None
 
 
 def work_on(stage: Stage, context: Context) -> StageResult:
