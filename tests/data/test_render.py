@@ -51,7 +51,7 @@ TWO_TURNS = (
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="<>[]|"), min_size=1).filter(str.strip)
 
 
-def renderer(template: str | None) -> Renderer:
+def renderer(template: str | dict[str, str] | None) -> Renderer:
     return Renderer(T.byte_level(template))
 
 
@@ -199,6 +199,19 @@ def test_tools_and_calls() -> None:
         '<tool_call>{"name": "add", "arguments": {"a": 2}}</tool_call><|im_end|>', "Five.<|im_end|>"
     ]  # fmt: skip
     assert_exact(by, replace(record, messages=(record.messages[0], *record.messages[1:])))
+
+
+def test_of_several_templates_tools_have_their_own() -> None:
+    """As a dict, which is how transformers holds those of Hermes and Command R."""
+    plain, calling = T.CHATML.replace("tools", "none"), T.CHATML
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    by = renderer({"default": plain, "tool_use": calling})
+    assert by.prompt(TWO_TURNS[:1]) == renderer(plain).prompt(TWO_TURNS[:1])
+    assert by.prompt(TWO_TURNS[:1], (tool,)) == renderer(calling).prompt(TWO_TURNS[:1], (tool,))
+    assert len({by.fingerprint, renderer({"default": plain}).fingerprint, renderer(calling).fingerprint}) == 3
+    assert renderer({"default": plain}).fingerprint == renderer(plain).fingerprint
+    with pytest.raises(ModelError, match="no chat template"):
+        renderer({"rag": plain})
 
 
 def test_preference_shares_its_prompt() -> None:

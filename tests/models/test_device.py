@@ -22,7 +22,8 @@ CPU, MPS, CUDA = (torch.device(name) for name in ("cpu", "mps", "cuda"))
 def speaks(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
     """The module of a device that torch finds here, under the name of one that this torch can speak of."""
     module = types.SimpleNamespace(
-        is_bf16_supported=lambda: True, mem_get_info=lambda _: (1, 80), max_memory_allocated=lambda _: 7,
+        is_bf16_supported=lambda including_emulation: not including_emulation, mem_get_info=lambda _: (1, 80),
+        max_memory_allocated=lambda _: 7,
         get_rng_state=lambda: torch.ByteTensor([3]),
     )  # fmt: skip
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
@@ -35,6 +36,15 @@ def test_the_device_answers_for_itself(speaks: types.SimpleNamespace) -> None:
     assert device.accelerator() == CUDA
     assert device.computes_bf16(CUDA)
     assert (device_memory(CUDA), peak_memory_bytes(CUDA)) == (80, 7)
+
+
+def test_bf16_that_is_emulated_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Turing, of which torch says yes where it is not asked for more; packages of other kinds take no keyword."""
+    turing = types.SimpleNamespace(is_bf16_supported=lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: turing)
+    assert not device.computes_bf16(CUDA) and not device.computes_bf16(torch.device("xpu"))
+    monkeypatch.setattr(torch, "get_device_module", lambda _: types.SimpleNamespace(is_bf16_supported=lambda: True))
+    assert device.computes_bf16(torch.device("privateuseone"))
 
 
 def test_nothing_is_asked_about_memory_of_the_host(speaks: types.SimpleNamespace) -> None:

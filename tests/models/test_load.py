@@ -162,6 +162,8 @@ def edit(file: Path, **changes: object) -> None:
         (lambda d: os.truncate(d / "model.safetensors", 9000), "cannot load the weights"),
         (lambda d: edit(d / "config.json", intermediate_size=64), "cannot load the weights"),
         (lambda d: drop_weight(d / "model.safetensors"), "1 weights are missing"),
+        (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "cannot load the weights"),
+        (lambda d: edit(d / "config.json", quantization_config={"quant_method": "fp8"}), "quantised already .*, fp8"),
     ],
 )
 def test_spoiled_checkpoints_are_one_line(spoil: Callable[[Path], None], says: str, checkpoint: Path) -> None:
@@ -178,6 +180,25 @@ def test_memory_that_runs_out_is_not_the_files_doing(checkpoint: Path, monkeypat
     monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", full)
     with pytest.raises(torch.OutOfMemoryError):
         load_model(ModelRef(path=str(checkpoint)), Model(path=str(checkpoint)), dtype=FP32)
+
+
+def test_an_adapter_on_embeddings_needs_none_of_the_bases_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """peft writes them beside the adapter, unless it is told not to."""
+    config = Model(path=str(tiny_checkpoint), lora=Lora(rank=4, targets=("embed_tokens",)))
+    model = load_model(ModelRef(path=config.path), config, dtype=FP32, trainable=True)
+    for name, parameter in model.named_parameters():
+        if "lora_embedding" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_trained(model, load_tokenizer(config.path), tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    own = {name: tensor for name, tensor in tensors.items() if ".base_layer." not in name}
+    assert len(own) == 2 < len(tensors)
+    save_file(own, file, metadata={"format": "pt"})
+    again = load_model(ModelRef(path=config.path, adapter=str(tmp_path / "adapter")), config, dtype=FP32)
+    ids = torch.arange(9)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).logits, model.eval()(ids).logits)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import weakref
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,38 @@ def test_kto_stays_within_max_length(tiny_checkpoint: Path, tmp_path: Path) -> N
     (stage,) = (tmp_path / "r" / "stages").iterdir()
     assert read_json(stage / "data.json")["kept"] == 8
     assert not np.isnan(np.fromfile(stage / "reference.f32", dtype=np.float32)).any()
+
+
+def edited(checkpoint: Path, folder: Path, **tokens: Any) -> Path:
+    """A copy of the checkpoint with other words of its tokenizer."""
+    shutil.copytree(checkpoint, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    for name, value in tokens.items():
+        tokenizer.add_tokens(value) if name == "added" else setattr(tokenizer, name, value)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("lora", [False, True])
+def test_what_is_published_stops_where_the_template_ends_a_turn(
+    lora: bool, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """A base model's tokenizer and settings know the end of a text alone, as Qwen's do."""
+    base = edited(tiny_checkpoint, tmp_path / "base", eos_token="<|endoftext|>")
+    end, old = AutoTokenizer.from_pretrained(base).convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    settings = json.loads((base / "generation_config.json").read_text())
+    (base / "generation_config.json").write_text(json.dumps(settings | {"eos_token_id": old}))
+    plan = plan_of(base, "sft", tmp_path / "run", lora=lora)
+    run_plan(load_plan(plan | {"stages": [*plan["stages"], *([{"kind": "merge"}] if lora else [])]}))
+    model = max((tmp_path / "run" / "stages").iterdir()) / "model"
+    assert read_json(model / "generation_config.json")["eos_token_id"] == [end, old]
+
+
+def test_a_token_that_the_model_does_not_know_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    base = edited(tiny_checkpoint, tmp_path / "base", added=["<thought>"])
+    plan = plan_of(base, "sft", tmp_path / "run")
+    run_plan(load_plan(plan))  # added, and in no row
+    rows = file_of(tmp_path, "new.jsonl", [{"prompt": "How?", "completion": "<thought>So."}])
+    plan["stages"][0]["data"] = {"files": [rows]}
+    with pytest.raises(ModelError, match=r"no embedding for \(found '<thought>', \d+ of \d+\)"):
+        run_plan(load_plan(plan | {"run": str(tmp_path / "other")}))

@@ -118,7 +118,7 @@ class Renderer:
         special = sorted(tokenizer.special_tokens_map.items())
         seen = "" if self.reader is None else self.reader.fingerprint
         asked = self.system, self.margin
-        parts = (VERSION, self.template.chat_template, self.template.probe_text(), asked, special, state, seen)
+        parts = (VERSION, self.template.chosen, self.template.probe_text(), asked, special, state, seen)
         return sha256(repr(parts).encode()).hexdigest()
 
     def prompt(

@@ -152,6 +152,11 @@ class TokenRows(Sequence[Rendered | RenderedGroup]):
         return found
 
     @property
+    def largest_id(self) -> int:
+        """Of all tokens."""
+        return int(np.asarray(self._arrays.ids).max(initial=0))
+
+    @property
     def with_pictures(self) -> list[int]:
         """Places of the rows that have any."""
         if not len(self._arrays.shown):

@@ -43,6 +43,8 @@ class Template:
         self._marks = {token: mark for token, mark in zip(reserved, MARKS, strict=False) if token}
         self.knows_system = True
         """False where the template refuses or ignores system turns: their text then begins the first user turn."""
+        self.tool_template: str | None = None
+        """For turns beside descriptions of tools, where the tokenizer has another for them."""
         self._choose(reader)
         if not self.chat_template:
             raise ModelError(
@@ -61,6 +63,11 @@ class Template:
         """Token that ends an assistant turn: the last one a response learns, and where an engine has to stop."""
         self.knows_system = self._takes_system()
         self._abilities = Abilities(lambda messages, tools: self._written(messages, tools, ask=False, origin=None))
+
+    @property
+    def chosen(self) -> object:
+        """What it writes by."""
+        return self.chat_template if self.tool_template is None else (self.chat_template, self.tool_template)
 
     def text(
         self,
@@ -84,8 +91,8 @@ class Template:
         turns = [self._turn(message, origin) for message in self._foldable(messages)]
         try:
             text = self.tokenizer.apply_chat_template(
-                turns, chat_template=self.chat_template, tools=list(tools) or None, add_generation_prompt=ask,
-                tokenize=False,
+                turns, chat_template=(self.tool_template if tools else None) or self.chat_template,
+                tools=list(tools) or None, add_generation_prompt=ask, tokenize=False,
             )  # fmt: skip
         except (TemplateError, TypeError, ValueError, RecursionError) as error:
             raise DataError(
@@ -180,6 +187,9 @@ class Template:
         """The tokenizer's template, or the processor's where only that one has a place for pictures; and whether it
         takes plain text for what a turn says, or a list of parts only (LLaVA's)."""
         own, its = self.tokenizer.chat_template, None if reader is None else reader.chat_template
+        if isinstance(own, dict):  # several of names that transformers knows
+            named: dict[str, str] = own
+            own, self.tool_template = named.get("default"), named.get("tool_use")
         self.chat_template, self._listed = own or its, False
         if not self.place:
             return

@@ -24,7 +24,10 @@ def computes_bf16(device: torch.device) -> bool:
     """Whether the device says that it has instructions for bf16; what a CPU has is another matter."""
     if not has_own_memory(device):
         return False
-    return bool(torch.get_device_module(device).is_bf16_supported())
+    module = torch.get_device_module(device)
+    if device.type in ("cuda", "xpu"):  # which else count what they emulate, several times slower than fp32 or fp16
+        return bool(module.is_bf16_supported(including_emulation=False))
+    return bool(module.is_bf16_supported())
 
 
 def give_back_cached() -> None:

@@ -170,14 +170,16 @@ def from_checkpoint(
 
 
 def read_config(path: str, config: Model) -> PretrainedConfig:
-    """The checkpoint's config.json. Raises ModelError without one, and for weights that lie in 4 bits already."""
+    """The checkpoint's config.json. Raises ModelError without one, and for weights that are quantised already: what
+    trains and is saved would have lost the scales that they are multiplied by."""
     with unreadable("cannot load the weights", field="model.path", path=path):
         known = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     stored = getattr(known, "quantization_config", None)
-    if stored is not None and (config.quantization is not None or stored.get("quant_method") == "bitsandbytes"):
+    if stored is not None:
+        how = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
         raise ModelError(
-            "a checkpoint that is quantised already", field="model.path", found=repr(path),
-            fix="take the one it was made of, and let model.quantization hold it in 4 bits",
+            "a checkpoint that is quantised already", field="model.path", found=f"{path!r}, {how}",
+            fix="take the one it was made of; model.quantization can hold it in 4 bits",
         )  # fmt: skip
     return known
 
@@ -240,7 +242,9 @@ def with_adapter(model: PreTrainedModel, adapter: str, *, trainable: bool) -> Pe
     with unreadable("cannot load the adapter", field="model.adapter", path=adapter), torch.random.fork_rng(devices=[]):
         adapted = PeftModel.from_pretrained(model, adapter, is_trainable=trainable)
         stored = load_peft_weights(adapter, device="cpu")
-    check_complete(get_peft_model_state_dict(adapted).keys() - stored.keys(), "model.adapter", adapter)
+    # peft also names weights of the base under an adapted embedding, which are the checkpoint's and not always stored.
+    missing = get_peft_model_state_dict(adapted).keys() - stored.keys()
+    check_complete([name for name in missing if ".base_layer." not in name], "model.adapter", adapter)
     return adapted
 
 
@@ -323,7 +327,8 @@ def check_directory(path: str) -> None:
         )  # fmt: skip
     index = directory / "model.safetensors.index.json"
     if index.is_file():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        with unreadable("cannot load the weights", field="model.path", path=path):
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
         absent = sorted(name for name in names if not (directory / name).is_file())
         if absent:
             raise ModelError(

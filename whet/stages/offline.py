@@ -26,6 +26,7 @@ from whet.config.stage import (
     SftStage,
     SoftPreferenceStage,
 )
+from whet.errors import ModelError
 from whet.models.activations import Activations
 from whet.models.backbone import unwrapped
 from whet.models.load import compute_dtype, load_model, pick_device, save_trained
@@ -41,7 +42,7 @@ from whet.stages.context import Context
 from whet.stages.measure.interval import wilson
 from whet.stages.memory import memory_told
 from whet.stages.parts import check_parts, loaded_in_parts
-from whet.stages.rendering import tokenizer_of
+from whet.stages.rendering import end_as_turns_do, tokenizer_of
 from whet.stages.result import artefact_name, final_metrics, kept_step, publish, resumed
 from whet.stages.reward_report import Heard, judged, reward_report
 from whet.stages.rows import Rows, read_rows
@@ -79,12 +80,15 @@ def fit(stage: OfflineStage, context: Context) -> StageResult:
     def load() -> tuple[Trained, TokenScorer | RowScorer]:
         # Who holds a part takes it from the host's memory: the whole may not fit on the device.
         model = load_trainable(stage, context if parallel.holding is None else on_host(context), checkpoints, dtype)
+        if not isinstance(stage, RewardStage):
+            end_as_turns_do(model, tokenizer, context.start.path, context.model)
         return model, scorer_of(stage, model, budget_of(model))
 
     def budget_of(model: Trained) -> Budget:
         return Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
 
     model, scorer = loaded_in_parts(load, context, parallel)
+    check_embedded(rows, model, tokenizer)
     budget = budget_of(model)
     freed = FreedMemory(budget.packed * activation_bytes(unwrapped(model), dtype))
     work = work_of(stage, Ground(context=context, rows=rows, scorer=scorer, parallel=parallel))
@@ -108,6 +112,17 @@ def fit(stage: OfflineStage, context: Context) -> StageResult:
         ).fit()  # fmt: skip
     end = partial(finish, stage, context, checkpoints, position, artefact_name(model), rows.num_held_out)
     return context.ranks.on_main(end, "the model that is kept")
+
+
+def check_embedded(rows: Rows, model: Trained, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raises ModelError for a token that was added to the tokenizer and not to the model."""
+    num: int = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num and (largest := rows.table.largest_id) >= num:
+        raise ModelError(
+            "the rows have a token that the model has no embedding for", field="model.path",
+            found=f"{tokenizer.convert_ids_to_tokens(largest)!r}, {largest} of {num}",
+            fix="take its own tokenizer, or resize the embeddings and save the model",
+        )  # fmt: skip
 
 
 def device_of(stage: OfflineStage, context: Context) -> torch.device:

@@ -36,6 +36,7 @@ from whet.models.value import (
 from whet.ranks.pulse import beat
 from whet.runs.given import ref_of
 from whet.stages.context import Context
+from whet.stages.rendering import end_as_turns_do
 from whet.stages.result import artefact_name, resumed, saved_ref
 from whet.train.checkpoint import Checkpoints
 
@@ -77,6 +78,7 @@ def load_policy(
     folder = None if position is None else checkpoints.folder(position.step)
     ref = resumed(checkpoints, context.start)
     model = load_model(ref, context.model, dtype=dtype, trainable=True, seed=stage.train.seed)
+    end_as_turns_do(model, tokenizer, context.start.path, context.model)
     asked = stage.train.micro_batch_tokens
     budget = Budget(asked, asked) if asked is not None else token_budget(unwrapped(model), device, dtype)
     tokens = TokenScorer(model, keep_tokens=budget.kept, activations=Activations.of(stage.train))

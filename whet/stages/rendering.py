@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from transformers import PreTrainedTokenizerBase
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from whet.config.model import Model
 from whet.data.pictures import PictureReader, picture_reader
 from whet.data.render import Renderer
-from whet.models.load import load_tokenizer, template_of
+from whet.models.load import end_ids, load_tokenizer, template_of
 from whet.schema.artifacts import ModelRef
 
 
@@ -22,6 +23,17 @@ def tokenizer_of(ref: ModelRef, model: Model) -> PreTrainedTokenizerBase:
     """The checkpoint's, with the template that the plan names, that was saved with the adapter, or its own."""
     template = model.chat_template or template_of(ref)
     return load_tokenizer(ref.path, chat_template=template, trust_remote_code=model.trust_remote_code)
+
+
+def end_as_turns_do(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, path: str, by: Model
+) -> None:
+    """Let what is saved with a model say where the template of its training ends a turn. A base model's settings name
+    the end of a text alone, and whoever serves it by them goes on behind every answer."""
+    if tokenizer.chat_template:
+        end = render_with(tokenizer, path, by).end_id
+        if end not in (known := end_ids(tokenizer, model)):
+            model.generation_config.eos_token_id = [end, *known]
 
 
 def render_with(
