@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import whet
+from whet.config.data import Source
 from whet.config.load import dump_plan, load_data, load_plan
 from whet.config.plan import Plan
-from whet.config.stage import DpoStage, EvaluateStage, PrepareStage, SftStage
+from whet.config.rewards import Custom
+from whet.config.stage import DpoStage, EvaluateStage, GrpoStage, PrepareStage, SftStage
 from whet.errors import ConfigError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,6 +102,25 @@ def test_bare_words_are_stages_and_the_file_names_the_run(in_tmp: Path) -> None:
     plan = load_plan("p.yaml", ["stages.0.train.epochs=2"])
     assert plan.run == "runs/p" and [stage.kind for stage in plan.stages] == ["sft", "merge"]
     assert whet.Plan.load("p.yaml", ["stages.0.train.epochs=2"]) == plan
+
+
+def test_the_home_is_where_the_user_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No shell replaces it inside a plan, and a folder called `~` is made once too often."""
+    monkeypatch.setenv("HOME", "/home/li")
+    plan = load_plan({
+        "run": "~/runs/a", "model": {"path": "~/models/base"},
+        "stages": [
+            {"kind": "grpo", "data": {"files": ["~/rows.jsonl", {"path": "~/more.jsonl"}]},
+             "reward": {"type": "custom", "path": "~/rules.py:score"}},
+        ],
+    })  # fmt: skip
+    assert (plan.run, plan.model.path) == ("/home/li/runs/a", "/home/li/models/base")
+    (stage,) = plan.stages
+    assert isinstance(stage, GrpoStage)
+    first, second = stage.data.files
+    assert first == "/home/li/rows.jsonl" and isinstance(second, Source) and second.path == "/home/li/more.jsonl"
+    assert isinstance(stage.reward, Custom) and stage.reward.path == "/home/li/rules.py:score"
+    assert load_plan({"run": "r", "model": {"path": "a~b"}, "stages": [{"kind": "merge"}]}).model.path == "a~b"
 
 
 def test_data_keys_of_the_data_commands() -> None:

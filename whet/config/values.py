@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -31,8 +32,8 @@ Device = Literal["auto", "cpu", "cuda", "mps", "npu", "xpu"]
 Seed = Annotated[int, Field(ge=0, le=MOST_SEED)]
 Temperature = Annotated[float, Field(ge=0.0), AfterValidator(_temperature)]
 """0 takes the most likely token."""
-Place = Annotated[str, Field(min_length=1, pattern=NO_ZERO_BYTE)]
-"""Name of a file, a folder, a model or a function."""
+Place = Annotated[str, Field(min_length=1, pattern=NO_ZERO_BYTE), AfterValidator(os.path.expanduser)]
+"""Name of a file, a folder, a model or a function; `~` is the user's home, which no shell replaces inside a plan."""
 Word = Annotated[str, Field(max_length=100, pattern=WORD)]
 """Name of a folder whet makes."""
 Timeout = Annotated[float, Field(gt=0, le=1_000_000)]
