@@ -214,6 +214,7 @@ def test_what_is_published_stops_where_the_template_ends_a_turn(
 def test_a_token_that_the_model_does_not_know_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
     base = edited(tiny_checkpoint, tmp_path / "base", added=["<thought>"])
     plan = plan_of(base, "sft", tmp_path / "run")
+    plan["model"]["lora"]["targets"] = ["embed_tokens", "q_proj"]  # which stand around what is asked
     run_plan(load_plan(plan))  # added, and in no row
     rows = file_of(tmp_path, "new.jsonl", [{"prompt": "How?", "completion": "<thought>So."}])
     plan["stages"][0]["data"] = {"files": [rows]}

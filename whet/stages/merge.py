@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from peft import PeftModel
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from whet.config.model import Model
 from whet.config.reward import RewardHead
 from whet.config.stage import MergeStage
-from whet.errors import RunError
+from whet.errors import ModelError, RunError, first_line
 from whet.models.four_bit import trained_on
-from whet.models.load import load_model, save_trained
+from whet.models.load import load_model, pick_device, save_trained
 from whet.models.merge import (
     logprob_difference,
     merge_adapter,
@@ -24,12 +27,13 @@ from whet.models.merge import (
     probe_scores,
     score_difference,
 )
+from whet.models.placed import Placed
 from whet.models.reward import load_reward_model, save_reward_model
 from whet.models.score_head import adapter_head
 from whet.runs.files import replacing_folder
 from whet.schema.artifacts import ModelRef, StageResult
 from whet.stages.context import Context
-from whet.stages.rendering import tokenizer_of
+from whet.stages.rendering import end_as_turns_do, tokenizer_of
 
 PROBES = (
     "The quick brown fox jumps over the lazy dog.",
@@ -46,7 +50,8 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 def run(stage: MergeStage, context: Context) -> StageResult:
     """Write the merged checkpoint, a language model's or a reward model's.
 
-    Raises RunError without an adapter, ModelError where the merged model says something else than the adapter.
+    Raises RunError without an adapter and where a device's memory runs out that the plan names, ModelError where the
+    merged model says something else than the adapter.
     """
     if context.start.adapter is None:
         raise RunError(
@@ -59,19 +64,67 @@ def run(stage: MergeStage, context: Context) -> StageResult:
     scores = adapter_head(context.start.adapter) is not None
     if config.quantization is None:
         config = config.model_copy(update={"quantization": trained_on(context.start.adapter)})
-    trained = _on_both_bases(context.start, config, probes, scores=scores) if config.quantization is not None else None
+    try:
+        merged, metrics = _where_it_fits(stage, context.start, config, probes, scores=scores)
+    except torch.OutOfMemoryError as error:
+        raise RunError(
+            f"memory ran out: {'. '.join(first_line(error).split('. ')[:2])}", field="model.device",
+            found=config.device, fix=f"merge on the CPU, in a run of its own: {_on_cpu(stage, context)}",
+        ) from error  # fmt: skip
+    if not scores:
+        with suppress(ModelError):  # a template that nobody could train by says nothing, and is no matter of merging
+            end_as_turns_do(merged, tokenizer, context.start.path, context.model)
+    with replacing_folder(target) as folder:
+        (save_reward_model if scores else save_trained)(merged, tokenizer, folder)
+    return StageResult(metrics=metrics, model=ModelRef(path=str(target)))
+
+
+def _where_it_fits(
+    stage: MergeStage, start: ModelRef, config: Model, probes: Sequence[Sequence[int]], *, scores: bool
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """Merged on the device of the plan; under `auto` all of it once more on the CPU where that has no room.
+
+    Whatever trained the adapter fitted its device, in a narrower type or in 4 bits; the base in fp32, which the sums
+    are made in, may not. It goes through the host's memory anyway, so the CPU has room, and work for seconds. Not there
+    to begin with, since 4 bits are made and compared where the adapter learnt on them.
+    """
+    place = Placed(
+        lambda device: config.model_copy(update={"device": device.type}),
+        pick_device(config.device, field="model.device"), fall_back=config.device == "auto", what="the merge",
+    )  # fmt: skip
+    return place.use(lambda placed: _merged(stage, start, placed, probes, scores=scores))
+
+
+def _merged(
+    stage: MergeStage, start: ModelRef, config: Model, probes: Sequence[Sequence[int]], *, scores: bool
+) -> tuple[PreTrainedModel, dict[str, float]]:
+    """The merged model, and how far it is from its adapter."""
+    trained = _on_both_bases(start, config, probes, scores=scores) if config.quantization is not None else None
     if trained is not None:
         print(f"{stage.name}: {trained.describe(stage.onto)}")
-    model = _loaded(context.start, config if stage.onto == "dequantised" else _unquantised(config), scores=scores)
+    model = _loaded(start, config if stage.onto == "dequantised" else _unquantised(config), scores=scores)
+    tied = getattr(model.config, "tie_word_embeddings", False)
     merged, difference = (merge_reward_adapter if scores else merge_adapter)(
         model, probes, dtype=DTYPES[stage.dtype], tolerance=stage.tolerance,
         before=None if trained is None else trained.before,
     )  # fmt: skip
-    with replacing_folder(target) as folder:
-        (save_reward_model if scores else save_trained)(merged, tokenizer, folder)
+    if tied and not merged.config.tie_word_embeddings:
+        print(f"{stage.name}: the adapter parts the LM head from the embeddings; they are written as two tensors")
     name = "max_score_difference" if scores else "max_logprob_difference"
-    metrics = {name: difference} | ({} if trained is None else trained.metrics(name))
-    return StageResult(metrics=metrics, model=ModelRef(path=str(target)))
+    return merged, {name: difference} | ({} if trained is None else trained.metrics(name))
+
+
+def _on_cpu(stage: MergeStage, context: Context) -> str:
+    """The command that does on the CPU what this stage does: a plan cannot be changed where a run has begun."""
+    start = context.start
+    model = context.model.model_copy(update={"path": start.path, "adapter": start.adapter, "device": "cpu"})
+    asked = model.model_dump(
+        mode="json", include={"path", "adapter", "device", "chat_template", "trust_remote_code", "quantization"},
+        exclude_defaults=True,
+    )  # fmt: skip
+    settings = stage.model_dump(mode="json", include={"dtype", "tolerance", "onto"}, exclude_defaults=True)
+    words = [f"{key}={value}" for key, value in [*((f"model.{key}", asked[key]) for key in asked), *settings.items()]]
+    return shlex.join(["whet", "merge", *words])
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +166,9 @@ def _loaded(start: ModelRef, config: Model, *, scores: bool, plain: bool = True)
     """In fp32, the adapter on its base; onto another base on purpose."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".* was trained on a base in ", category=UserWarning)
+        # An adapter on either side of tied weights, and on layers without a bias: merging sees to it, or refuses.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True`", category=UserWarning)
+        warnings.filterwarnings("ignore", message="`lora_bias=True` was passed", category=UserWarning)
         if scores:
             model = load_reward_model(start, config, RewardHead(), dtype=torch.float32, plain=plain)
         else:

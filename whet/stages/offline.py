@@ -116,7 +116,7 @@ def fit(stage: OfflineStage, context: Context) -> StageResult:
 
 def check_embedded(rows: Rows, model: Trained, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raises ModelError for a token that was added to the tokenizer and not to the model."""
-    num: int = model.get_input_embeddings().num_embeddings
+    num = len(model.get_input_embeddings().weight)  # an adapter around them has that too
     if len(tokenizer) > num and (largest := rows.table.largest_id) >= num:
         raise ModelError(
             "the rows have a token that the model has no embedding for", field="model.path",
