@@ -325,6 +325,21 @@ def test_a_full_disk_behind_standard_output_is_one_line(key: str, unbuffered: st
     assert done.stderr == "error: cannot write the output (found No space left on device); free space where it goes\n"
 
 
+def test_a_standard_output_that_is_closed_is_no_mistake() -> None:
+    words = ["sh", "-c", f"{sys.executable} -m whet explain train.epochs >&-"]
+    done = subprocess.run(words, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_elsewhere_is_named_by_its_file(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "/cache/blob")
+
+    monkeypatch.setattr("whet.config.load.load_plan", full)
+    with pytest.raises(OSError, match="/cache/blob"):
+        main(["sft"])
+
+
 def test_an_error_of_the_work_is_no_error_of_standard_output(in_tmp: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")

@@ -163,7 +163,6 @@ def edit(file: Path, **changes: object) -> None:
         (lambda d: edit(d / "config.json", intermediate_size=64), "cannot load the weights"),
         (lambda d: drop_weight(d / "model.safetensors"), "1 weights are missing"),
         (lambda d: (d / "model.safetensors.index.json").write_text("{}"), "cannot load the weights"),
-        (lambda d: edit(d / "config.json", quantization_config={"quant_method": "fp8"}), "quantised already .*, fp8"),
     ],
 )
 def test_spoiled_checkpoints_are_one_line(spoil: Callable[[Path], None], says: str, checkpoint: Path) -> None:
@@ -171,6 +170,16 @@ def test_spoiled_checkpoints_are_one_line(spoil: Callable[[Path], None], says: s
     with pytest.raises(ModelError, match=says) as caught:
         load_model(ModelRef(path=str(checkpoint)), Model(path=str(checkpoint)), dtype=FP32)
     assert "\n" not in str(caught.value) and "model.path" in str(caught.value)
+
+
+def test_quantised_checkpoints_do_not_train(checkpoint: Path, adapter: Path) -> None:
+    """What is saved of them would have lost its scales."""
+    edit(checkpoint / "config.json", quantization_config={"quant_method": "fp8"})
+    config = Model(path=str(checkpoint), lora=None)
+    under_adapter = ModelRef(path=config.path, adapter=str(adapter))
+    for ref, trainable in ((ModelRef(path=config.path), True), (under_adapter, False)):
+        with pytest.raises(ModelError, match=r"model.path: a checkpoint that is quantised already .*, fp8\); take the"):
+            load_model(ref, config, dtype=FP32, trainable=trainable)
 
 
 def test_memory_that_runs_out_is_not_the_files_doing(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,6 +81,13 @@ def test_a_watched_number_of_a_hundred_falls_by_more_than_a_tenth():
     assert [alarms.watched_falling(one, name) is None for one in measured] == [True, False]
 
 
+@pytest.mark.parametrize("shares", [(1, 1, 0), (0.5, 1, 0), (0.2, 0.4, 0.6, 0.6, 0.2), (0.5, 0.5, 0.5, 0.5, 0, 0)])
+def test_round_shares_are_of_fifty_prompts_at_least(shares):
+    """A collapse to nothing is as round as it is common."""
+    name = "watch/exact/accuracy"
+    assert alarms.watched_falling([{"step": step, name: y} for step, y in enumerate(shares)], name) is not None
+
+
 @pytest.mark.parametrize(("fired", "silent", "words"), CASES, ids=[case[2] for case in CASES])
 def test_fires_and_stays_silent(fired, silent, words):
     assert words in fired

@@ -71,3 +71,10 @@ def test_an_adapter_that_is_nowhere_is_refused_at_once(tmp_path: Path, adapter: 
             resolve("base", name)
     assert resolve("base", "owner/name").adapter == "owner/name"
     assert resolve("base", str(adapter)).adapter == str(adapter)
+
+
+def test_a_checkpoint_is_one_whatever_else_lies_in_its_folder(adapter: Path) -> None:
+    """Adapters of TRL lie beside the model they were merged into; other programs write a status.json, too."""
+    for name in ("config.json", "model.safetensors", "status.json"):
+        (adapter / name).write_text("{}")
+    assert resolve(str(adapter)) == ModelRef(path=str(adapter))

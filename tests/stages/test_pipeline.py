@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from whet.config.load import dump_plan
 from whet.config.plan import Plan
 from whet.errors import ConfigError, DataError, RunError
 from whet.ranks.group import Ended, Ranks
@@ -362,7 +363,7 @@ def test_a_plan_alone_makes_no_run_directory(
     files = {"plan.yaml": OWN, "report/index.html": "mine", "data.jsonl": "[1]", **beside}
     for name, text in files.items():
         write_text(work / "run" / name, text)
-    with pytest.raises(RunError, match="in use, but not by a run; choose another `run`"):
+    with pytest.raises(RunError, match=r"in use, but not by a run \(found \S+\); choose another `run`"):
         run_plan(plan(work), fresh=fresh)
     assert ran == [] and tree(work / "run") == {".lock": b"", **{name: text.encode() for name, text in files.items()}}
 
@@ -377,6 +378,13 @@ def test_a_plan_that_whet_did_not_write_stays_as_it_is(text: str, fresh: bool, w
     with pytest.raises(RunError, match=r"plan.yaml: was not written by whet, and .*; choose another `run`"):
         run_plan(plan(work), fresh=fresh)
     assert ran == [] and (root / "plan.yaml").read_text() == text and not (root / "archive").exists()
+
+
+def test_this_very_plan_alone_is_a_run_that_was_killed_as_it_began(work: Path, ran: list[str]) -> None:
+    """Or one that somebody copied."""
+    write_text(work / "run" / "plan.yaml", dump_plan(plan(work)))
+    run_plan(plan(work))
+    assert ran
 
 
 def test_comments_in_the_plan_of_a_run_are_kept(work: Path, ran: list[str]) -> None:

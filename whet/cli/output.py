@@ -57,10 +57,12 @@ def written() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in FULL:  # printing says so at once where Python does not buffer
+        if error.errno in FULL and error.filename is None:  # printing says so at once where Python does not buffer
             _let_go()
             raise _unwritten(error) from error
         raise
+    if sys.stdout is None:  # closed by who called: `>&-`
+        return
     try:
         sys.stdout.flush()
     except BrokenPipeError:  # who reads it has seen enough (`| head`)

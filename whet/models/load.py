@@ -110,6 +110,8 @@ def load_model(
     has rounded to 4 bits are held in `dtype` again.
     """
     device = pick_device(config.device, field="model.device")
+    if trainable or ref.adapter is not None:
+        refuse_quantised(ref.path, config)
     full = trainable and ref.adapter is None and config.lora is None
     model, report = open_checkpoint(ref.path, config, dtype=torch.float32 if full else dtype, plain=plain)
     if "score.weight" in report["unexpected_keys"] or (ref.adapter and _scores(ref.adapter)):
@@ -170,18 +172,29 @@ def from_checkpoint(
 
 
 def read_config(path: str, config: Model) -> PretrainedConfig:
-    """The checkpoint's config.json. Raises ModelError without one, and for weights that are quantised already: what
-    trains and is saved would have lost the scales that they are multiplied by."""
+    """The checkpoint's config.json. Raises ModelError without one, and for weights that lie in 4 bits already."""
     with unreadable("cannot load the weights", field="model.path", path=path):
         known = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
     stored = getattr(known, "quantization_config", None)
-    if stored is not None:
-        how = stored.get("quant_method") if isinstance(stored, dict) else getattr(stored, "quant_method", None)
-        raise ModelError(
-            "a checkpoint that is quantised already", field="model.path", found=f"{path!r}, {how}",
-            fix="take the one it was made of; model.quantization can hold it in 4 bits",
-        )  # fmt: skip
+    if stored is not None and (config.quantization is not None or stored.get("quant_method") == "bitsandbytes"):
+        raise _quantised(path, stored)
     return known
+
+
+def refuse_quantised(path: str, config: Model) -> None:
+    """Raises ModelError for weights that are quantised already, in whatever way: transformers may answer with them, but
+    what trains on them and is saved would have lost the scales that they are multiplied by."""
+    check_directory(path)
+    stored = getattr(read_config(path, config), "quantization_config", None)
+    if stored is not None:
+        raise _quantised(path, stored)
+
+
+def _quantised(path: str, stored: dict[str, Any]) -> ModelError:
+    return ModelError(
+        "a checkpoint that is quantised already", field="model.path", found=f"{path!r}, {stored.get('quant_method')}",
+        fix="take the one it was made of; model.quantization can hold that in 4 bits",
+    )  # fmt: skip
 
 
 def has_eyes(known: PretrainedConfig) -> bool:

@@ -31,6 +31,7 @@ from whet.models.load import (
     open_checkpoint,
     pick_device,
     read_config,
+    refuse_quantised,
     save_trained,
     with_adapter,
     with_fresh_adapter,
@@ -63,6 +64,8 @@ def load_reward_model(
     is to train alone on weights in 4 bits.
     """
     check_directory(ref.path)
+    if trainable or ref.adapter is not None:
+        refuse_quantised(ref.path, config)
     if trainable and head.freeze_backbone and config.quantization is not None:
         raise ModelError(
             "the whole checkpoint is saved with the head, and weights in 4 bits are not", field="head.freeze_backbone",

@@ -21,6 +21,8 @@ Point = tuple[float, float]
 """Step and value."""
 SURE = 2.5
 """Standard errors between two means that chance does not explain."""
+FEWEST_ITEMS = 50
+"""Items that shares are taken to be of where they are too round to say: tenths may be of ten or of a thousand."""
 MOST_ITEMS = 20_000
 """Items of a watched task: a fraction with a larger denominator is no share that was counted."""
 ENOUGH_TO_SCATTER = 5
@@ -102,8 +104,9 @@ def watched_turn(points: Sequence[Point], metric: str, *, least: float) -> Turn 
 
 def _error(worth: Sequence[float], place: int, metric: str) -> float:
     """Of one value, as far as it is known: by the items that were counted, or by how the points scatter."""
-    num = items(worth, metric)
+    num = fewest_items(worth, metric)
     if num is not None:
+        num = max(num, FEWEST_ITEMS)
         return math.sqrt(sum(_variance(share, num) for share in (worth[place], worth[-1])) / 2)
     return _bends(worth) if len(worth) >= ENOUGH_TO_SCATTER else 0.0
 
@@ -121,13 +124,13 @@ def _bends(values: Sequence[float]) -> float:
     return median(bends) / NORMAL_MEDIAN / math.sqrt(6)
 
 
-def items(values: Sequence[float], metric: str) -> int | None:
+def fewest_items(values: Sequence[float], metric: str) -> int | None:
     """How many items were counted, which is not logged: shares of n items are all multiples of 1/n.
 
     The smallest such n, so that chance is given too much rather than too little; None where they are no such shares.
 
-    >>> items([0.5, 0.42, 0.38], "accuracy"), items([0.123456789, 0.5], "accuracy"), items([41.5], "rougeL")
-    (50, None, None)
+    >>> fewest_items([0.5, 0.42, 0.38], "accuracy"), fewest_items([0.123456789, 0.5], "accuracy")
+    (50, None)
     """
     if metric not in ("accuracy", "win_rate") or not all(0 <= value <= 1 for value in values):
         return None

@@ -25,6 +25,8 @@ def resolve(model: str, adapter: str | None = None) -> ModelRef:
     if adapter is not None and not Path(adapter).exists() and not is_hub_id(adapter):
         raise ModelError("no such directory", field="adapter", found=repr(adapter), fix="check the path")
     folder = Path(model)
+    if (folder / "config.json").is_file() and any(folder.glob("model*.safetensors")):  # whatever else lies there
+        return ModelRef(path=model, adapter=adapter)
     described = folder / "adapter_config.json"
     if adapter is None and described.is_file():
         return ModelRef(path=_base(described), adapter=model)

@@ -24,7 +24,7 @@ from whet.config.rules import JsonSchema
 from whet.config.stage import MergeStage, OfflineStage, PairStage, RejectStage, Stage, TrainStage
 from whet.config.value import ModelValue
 from whet.data.locate import locate
-from whet.errors import ConfigError, DataError, ModelError, nearest
+from whet.errors import ConfigError, DataError, ModelError, RunError, nearest
 from whet.rewards.template import SHIPPED
 from whet.runs.given import resolve
 from whet.runs.layout import RunPaths
@@ -128,7 +128,7 @@ class _Look:
         if Path(name).exists():
             try:
                 resolve(name)
-            except ModelError as error:
+            except (ModelError, RunError) as error:
                 raise ConfigError(error.problem, field=key, found=error.found, fix=error.fix) from None
             return
         if is_hub_id(name):

@@ -23,22 +23,27 @@ def claim(paths: RunPaths, plan: Plan, *, fresh: bool) -> None:
     """Make the run directory this plan's. Raises RunError where it is another plan's, or holds something else: then
     nothing was moved."""
     text = dump_plan(plan)
-    if not is_ours(paths) and any(is_foreign(path) for path in paths.root.iterdir()):
-        raise RunError("directory is in use, but not by a run", file=str(paths.root), fix="choose another `run`")
     theirs = paths.plan.exists() and not is_written_by_whet(paths.plan)
+    if not is_ours(paths) and not (paths.plan.exists() and paths.plan.read_bytes() == text.encode()):
+        foreign = sorted(path.name for path in paths.root.iterdir() if is_foreign(path))
+        if foreign:
+            raise RunError(
+                "directory is in use, but not by a run", file=str(paths.root), found=foreign[0],
+                fix="choose another `run`",
+            )  # fmt: skip
     if fresh and theirs:
         raise _not_whets(paths, "--fresh would move it")
     sweep(paths.root, deep=False)
     if fresh:
         _archive_all(paths)
-    if paths.plan.exists():
+    if paths.plan.exists() and (theirs or holds_work(paths)):
         difference = first_difference(_without_launch(read_yaml(paths.plan)), _without_launch(yaml.safe_load(text)))
         if difference and holds_work(paths):
             raise RunError(
                 "this run directory belongs to another plan", file=str(paths.root), found=f"{difference}",
                 fix="choose another `run`, or pass --fresh to move its content to archive/",
             )  # fmt: skip
-        if difference and theirs:
+        if difference:
             raise _not_whets(paths, "it would be overwritten")
     _archive_leftovers(paths, plan)
     # The plan goes last: a kill before that leaves a directory that says whose it is.
@@ -95,15 +100,15 @@ def is_ours(paths: RunPaths) -> bool:
     known = ((paths.environment, b'"packages"'), (paths.ledger, b'"event"'))
     if any(path.is_file() and mark in path.read_bytes() for path, mark in known):
         return True
-    archived = (f"{'[0-9]' * 3}-{path.name}" for path in (paths.plan, paths.environment))
+    archived = (f"[0-9]*-{path.name}" for path in (paths.plan, paths.environment))
     return any(any((paths.root / "archive").glob(name)) for name in archived) or any(
         paths.stages.glob("[0-9]*-*/status.json")
     )
 
 
 def is_written_by_whet(plan: Path) -> bool:
-    """Whether a plan has every key where whet writes it, and nothing else, such as comments. What is no plan any more
-    counts: a disk has damaged it, and nobody runs it."""
+    """Whether a plan has every key where whet writes it, and nothing else, such as comments. What no program can read
+    any more counts: a disk has damaged it, and nobody runs it."""
     try:
         text = plan.read_text(encoding="utf-8")
         found = yaml.safe_load(text)

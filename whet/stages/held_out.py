@@ -51,5 +51,5 @@ def held_out_reward(
         "eval/completions/mean_length": [float(completion.num_tokens) for completion in answered],
         "eval/completions/clipped_ratio": [float(completion.finish_reason == "length") for completion in answered],
     } | parts
-    # A metric that names the best checkpoint stays one where nothing could be had this time.
+    # The reward, which may name the best checkpoint, is a metric also where none could be had this time.
     return {name: sum(values) / len(values) if values else math.nan for name, values in measured.items()}

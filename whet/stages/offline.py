@@ -29,7 +29,7 @@ from whet.config.stage import (
 from whet.errors import ModelError
 from whet.models.activations import Activations
 from whet.models.backbone import unwrapped
-from whet.models.load import compute_dtype, load_model, pick_device, save_trained
+from whet.models.load import compute_dtype, load_model, pick_device, refuse_quantised, save_trained
 from whet.models.memory import Budget, FreedMemory, activation_bytes, token_budget
 from whet.models.parts import Parts
 from whet.models.reward import load_reward_model, save_reward_model
@@ -72,6 +72,7 @@ def fit(stage: OfflineStage, context: Context) -> StageResult:
     dtype = compute_dtype(train.arithmetic, device)
     parallel = Parallel(device, dtype, context.ranks, context.launch.sharding)
     check_parts(stage, parallel, adapter=trains_adapter(context))
+    refuse_quantised(context.start.path, context.model)  # before the rows are rendered
     tokenizer = tokenizer_of(context.start, context.model)
     rows = context.ranks.main_first(partial(read_rows, stage, context, tokenizer), "the rows, rendered")
     checkpoints = Checkpoints(context.paths.checkpoints, keep=train.keep_checkpoints)

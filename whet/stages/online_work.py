@@ -88,10 +88,12 @@ def _advantages(stage: OnlinePolicyStage, ground: OnlineGround) -> OnlineWork:
 
 def _warn_of_dropout(model: torch.nn.Module) -> None:
     """A round's log-probs are measured without it: with it no ratio is 1 before anything has been learnt."""
-    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
+    with_dropout = (name for name, one in model.named_modules() if isinstance(one, torch.nn.Dropout) and one.p > 0)
+    if (name := next(with_dropout, None)) is not None:
         warnings.warn(
-            "dropout moves the ratios that clipping goes by, where a round has several steps: leave model.lora.dropout "
-            "at 0, or set objective.minibatches (of ppo epochs too) to 1",
+            f"dropout ({name}) moves the ratios that clipping goes by, where a round has several steps: leave it at 0 "
+            "(model.lora.dropout, or the checkpoint's config.json), or take one step a round (objective.minibatches, "
+            "and num_iterations or epochs)",
             stacklevel=2,
         )
 

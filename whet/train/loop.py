@@ -116,7 +116,7 @@ class Loop(Generic[B]):
             group["lr"] = rate * group["pace"]
         logged = Totals()
         self.parallel.begin(len(batches))
-        with evaluating(self.model), self.parallel.forward():  # what the reference is compared with has no dropout
+        with evaluating(self.model), self.parallel.forward():  # measured as the reference is
             surveyed = self.learner.survey(self.model, batches, self.parallel)
         for batch in batches:
             with self.parallel.forward():
