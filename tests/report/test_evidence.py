@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from functools import partial
 from statistics import fmean
 
 import pytest
@@ -70,20 +71,20 @@ def test_one_missing_margin_leaves_a_rising_one_silent() -> None:
 
 @pytest.mark.parametrize(("prompts", "num"), [(50, 5), (50, 20), (100, 10), (200, 10)])
 def test_a_flat_accuracy_does_not_fall(prompts: int, num: int) -> None:
-    fires = lambda rows: alarms.watched_falling(rows, TRUTH)  # noqa: E731
+    fires = partial(alarms.watched_falling, name=TRUTH)
     assert share(fires, lambda rng: watched(rng, 0.5, 0.5, prompts, num)) <= 0.07
 
 
 @pytest.mark.parametrize("num", [3, 5, 20])
 def test_a_third_lost_of_two_hundred_prompts_fires(num: int) -> None:
-    fires = lambda rows: alarms.watched_falling(rows, TRUTH)  # noqa: E731
+    fires = partial(alarms.watched_falling, name=TRUTH)
     assert share(fires, lambda rng: watched(rng, 0.9, 0.6, 200, num)) > 0.95
 
 
 @pytest.mark.parametrize(("last", "least", "most"), [(0.5, 0.0, 0.06), (0.3, 0.95, 1.0)])
 def test_a_rising_reward_over_a_truth_that_is_flat_or_falls(last: float, least: float, most: float) -> None:
     reward = steps("reward", [0.3 + 0.002 * step for step in range(100)])
-    fires = lambda rows: online_alarms.over_optimised(reward, rows, TRUTH)  # noqa: E731
+    fires = partial(online_alarms.over_optimised, reward, truth=TRUTH)
     assert least <= share(fires, lambda rng: watched(rng, 0.5, last, 200, 11)) <= most
 
 
@@ -93,7 +94,7 @@ def test_numbers_that_are_no_counts_scatter_by_themselves() -> None:
     def overlap(rng: random.Random, last: float) -> Rows:
         return [{"step": n, name: 40 + (last - 40) * n / 9 + rng.gauss(0, 3)} for n in range(10)]
 
-    fires = lambda rows: alarms.watched_falling(rows, name)  # noqa: E731
+    fires = partial(alarms.watched_falling, name=name)
     assert share(fires, lambda rng: overlap(rng, 40)) <= 0.08
     assert share(fires, lambda rng: overlap(rng, 15)) > 0.95
 

@@ -101,6 +101,10 @@ SAMPLE = {"model": "m", "task": "t", "key": "k", "prompt": "p", "completion": "c
         ("samples.jsonl", 3, r"samples\.jsonl:1: is damaged \(found no keys and values but int"),
         ("samples.jsonl", SAMPLE | {"zzz": 1}, r"samples\.jsonl:1: has keys .* \(found zzz\); a newer"),
         ("metrics.jsonl", {"loss": 1}, r"metrics\.jsonl: is damaged \(found line 1 without step"),
+        *(
+            ("metrics.jsonl", {"step": step, "loss": 1}, r"metrics\.jsonl: is damaged \(found line 1 without step")
+            for step in (None, "3", True)
+        ),
         ("metrics.jsonl", 3, r"metrics\.jsonl: is damaged \(found line 1 without step"),
         ("status.json", [], r"status\.json: is damaged \(found no keys and values but list"),
         ("data.json", 3, r"data\.json: is damaged"),

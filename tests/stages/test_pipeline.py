@@ -440,20 +440,23 @@ def test_a_failed_stage_is_said_and_goes_on_once_mended(
     assert ran == ["dpo", "evaluate"]
 
 
-def test_a_defect_keeps_its_traceback_and_can_be_resumed(
-    work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def break_dpo(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     good = pipeline.dispatch
 
     def broken(stage: Any, context: Context) -> StageResult:
         if stage.name == "dpo":
-            raise ZeroDivisionError
+            raise error
         return good(stage, context)
 
     monkeypatch.setattr(pipeline, "dispatch", broken)
-    with pytest.raises(ZeroDivisionError):
+
+
+def test_a_defect_keeps_its_traceback_and_can_be_resumed(
+    work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+        break_dpo(broken, ZeroDivisionError())
         run_plan(plan(work))
-    monkeypatch.setattr(pipeline, "dispatch", good)
     run_plan(plan(work))
     assert ran == ["sft", "dpo", "evaluate"]
     assert ("resumed", "dpo") in events(work)
@@ -470,22 +473,14 @@ def test_a_defect_keeps_its_traceback_and_can_be_resumed(
 def test_whatever_ends_a_stage_is_written_down(
     error: BaseException, state: str, says: str | None, work: Path, ran: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    good = pipeline.dispatch
-
-    def broken(stage: Any, context: Context) -> StageResult:
-        if stage.name == "dpo":
-            raise error
-        return good(stage, context)
-
-    monkeypatch.setattr(pipeline, "dispatch", broken)
-    with pytest.raises(type(error)):
+    with monkeypatch.context() as broken, pytest.raises(type(error)):
+        break_dpo(broken, error)
         run_plan(plan(work))
     status = read_json(work / "run/stages/02-dpo/status.json")
     assert (status["status"], status["error"]) == (state, says) and status["finished"] and status["seconds"] is not None
     assert [s["status"] for s in read_json(work / "run/summary.json")["stages"]] == ["done", state, "waiting"]
     assert events(work)[-1] == (state, "dpo")
     assert read_run(work / "run").status == state
-    monkeypatch.setattr(pipeline, "dispatch", good)
     assert [s["status"] for s in run_plan(plan(work))["stages"]] == ["done"] * 3
     assert events(work)[-4:-2] == [("resumed", "dpo"), ("done", "dpo")]
 

@@ -47,7 +47,7 @@ def print_json(value: object) -> None:
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a full disk says, wherever it is."""
+"""What a full disk says; of a file it is opened by its name, of standard output without one."""
 
 
 @contextmanager

@@ -116,7 +116,8 @@ def _untie(whole: PreTrainedModel) -> None:
             )  # fmt: skip
         for module in sharing.values():
             if id(module) in head:
-                module.weight = torch.nn.Parameter(module.weight.detach().clone(), requires_grad=False)  # type: ignore[operator]
+                own = module.get_parameter("weight").detach().clone()
+                module.weight = torch.nn.Parameter(own, requires_grad=False)
         # Of a vision-language model both say so, and whoever opens the checkpoint may read either.
         for config in (whole.config, whole.config.get_text_config()):
             config.tie_word_embeddings = False

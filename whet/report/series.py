@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 
-from whet.errors import RunError
 from whet.report.figures import Numbers, Role, Series
-from whet.runs.reader import Row, StageView
+from whet.runs.reader import Row
 
 SMOOTHING = 0.9
 LARGEST = 3.4e38
@@ -18,15 +17,6 @@ def column(rows: Sequence[Row], name: str) -> tuple[list[float], list[float]]:
     """Steps and values of the rows that have `name`."""
     having = [row for row in rows if name in row]
     return [float(row["step"]) for row in having], [_number(row[name]) for row in having]
-
-
-def check_steps(stage: StageView) -> None:
-    """Raises RunError where a row of a stage does not say its step, which no kill brings about."""
-    if not all(isinstance(row.get("step"), int | float) for row in stage.rows):
-        raise RunError(
-            "is damaged", file=str(stage.paths.metrics), found="a row without a step",
-            fix="restore it, or begin anew with --fresh",
-        )  # fmt: skip
 
 
 def number(row: Row, name: str) -> float:

@@ -176,11 +176,11 @@ def read_stage(paths: StagePaths, kind: str = "") -> StageView:
 
 
 def _rows(path: Path) -> tuple[Row, ...]:
-    """Lines of `metrics.jsonl`, which all have their step."""
+    """Lines of `metrics.jsonl`, which all have their step: a number, and neither `true` nor in quotes."""
     rows = read_jsonl(path)
     with reading(path):
         for number, row in enumerate(rows, start=1):
-            if not isinstance(row, dict) or "step" not in row:
+            if not isinstance(row, dict) or type(row.get("step")) not in (int, float):
                 raise ValueError(f"line {number} without step")
     return tuple(rows)
 
